@@ -1,0 +1,18 @@
+"""GradMem in JAX: memory written by gradient descent at test time."""
+
+from gradmem_jax.config import GradMemConfig, LlamaConfig, RopeScaling
+from gradmem_jax.generate import generate
+from gradmem_jax.memory.gradient import GradMem, ProjectedMemory
+from gradmem_jax.memory.inner_loop import WriteInfo
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GradMem",
+    "GradMemConfig",
+    "LlamaConfig",
+    "ProjectedMemory",
+    "RopeScaling",
+    "WriteInfo",
+    "generate",
+]

@@ -1,0 +1,247 @@
+"""Configurations: frozen dataclasses that refuse wrong values when they are made."""
+
+import dataclasses
+import math
+from typing import Any
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+REMAT_POLICIES = ("none", "full", "dots")
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises ValueError with `message` unless `condition` holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def require_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Raises ValueError unless `value` is one of `choices`."""
+    require(value in choices, f"{name}={value!r} is not known; choose one of {choices}.")
+
+
+def require_integer(name: str, value: Any, minimum: int) -> None:
+    """Raises ValueError unless `value` is an int of at least `minimum`."""
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    require(is_integer and value >= minimum, f"{name}={value!r} must be an integer >= {minimum}.")
+
+
+def require_number(name: str, value: Any, *, above: float | None = None) -> None:
+    """Raises ValueError unless `value` is a finite number, greater than `above` if given."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    require(is_number and math.isfinite(value), f"{name}={value!r} must be a finite number.")
+    if above is not None:
+        require(value > above, f"{name}={value!r} must be greater than {above}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched for contexts beyond the trained length.
+
+    Attributes:
+        kind: "linear" divides every frequency by `factor`; "llama3" divides the low ones only and
+            blends between `low_frequency_factor` and `high_frequency_factor` (Llama 3.1).
+        factor: how many times longer the context becomes.
+        low_frequency_factor: wavelengths above `original_positions / low_frequency_factor` are
+            divided by `factor` (llama3 only).
+        high_frequency_factor: wavelengths below `original_positions / high_frequency_factor` are
+            left alone (llama3 only).
+        original_positions: context length of the original training (llama3 only).
+    """
+
+    kind: str = "llama3"
+    factor: float = 8.0
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_positions: int = 8192
+
+    def __post_init__(self) -> None:
+        require_choice("rope_scaling.kind", self.kind, ("linear", "llama3"))
+        require_number("rope_scaling.factor", self.factor, above=0)
+        require_number("rope_scaling.low_frequency_factor", self.low_frequency_factor, above=0)
+        require_number(
+            "rope_scaling.high_frequency_factor",
+            self.high_frequency_factor,
+            above=self.low_frequency_factor,
+        )
+        require_integer("rope_scaling.original_positions", self.original_positions, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """A Llama language model; the defaults are the model of the paper's KV retrieval runs.
+
+    Attributes:
+        vocab_size: V, number of token ids.
+        width: d, size of embeddings and residual stream.
+        num_layers: L.
+        num_heads: H, query heads.
+        num_kv_heads: key and value heads (grouped-query attention); None means `num_heads`.
+        head_width: size of one head; None means `width // num_heads`.
+        mlp_width: hidden size of the SwiGLU MLP; None means `4 * width`.
+        max_positions: longest sequence, memory and control tokens included.
+        rope_base: base of the rotary frequencies.
+        rope_scaling: optional stretching of the rotary frequencies.
+        norm_epsilon: epsilon of RMSNorm.
+        tied_head: use the embedding matrix as output projection too.
+        init: "normal" draws every matrix with deviation `init_std` (the paper); "fan_in" uses
+            LeCun initialisation with unit-scale embeddings.
+        init_std: deviation for `init="normal"`.
+        dtype: compute dtype; losses and softmax stay in float32 at least.
+        param_dtype: dtype of the parameters.
+        scan_layers: run the layers as one `lax.scan` over stacked parameters (short compile).
+        remat: what the backward pass recomputes in a layer: "none" (keep all), "dots" (keep
+            matrix products), "full" (keep only the layer's input).
+    """
+
+    vocab_size: int
+    width: int = 128
+    num_layers: int = 4
+    num_heads: int = 4
+    num_kv_heads: int | None = None
+    head_width: int | None = None
+    mlp_width: int | None = None
+    max_positions: int = 2048
+    rope_base: float = 500_000.0
+    rope_scaling: RopeScaling | None = None
+    norm_epsilon: float = 1e-5
+    tied_head: bool = False
+    init: str = "normal"
+    init_std: float = 0.02
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    scan_layers: bool = False
+    remat: str = "none"
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "width", "num_layers", "num_heads", "max_positions"):
+            require_integer(name, getattr(self, name), 1)
+        for name in ("num_kv_heads", "head_width", "mlp_width"):
+            if getattr(self, name) is not None:
+                require_integer(name, getattr(self, name), 1)
+        require(
+            self.head_width is not None or self.width % self.num_heads == 0,
+            f"width={self.width} is not a multiple of num_heads={self.num_heads}; "
+            "change one of them or set head_width.",
+        )
+        require(
+            self.num_heads % self.kv_heads == 0,
+            f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.kv_heads}.",
+        )
+        require(
+            self.head_size % 2 == 0,
+            f"head_width={self.head_size} must be even: rotary embedding turns pairs.",
+        )
+        require_number("rope_base", self.rope_base, above=0)
+        require_number("norm_epsilon", self.norm_epsilon, above=0)
+        require_number("init_std", self.init_std, above=0)
+        require_choice("init", self.init, ("normal", "fan_in"))
+        require_choice("dtype", self.dtype, DTYPES)
+        require_choice("param_dtype", self.param_dtype, DTYPES)
+        require_choice("remat", self.remat, REMAT_POLICIES)
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key and value heads."""
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.width // self.num_heads if self.head_width is None else self.head_width
+
+    @property
+    def mlp_size(self) -> int:
+        """Hidden width of the MLP."""
+        return 4 * self.width if self.mlp_width is None else self.mlp_width
+
+
+@dataclasses.dataclass(frozen=True)
+class GradMemConfig:
+    """GradMem: a memory of `num_memory_tokens` prefix vectors, written by gradient descent.
+
+    Attributes:
+        lm: the language model that writes and reads.
+        num_memory_tokens: m, number of memory vectors.
+        num_write_steps: K, gradient steps of one WRITE; can be changed at call time.
+        write_learning_rate: alpha, also the starting value of a learned one.
+        learned_write_learning_rate: "none" keeps alpha fixed; "shared" learns one number, "token"
+            one for each memory token, "dimension" one for each of the d dimensions. Learned
+            rates are kept positive by learning their logarithm.
+        write_head: a separate output projection for the WRITE loss, started as a copy of the LM's.
+        memory_projection: linear layer between memory and model, the identity at the start:
+            "none", "proj" (shared, trained by the outer loop only) or "per_sample" (each sample's
+            own copy is updated by the WRITE too).
+        num_control_tokens: c, learned vectors on each side of the memory, for WRITE and for READ.
+        clip_value: each component of the WRITE gradient is clipped to [-clip_value, clip_value].
+        clip_norm: each sample's WRITE gradient is scaled down to this norm if it is longer.
+        gradient_mode: how the outer gradient passes an update of the memory: "second" exactly,
+            "first" as if the WRITE gradient were a constant, "none" not at all.
+        second_order_steps: only the last so many steps are "second"; None means all.
+        meta_gradient: how "second" is computed: "mixed" (forward over reverse, memory does not
+            grow with K) or "reverse" (plain reverse over reverse). Both give the same numbers.
+        inner_loss_weight: weight of the last step's WRITE loss in the outer loss.
+        memory_init_std: deviation of the normal distribution M0 and the control tokens start from.
+        pad_id: token id that fills contexts and queries up to a common length, on the right.
+    """
+
+    lm: LlamaConfig
+    num_memory_tokens: int = 8
+    num_write_steps: int = 5
+    write_learning_rate: float = 0.4
+    learned_write_learning_rate: str = "none"
+    write_head: bool = True
+    memory_projection: str = "none"
+    num_control_tokens: int = 0
+    clip_value: float | None = None
+    clip_norm: float | None = None
+    gradient_mode: str = "second"
+    second_order_steps: int | None = None
+    meta_gradient: str = "mixed"
+    inner_loss_weight: float = 0.0
+    memory_init_std: float = 0.02
+    pad_id: int = 0
+
+    def __post_init__(self) -> None:
+        require_integer("num_memory_tokens", self.num_memory_tokens, 1)
+        require_integer("num_write_steps", self.num_write_steps, 0)
+        require_integer("num_control_tokens", self.num_control_tokens, 0)
+        require_number("write_learning_rate", self.write_learning_rate, above=0)
+        require_choice(
+            "learned_write_learning_rate",
+            self.learned_write_learning_rate,
+            ("none", "shared", "token", "dimension"),
+        )
+        require_choice("memory_projection", self.memory_projection, ("none", "proj", "per_sample"))
+        require_choice("gradient_mode", self.gradient_mode, ("second", "first", "none"))
+        require_choice("meta_gradient", self.meta_gradient, ("mixed", "reverse"))
+        for name in ("clip_value", "clip_norm"):
+            if getattr(self, name) is not None:
+                require_number(name, getattr(self, name), above=0)
+        if self.second_order_steps is not None:
+            require_integer("second_order_steps", self.second_order_steps, 0)
+            require(
+                self.gradient_mode == "second",
+                f"second_order_steps={self.second_order_steps} needs gradient_mode='second', "
+                f"not {self.gradient_mode!r}; leave it None.",
+            )
+        require_number("inner_loss_weight", self.inner_loss_weight)
+        require(
+            self.inner_loss_weight >= 0,
+            f"inner_loss_weight={self.inner_loss_weight} must not be negative.",
+        )
+        require_number("memory_init_std", self.memory_init_std, above=0)
+        require_integer("pad_id", self.pad_id, 0)
+        require(
+            self.pad_id < self.lm.vocab_size,
+            f"pad_id={self.pad_id} is outside the vocabulary of {self.lm.vocab_size} ids.",
+        )
+        require(
+            self.prefix_length < self.lm.max_positions,
+            f"memory and control tokens take {self.prefix_length} positions, the model has "
+            f"{self.lm.max_positions}; use fewer or raise lm.max_positions.",
+        )
+
+    @property
+    def prefix_length(self) -> int:
+        """Positions before the first context or query token."""
+        return self.num_memory_tokens + 2 * self.num_control_tokens

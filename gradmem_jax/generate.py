@@ -1,0 +1,84 @@
+"""Greedy decoding from memory with a key-value cache."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gradmem_jax.config import require, require_integer
+from gradmem_jax.memory.gradient import GradMem, Memory, Params
+from gradmem_jax.validation import check_length
+
+
+def generate(
+    model: GradMem,
+    params: Params,
+    memory: Memory,
+    query_ids: jax.Array,
+    max_new_tokens: int,
+    *,
+    stop_id: int | None = None,
+) -> jax.Array:
+    """Continues queries greedily, from memory alone; compiled once for each shape.
+
+    The WRITE is not repeated: the same memory serves any number of calls.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        memory: what `write_memory` returned for B samples.
+        query_ids: int [B, Q] or [B, R, Q], padded on the right with `config.pad_id`.
+        max_new_tokens: T, how many tokens to add.
+        stop_id: after this token a sample is filled with `config.pad_id`.
+
+    Returns:
+        int32 [B, T] or [B, R, T], the new tokens only.
+
+    Raises:
+        ValueError: wrong shapes, ids outside the vocabulary, or too many tokens for the model.
+    """
+    require_integer("max_new_tokens", max_new_tokens, 1)
+    c = model.config
+    require(
+        stop_id is None or 0 <= stop_id < c.lm.vocab_size,
+        f"stop_id={stop_id} is outside the vocabulary of {c.lm.vocab_size} ids.",
+    )
+    flat_memory, flat_ids = model.check_read(params, memory, query_ids)
+    length = flat_ids.shape[1] + max_new_tokens
+    check_length("query_ids with max_new_tokens", length, c.prefix_length, c.lm.max_positions)
+    new_ids = _generate(model, max_new_tokens, stop_id, params, flat_memory, flat_ids)
+    return new_ids.reshape(*jnp.shape(query_ids)[:-1], max_new_tokens)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _generate(
+    model: GradMem,
+    max_new_tokens: int,
+    stop_id: int | None,
+    params: Params,
+    memory: Memory,
+    query_ids: jax.Array,
+) -> jax.Array:
+    c = model.config
+    batch_size, query_length = query_ids.shape
+    cache = model.lm.empty_cache(batch_size, c.prefix_length + query_length + max_new_tokens)
+    logits, cache = model.read_hidden(params, memory, query_ids, cache)
+    lengths = (query_ids != c.pad_id).sum(axis=1)
+    cache = cache._replace(length=c.prefix_length + lengths.astype(jnp.int32))
+    first = jnp.take_along_axis(logits, lengths[:, None, None], axis=1)[:, 0].argmax(-1)
+
+    def step(carry: Any, _: None) -> Any:
+        ids, done, cache = carry
+        ids = jnp.where(done, c.pad_id, ids)
+        if stop_id is not None:
+            done = done | (ids == stop_id)
+        lm_params = {"params": params["lm"]}
+        embeddings = model.lm.apply(lm_params, ids[:, None], method="embed")
+        hidden, cache = model.lm.apply(lm_params, embeddings, cache=cache)
+        logits = model.lm.apply(lm_params, hidden[:, 0], method="unembed")
+        return (logits.argmax(-1).astype(jnp.int32), done, cache), ids
+
+    carry = (first.astype(jnp.int32), jnp.zeros(batch_size, bool), cache)
+    _, new_ids = jax.lax.scan(step, carry, None, length=max_new_tokens)
+    return new_ids.T

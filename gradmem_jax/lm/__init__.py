@@ -1,0 +1,1 @@
+"""Causal language models as pure functions of parameters and embeddings."""

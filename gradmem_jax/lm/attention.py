@@ -1,0 +1,99 @@
+"""Rotary positions, causal attention and the key-value cache."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradmem_jax.config import RopeScaling
+
+
+class KVCache(NamedTuple):
+    """Keys and values of the tokens seen so far.
+
+    Attributes:
+        keys: [L, B, T, Hkv, Dh], room for T tokens a sample.
+        values: [L, B, T, Hkv, Dh].
+        length: int32 [B], how many of the T slots hold tokens of each sample.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    length: jax.Array
+
+
+def rotary_frequencies(
+    head_width: int, base: float, scaling: RopeScaling | None = None
+) -> np.ndarray:
+    """Returns the angle per position of every rotated pair, float64 [Dh / 2].
+
+    Args:
+        head_width: Dh.
+        base: base of the geometric series of frequencies.
+        scaling: optional stretching, see `RopeScaling`.
+    """
+    frequencies = base ** (-np.arange(0, head_width, 2, dtype=np.float64) / head_width)
+    if scaling is None:
+        return frequencies
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor
+    turns = scaling.original_positions * frequencies / (2 * math.pi)
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return keep * frequencies + (1 - keep) * frequencies / scaling.factor
+
+
+def rotate(x: jax.Array, positions: jax.Array, frequencies: np.ndarray) -> jax.Array:
+    """Rotary position embedding, component i paired with i + Dh / 2 (as Llama checkpoints are).
+
+    Args:
+        x: [B, S, H, Dh].
+        positions: int [S] or [B, S].
+        frequencies: [Dh / 2].
+
+    Returns:
+        [B, S, H, Dh], dtype of x.
+    """
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    angles = positions[..., None].astype(dtype) * jnp.asarray(frequencies, dtype)
+    cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
+    first, second = jnp.split(x.astype(dtype), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
+
+
+def attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None
+) -> jax.Array:
+    """Softmax attention by XLA, which can be differentiated any number of times in any mode.
+
+    Args:
+        query: [B, S, H, Dh].
+        key: [B, T, Hkv, Dh], Hkv divides H.
+        value: [B, T, Hkv, Dh].
+        mask: bool, broadcastable to [B, 1, S, T], true where a query sees a key; None means
+            causal, for S = T.
+
+    Returns:
+        [B, S, H, Dh].
+    """
+    return jax.nn.dot_product_attention(
+        query, key, value, mask=mask, is_causal=mask is None, implementation="xla"
+    )
+
+
+def append_to_cache(cached: jax.Array, new: jax.Array, length: jax.Array) -> jax.Array:
+    """Writes `new` behind the first `length` tokens of every sample.
+
+    Args:
+        cached: [B, T, Hkv, Dh].
+        new: [B, S, Hkv, Dh].
+        length: int32 [B].
+
+    Returns:
+        [B, T, Hkv, Dh].
+    """
+    write = lambda row, update, start: jax.lax.dynamic_update_slice_in_dim(row, update, start, 0)
+    return jax.vmap(write)(cached, new.astype(cached.dtype), length)

@@ -1,0 +1,1 @@
+"""Ways to write a context into a memory."""

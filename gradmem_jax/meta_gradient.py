@@ -1,0 +1,92 @@
+"""How the outer gradient passes the gradient inside a WRITE step.
+
+A WRITE step needs `g(fast) = d sum_b L_b / d fast`, where `fast` is what the step updates and
+`slow` all else that the loss depends on. The outer loop needs the pullback of g and of the losses.
+For cotangents u on g and w on the losses L it is
+
+    u_fast, u_slow = d/de [ d/d(fast, slow) sum_b (1 + e w_b) L_b(fast + e u, slow) ]  at e = 0,
+
+one forward-over-reverse pass, since second derivatives commute. Mixed mode computes just that, and
+needs nothing saved but the inputs (MixFlow-MG, 2025, calls it mixed-mode differentiation).
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+LossFn = Callable[[PyTree, PyTree, PyTree], jax.Array]
+LossesAndGradient = Callable[[PyTree, PyTree, PyTree], tuple[jax.Array, PyTree]]
+Mode = Literal["mixed", "reverse", "first", "first_with_loss", "none", "none_with_loss"]
+
+
+def losses_and_gradient(loss_fn: LossFn, mode: Mode) -> LossesAndGradient:
+    """Makes the function that a WRITE step calls for its losses and its gradient.
+
+    Args:
+        loss_fn: `(fast, slow, constants) -> losses [B]`; sample b's loss depends on row b of every
+            leaf of `fast` only. Nothing is differentiated with respect to `constants`.
+        mode: what the outer gradient sees. "mixed" and "reverse": all of it, by forward over
+            reverse and by reverse over reverse. "first": gradient and losses are constants.
+            "none": moreover `fast` is a constant, which cuts the chain to earlier steps.
+            The ending "_with_loss" keeps the losses differentiable.
+
+    Returns:
+        `(fast, slow, constants) -> (losses [B], gradient)`, the gradient shaped like `fast`.
+    """
+    if mode == "mixed":
+        return _mixed(loss_fn)
+    if mode == "reverse":
+        return lambda fast, slow, constants: _evaluate(loss_fn, fast, slow, constants)
+
+    def constant_gradient(
+        fast: PyTree, slow: PyTree, constants: PyTree
+    ) -> tuple[jax.Array, PyTree]:
+        cut_fast, cut_slow = jax.lax.stop_gradient((fast, slow))
+        losses, gradient = _evaluate(loss_fn, cut_fast, cut_slow, constants)
+        if mode == "first_with_loss":
+            losses = loss_fn(fast, slow, constants)
+        elif mode == "none_with_loss":
+            losses = loss_fn(cut_fast, slow, constants)
+        return losses, gradient
+
+    return constant_gradient
+
+
+def _evaluate(
+    loss_fn: LossFn, fast: PyTree, slow: PyTree, constants: PyTree
+) -> tuple[jax.Array, PyTree]:
+    def total(fast: PyTree) -> tuple[jax.Array, jax.Array]:
+        losses = loss_fn(fast, slow, constants)
+        return losses.sum(), losses
+
+    gradient, losses = jax.grad(total, has_aux=True)(fast)
+    return losses, gradient
+
+
+def _mixed(loss_fn: LossFn) -> LossesAndGradient:
+    @jax.custom_vjp
+    def evaluate(fast: PyTree, slow: PyTree, constants: PyTree) -> tuple[jax.Array, PyTree]:
+        return _evaluate(loss_fn, fast, slow, constants)
+
+    def forward(fast: PyTree, slow: PyTree, constants: PyTree) -> tuple[Any, Any]:
+        return evaluate(fast, slow, constants), (fast, slow, constants)
+
+    def backward(saved: Any, cotangents: tuple[jax.Array, PyTree]) -> tuple[PyTree, PyTree, None]:
+        fast, slow, constants = saved
+        losses_cotangent, gradient_cotangent = cotangents
+
+        def gradients(fast: PyTree, weights: jax.Array) -> tuple[PyTree, PyTree]:
+            weighted = lambda fast, slow: jnp.vdot(weights, loss_fn(fast, slow, constants))
+            return jax.grad(weighted, argnums=(0, 1))(fast, slow)
+
+        ones = jnp.ones_like(losses_cotangent)
+        _, (fast_cotangent, slow_cotangent) = jax.jvp(
+            gradients, (fast, ones), (gradient_cotangent, losses_cotangent)
+        )
+        return fast_cotangent, slow_cotangent, None
+
+    evaluate.defvjp(forward, backward)
+    return evaluate

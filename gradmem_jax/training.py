@@ -1,0 +1,254 @@
+"""The outer loop: READ loss through WRITE, an optax update, all in one compiled step."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradmem_jax.config import require, require_choice, require_integer, require_number
+from gradmem_jax.losses import token_losses
+from gradmem_jax.memory.gradient import GradMem, Params
+
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with warm-up.
+
+    Attributes:
+        learning_rate: peak learning rate.
+        warmup_steps: steps of linear warm-up from 0.
+        schedule: "constant", or "cosine" down to `final_learning_rate` at `num_steps`.
+        final_learning_rate: end of the cosine schedule.
+        num_steps: length of the cosine schedule, warm-up included.
+        b1: first-moment decay.
+        b2: second-moment decay.
+        epsilon: Adam's epsilon.
+        weight_decay: decoupled weight decay of the matrices.
+        clip_norm: the gradient is scaled down to this global norm; None does not clip.
+    """
+
+    learning_rate: float = 1e-4
+    warmup_steps: int = 10_000
+    schedule: str = "constant"
+    final_learning_rate: float = 0.0
+    num_steps: int = 1_000_000
+    b1: float = 0.9
+    b2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        require_number("learning_rate", self.learning_rate, above=0)
+        require_number("final_learning_rate", self.final_learning_rate)
+        require_integer("warmup_steps", self.warmup_steps, 0)
+        require_integer("num_steps", self.num_steps, 1)
+        require_choice("schedule", self.schedule, ("constant", "cosine"))
+        require(
+            self.schedule != "cosine" or self.warmup_steps < self.num_steps,
+            f"warmup_steps={self.warmup_steps} must be below num_steps={self.num_steps}.",
+        )
+        for name in ("b1", "b2"):
+            require_number(name, getattr(self, name))
+            require(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} must be in [0, 1).")
+        require_number("epsilon", self.epsilon, above=0)
+        require_number("weight_decay", self.weight_decay)
+        if self.clip_norm is not None:
+            require_number("clip_norm", self.clip_norm, above=0)
+
+
+def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:
+    """Returns the learning rate as a function of the step."""
+    if config.schedule == "cosine":
+        return optax.warmup_cosine_decay_schedule(
+            0.0,
+            config.learning_rate,
+            config.warmup_steps,
+            config.num_steps,
+            config.final_learning_rate,
+        )
+    if not config.warmup_steps:
+        return optax.constant_schedule(config.learning_rate)
+    return optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Returns the outer optimizer."""
+    adamw = optax.adamw(
+        learning_rate_schedule(config),
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+        mask=lambda params: jax.tree.map(lambda x: x.ndim >= 2, params),
+    )
+    if config.clip_norm is None:
+        return adamw
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+
+
+class TrainState(NamedTuple):
+    """All that a training run carries from step to step on the device.
+
+    Attributes:
+        step: int32 scalar, steps done.
+        params: parameters of the model.
+        optimizer_state: state of the optax transformation.
+        window_exact_match: float32 scalar, sum of exact match over the steps of the current
+            curriculum window.
+    """
+
+    step: jax.Array
+    params: Params
+    optimizer_state: Any
+    window_exact_match: jax.Array
+
+
+def init_state(
+    model: GradMem, optimizer: optax.GradientTransformation, key: jax.Array
+) -> TrainState:
+    """Draws parameters and makes the state of step 0."""
+    params = model.init(key)
+    return TrainState(jnp.int32(0), params, optimizer.init(params), jnp.float32(0))
+
+
+def batch_totals(batch: Batch) -> dict[str, jax.Array]:
+    """Counts what the means of a batch are taken over: targets, values, queries and samples."""
+    targets = batch["labels"] >= 0
+    values = batch.get("value_mask", targets)
+    valid = batch.get("valid", jnp.ones(targets.shape[0], bool))
+    per_sample = lambda x: x & valid.reshape(-1, *[1] * (x.ndim - 1))
+    count = lambda x: jnp.maximum(x.sum(), 1).astype(jnp.float32)
+    return {
+        "targets": count(per_sample(targets)),
+        "values": count(per_sample(values)),
+        "queries": count(per_sample(values.any(axis=-1))),
+        "samples": count(valid),
+    }
+
+
+def loss_and_metrics(
+    model: GradMem,
+    params: Params,
+    batch: Batch,
+    *,
+    totals: Mapping[str, jax.Array] | None = None,
+    num_write_steps: int | None = None,
+) -> tuple[jax.Array, Metrics]:
+    """Outer loss of a batch: mean READ loss of the targets, plus the weighted WRITE loss.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        batch: context_ids int [B, S]; query_ids int [B, Q] or [B, R, Q], the target included;
+            labels like query_ids, negative where there is no target; optionally value_mask, bool
+            like labels, the targets that exact match looks at (default: all), and valid, bool [B],
+            false for samples that only fill up the batch.
+        totals: what to divide sums by, from `batch_totals` of the whole batch if this is a part.
+        num_write_steps: K, if not the configured one.
+
+    Returns:
+        The loss, and means over the batch: loss, read_loss, write_loss (of the last WRITE step),
+        exact_match, token_accuracy, gradient_norm_write, memory_change.
+    """
+    if totals is None:
+        totals = batch_totals(batch)
+    labels = batch["labels"]
+    valid = batch.get("valid", jnp.ones(labels.shape[0], bool))
+    labels = jnp.where(valid.reshape(-1, *[1] * (labels.ndim - 1)), labels, -1)
+    targets = labels >= 0
+    values = batch.get("value_mask", targets) & targets
+    memory, info = model.write_memory(params, batch["context_ids"], num_steps=num_write_steps)
+    logits = model.read_memory(params, memory, batch["query_ids"])[..., :-1, :]
+    read_loss = token_losses(logits, labels).sum() / totals["targets"]
+    per_sample = lambda x: jnp.where(valid, x, 0).sum() / totals["samples"]
+    write_loss = per_sample(info.losses[-1]) if len(info.losses) else jnp.zeros(())
+    loss = read_loss + model.config.inner_loss_weight * write_loss
+    correct = logits.argmax(-1) == labels
+    exact = jnp.where(values, correct, True).all(axis=-1) & values.any(axis=-1)
+    first_norms = jax.tree.leaves(info.gradient_norms)[0]
+    metrics = {
+        "loss": loss,
+        "read_loss": read_loss,
+        "write_loss": write_loss,
+        "exact_match": exact.sum() / totals["queries"],
+        "token_accuracy": (correct & values).sum() / totals["values"],
+        "write_gradient_norm": per_sample(first_norms.mean(0)) if len(first_norms) else 0.0,
+    }
+    return loss, jax.tree.map(jax.lax.stop_gradient, metrics)
+
+
+def loss_gradient(
+    model: GradMem, params: Params, batch: Batch, num_micro_batches: int = 1
+) -> tuple[Params, Metrics]:
+    """Gradient of the outer loss; micro-batches bound memory and keep CPU caches warm.
+
+    Samples do not interact, so the result does not depend on `num_micro_batches`.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        batch: see `loss_and_metrics`; B must be a multiple of `num_micro_batches`.
+        num_micro_batches: parts that are processed one after the other.
+
+    Returns:
+        Gradient like `params`, and the metrics of the whole batch.
+    """
+    totals = batch_totals(batch)
+    gradient_fn = jax.grad(
+        lambda params, part: loss_and_metrics(model, params, part, totals=totals), has_aux=True
+    )
+    if num_micro_batches == 1:
+        return gradient_fn(params, batch)
+    batch_size = batch["context_ids"].shape[0]
+    require(
+        batch_size % num_micro_batches == 0,
+        f"batch size {batch_size} is not a multiple of num_micro_batches={num_micro_batches}.",
+    )
+    split = lambda x: x.reshape(num_micro_batches, -1, *x.shape[1:])
+    parts = jax.tree.map(split, dict(batch))
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype),
+        jax.eval_shape(gradient_fn, params, jax.tree.map(lambda x: x[0], parts)),
+    )
+    add = lambda total, part: (jax.tree.map(jnp.add, total, gradient_fn(params, part)), None)
+    return jax.lax.scan(add, zeros, parts)[0]
+
+
+def make_train_step(
+    model: GradMem,
+    optimizer: optax.GradientTransformation,
+    num_micro_batches: int = 1,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Makes the pure training step `(state, batch) -> (state, metrics)`, to be jitted.
+
+    A step whose loss or gradient is not finite leaves parameters and optimizer as they are and
+    says so in `metrics["finite"]`.
+
+    Args:
+        model: the model.
+        optimizer: the outer optimizer.
+        num_micro_batches: see `loss_gradient`.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        gradient, metrics = loss_gradient(model, state.params, batch, num_micro_batches)
+        gradient_norm = optax.global_norm(gradient)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(gradient_norm)
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
+        updated = (optax.apply_updates(state.params, updates), optimizer_state)
+        keep = lambda new, old: jnp.where(finite, new, old)
+        params, optimizer_state = jax.tree.map(
+            keep, updated, (state.params, state.optimizer_state)
+        )
+        window = state.window_exact_match + metrics["exact_match"].astype(jnp.float32)
+        metrics |= {"gradient_norm": gradient_norm, "finite": finite}
+        return TrainState(state.step + 1, params, optimizer_state, window), metrics
+
+    return train_step

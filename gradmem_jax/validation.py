@@ -1,0 +1,83 @@
+"""Checks of arrays at the border of the library: before any compile, with a remedy."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def is_traced(value: Any) -> bool:
+    """Whether `value` is known only inside a transformation such as `jit`."""
+    return isinstance(value, jax.core.Tracer)
+
+
+def check_ids(name: str, ids: Any, shape: tuple[str, ...] | str, vocab_size: int) -> jax.Array:
+    """Checks token ids and returns them as an array.
+
+    Args:
+        name: what the ids are called in messages.
+        ids: the token ids.
+        shape: names of the axes, such as ("B", "S").
+        vocab_size: ids must be in [0, vocab_size); checked when the values are known.
+
+    Raises:
+        ValueError: wrong number of axes, an empty axis, not integers, or ids out of range.
+    """
+    ids = ids if is_traced(ids) else jnp.asarray(ids)
+    expected = f"[{', '.join(shape)}]"
+    if ids.ndim != len(shape):
+        raise ValueError(f"{name} has shape {ids.shape}; give int ids of shape {expected}.")
+    if 0 in ids.shape:
+        raise ValueError(
+            f"{name} has shape {ids.shape}; every axis of {expected} needs at least one entry."
+        )
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise ValueError(f"{name} has dtype {ids.dtype}; token ids must be integers.")
+    if not is_traced(ids):
+        values = np.asarray(ids)
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high >= vocab_size:
+            raise ValueError(
+                f"{name} holds ids from {low} to {high}; the model's vocabulary is "
+                f"[0, {vocab_size}). Is this the tokenizer of this model?"
+            )
+    return ids
+
+
+def check_length(name: str, length: int, prefix_length: int, max_positions: int) -> None:
+    """Raises ValueError unless memory and `length` tokens fit into the model's positions."""
+    if prefix_length + length > max_positions:
+        raise ValueError(
+            f"{name} has {length} tokens behind {prefix_length} of memory and control tokens; the "
+            f"model has {max_positions} positions. Shorten it to "
+            f"{max_positions - prefix_length} or raise lm.max_positions."
+        )
+
+
+def check_memory(memory: Any, expected: Any) -> None:
+    """Raises ValueError unless `memory` has the structure and shapes of `expected`.
+
+    Args:
+        memory: pytree of arrays.
+        expected: pytree of arrays or `jax.ShapeDtypeStruct`.
+    """
+    structure, wanted = jax.tree.structure(memory), jax.tree.structure(expected)
+    if structure != wanted:
+        raise ValueError(
+            f"memory is a {structure}, this model's is a {wanted}; was it written by a model of "
+            "another configuration?"
+        )
+    for given, want in zip(jax.tree.leaves(memory), jax.tree.leaves(expected), strict=True):
+        if jnp.shape(given) != want.shape:
+            raise ValueError(
+                f"memory has an array of shape {jnp.shape(given)} where this model and batch need "
+                f"{want.shape}."
+            )
+        if not jnp.issubdtype(jnp.result_type(given), jnp.floating):
+            raise ValueError(f"memory has dtype {jnp.result_type(given)}; it must be floating.")
+        if not is_traced(given) and not np.isfinite(np.asarray(given, np.float32)).all():
+            raise ValueError(
+                "memory holds NaN or infinite values; the WRITE that made it diverged. Use a "
+                "smaller write learning rate, or clip its gradient."
+            )

@@ -1,0 +1,90 @@
+"""Golden cases: parameters, inputs, outputs and gradients of the official implementation."""
+
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from gradmem_jax import GradMemConfig, LlamaConfig
+from gradmem_jax.lm.pretrained import llama_from_hugging_face
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+CONTROL_NAMES = {
+    "write_start": "write_st",
+    "write_end": "write_end",
+    "read_start": "read_st",
+    "read_end": "read_end",
+}
+
+
+class Case(NamedTuple):
+    """One golden case in this library's terms."""
+
+    config: GradMemConfig
+    params: dict[str, Any]
+    io: dict[str, np.ndarray]
+    gradients: dict[str, Any]
+
+
+def case_names(pattern: str) -> list[str]:
+    """Names of the golden cases that match a glob pattern."""
+    return sorted(path.name for path in GOLDEN.glob(pattern))
+
+
+def convert(tensors: dict[str, np.ndarray], config: GradMemConfig) -> dict[str, Any]:
+    """Official parameters, or their gradients, in this library's layout."""
+    params: dict[str, Any] = {
+        "lm": llama_from_hugging_face(tensors, config.lm, prefix="model."),
+        "initial_memory": tensors["mem"],
+    }
+    if config.write_head:
+        params["write_head"] = tensors["write_head.weight"].T
+    if config.memory_projection != "none":
+        params["projection"] = {
+            "kernel": tensors["mem_proj.weight"].T,
+            "bias": tensors["mem_proj.bias"],
+        }
+    if config.num_control_tokens:
+        params["control"] = {ours: tensors[theirs] for ours, theirs in CONTROL_NAMES.items()}
+    return params
+
+
+def load_case(name: str, **changes: Any) -> Case:
+    """Loads a case; `changes` go to the GradMemConfig, those of `lm` as a dict."""
+    folder = GOLDEN / name
+    case = json.loads((folder / "case.json").read_text())
+    base, method = case["backbone_config"], case["method_config"]
+    lm = dict(
+        vocab_size=base["vocab_size"],
+        width=base["hidden_size"],
+        num_layers=base["num_hidden_layers"],
+        num_heads=base["num_attention_heads"],
+        num_kv_heads=base["num_key_value_heads"],
+        head_width=base["head_dim"],
+        mlp_width=base["intermediate_size"],
+        max_positions=base["max_position_embeddings"],
+        rope_base=base["rope_theta"],
+        norm_epsilon=base["rms_norm_eps"],
+        tied_head=base["tie_word_embeddings"],
+    )
+    options = dict(
+        lm=LlamaConfig(**(lm | changes.pop("lm", {}))),
+        num_memory_tokens=method["n_mem_tokens"],
+        num_write_steps=method["K"],
+        write_learning_rate=method["lr"],
+        write_head=method.get("use_write_head", False),
+        memory_projection=method.get("mem_proj_mode", "none"),
+        num_control_tokens=method.get("n_ctrl_tokens", 0),
+        clip_value=method.get("inner_clip_value"),
+        clip_norm=method.get("inner_clip_norm"),
+        gradient_mode=method["grad_mode"],
+        second_order_steps=method.get("last_K_second_order"),
+        inner_loss_weight=method.get("inner_loss_weight", 0.0),
+    )
+    config = GradMemConfig(**(options | changes))
+    load = lambda file: load_file(folder / f"{file}.safetensors")
+    params, gradients = load("params"), load("grads")
+    zeros = {name: np.zeros_like(value) for name, value in params.items()}
+    return Case(config, convert(params, config), load("io"), convert(zeros | gradients, config))
