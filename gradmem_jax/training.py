@@ -1,6 +1,7 @@
 """The outer loop: READ loss through WRITE, an optax update, all in one compiled step."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -9,8 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from gradmem_jax.config import require, require_choice, require_integer, require_number
-from gradmem_jax.losses import token_losses
-from gradmem_jax.memory.gradient import GradMem, Params
+from gradmem_jax.losses import IGNORE, token_losses
+from gradmem_jax.memory.gradient import GradMem, Memory, Params
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -56,7 +57,9 @@ class OptimizerConfig:
         )
         for name in ("b1", "b2"):
             require_number(name, getattr(self, name))
-            require(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} must be in [0, 1).")
+            require(
+                0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} must be in [0, 1)."
+            )
         require_number("epsilon", self.epsilon, above=0)
         require_number("weight_decay", self.weight_decay)
         if self.clip_norm is not None:
@@ -100,14 +103,11 @@ class TrainState(NamedTuple):
         step: int32 scalar, steps done.
         params: parameters of the model.
         optimizer_state: state of the optax transformation.
-        window_exact_match: float32 scalar, sum of exact match over the steps of the current
-            curriculum window.
     """
 
     step: jax.Array
     params: Params
     optimizer_state: Any
-    window_exact_match: jax.Array
 
 
 def init_state(
@@ -115,22 +115,31 @@ def init_state(
 ) -> TrainState:
     """Draws parameters and makes the state of step 0."""
     params = model.init(key)
-    return TrainState(jnp.int32(0), params, optimizer.init(params), jnp.float32(0))
+    return TrainState(jnp.int32(0), params, optimizer.init(params))
 
 
 def batch_totals(batch: Batch) -> dict[str, jax.Array]:
     """Counts what the means of a batch are taken over: targets, values, queries and samples."""
-    targets = batch["labels"] >= 0
-    values = batch.get("value_mask", targets)
-    valid = batch.get("valid", jnp.ones(targets.shape[0], bool))
-    per_sample = lambda x: x & valid.reshape(-1, *[1] * (x.ndim - 1))
+    valid = valid_samples(batch)
+    targets = (batch["labels"] >= 0) & per_query(valid, batch["labels"])
+    values = batch.get("value_mask", targets) & targets
     count = lambda x: jnp.maximum(x.sum(), 1).astype(jnp.float32)
     return {
-        "targets": count(per_sample(targets)),
-        "values": count(per_sample(values)),
-        "queries": count(per_sample(values.any(axis=-1))),
+        "targets": count(targets),
+        "values": count(values),
+        "queries": count(values.any(axis=-1)),
         "samples": count(valid),
     }
+
+
+def valid_samples(batch: Batch) -> jax.Array:
+    """Which samples count: bool [B]."""
+    return batch.get("valid", jnp.ones(batch["labels"].shape[0], bool))
+
+
+def per_query(valid: jax.Array, like: jax.Array) -> jax.Array:
+    """Reshapes bool [B] to broadcast against [B, Q] or [B, R, Q]."""
+    return valid.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def loss_and_metrics(
@@ -139,7 +148,6 @@ def loss_and_metrics(
     batch: Batch,
     *,
     totals: Mapping[str, jax.Array] | None = None,
-    num_write_steps: int | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """Outer loss of a batch: mean READ loss of the targets, plus the weighted WRITE loss.
 
@@ -151,37 +159,88 @@ def loss_and_metrics(
             like labels, the targets that exact match looks at (default: all), and valid, bool [B],
             false for samples that only fill up the batch.
         totals: what to divide sums by, from `batch_totals` of the whole batch if this is a part.
-        num_write_steps: K, if not the configured one.
 
     Returns:
         The loss, and means over the batch: loss, read_loss, write_loss (of the last WRITE step),
-        exact_match, token_accuracy, gradient_norm_write, memory_change.
+        exact_match, token_accuracy, write_gradient_norm.
     """
-    if totals is None:
-        totals = batch_totals(batch)
-    labels = batch["labels"]
-    valid = batch.get("valid", jnp.ones(labels.shape[0], bool))
-    labels = jnp.where(valid.reshape(-1, *[1] * (labels.ndim - 1)), labels, -1)
-    targets = labels >= 0
-    values = batch.get("value_mask", targets) & targets
-    memory, info = model.write_memory(params, batch["context_ids"], num_steps=num_write_steps)
-    logits = model.read_memory(params, memory, batch["query_ids"])[..., :-1, :]
-    read_loss = token_losses(logits, labels).sum() / totals["targets"]
-    per_sample = lambda x: jnp.where(valid, x, 0).sum() / totals["samples"]
-    write_loss = per_sample(info.losses[-1]) if len(info.losses) else jnp.zeros(())
+    totals = totals or batch_totals(batch)
+    memory, info = model.write_memory(params, batch["context_ids"])
+    read_loss, metrics = read_loss_and_metrics(model, params, memory, batch, totals)
+    mean = lambda x: jnp.where(valid_samples(batch), x, 0).sum() / totals["samples"]
+    write_loss = mean(info.losses[-1]) if len(info.losses) else jnp.float32(0)
+    norms = jax.tree.leaves(info.gradient_norms)[0]
     loss = read_loss + model.config.inner_loss_weight * write_loss
-    correct = logits.argmax(-1) == labels
-    exact = jnp.where(values, correct, True).all(axis=-1) & values.any(axis=-1)
-    first_norms = jax.tree.leaves(info.gradient_norms)[0]
-    metrics = {
+    metrics |= {
         "loss": loss,
-        "read_loss": read_loss,
         "write_loss": write_loss,
-        "exact_match": exact.sum() / totals["queries"],
-        "token_accuracy": (correct & values).sum() / totals["values"],
-        "write_gradient_norm": per_sample(first_norms.mean(0)) if len(first_norms) else 0.0,
+        "write_gradient_norm": mean(norms.mean(axis=0)) if len(norms) else jnp.float32(0),
     }
     return loss, jax.tree.map(jax.lax.stop_gradient, metrics)
+
+
+def read_loss_and_metrics(
+    model: GradMem,
+    params: Params,
+    memory: Memory,
+    batch: Batch,
+    totals: Mapping[str, jax.Array],
+) -> tuple[jax.Array, Metrics]:
+    """READ loss and metrics of a batch, given its memory; see `loss_and_metrics`."""
+    labels = jnp.where(per_query(valid_samples(batch), batch["labels"]), batch["labels"], IGNORE)
+    values = batch.get("value_mask", labels >= 0) & (labels >= 0)
+    logits = model.read_memory(params, memory, batch["query_ids"])[..., :-1, :]
+    loss = token_losses(logits, labels).sum() / totals["targets"]
+    correct = logits.argmax(-1) == labels
+    exact = jnp.where(values, correct, True).all(axis=-1) & values.any(axis=-1)
+    return loss, {
+        "read_loss": loss,
+        "exact_match": exact.sum() / totals["queries"],
+        "token_accuracy": (correct & values).sum() / totals["values"],
+    }
+
+
+@functools.partial(jax.jit, static_argnames=("model", "max_steps", "num_kinds"))
+def evaluate_batch(
+    model: GradMem,
+    params: Params,
+    batch: Batch,
+    num_steps: jax.Array,
+    *,
+    max_steps: int,
+    num_kinds: int = 0,
+) -> tuple[Metrics, dict[str, jax.Array]]:
+    """Evaluates a batch after a traced number of WRITE steps; compiled once for all of them.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        batch: see `loss_and_metrics`; with `num_kinds`, also context_kinds, int [B, S].
+        num_steps: int32 scalar, K.
+        max_steps: the largest K to come.
+        num_kinds: how many kinds of context tokens there are.
+
+    Returns:
+        Means over the batch: read_loss, exact_match, token_accuracy, write_loss (after the last
+        step) and write_loss_by_kind [num_kinds]. And what to weight them with
+        over batches: the totals of `batch_totals`, and kinds [num_kinds].
+    """
+    totals = batch_totals(batch)
+    memory, _ = model.write_memory(
+        params, batch["context_ids"], num_steps=num_steps, max_steps=max_steps
+    )
+    _, metrics = read_loss_and_metrics(model, params, memory, batch, totals)
+    losses = model.write_token_losses(params, memory, batch["context_ids"])
+    valid = valid_samples(batch)
+    tokens = (batch["context_ids"] != model.config.pad_id) & valid[:, None]
+    metrics["write_loss"] = (losses * tokens).sum() / jnp.maximum(tokens.sum(), 1)
+    totals["tokens"] = tokens.sum()
+    if num_kinds:
+        kinds = jax.nn.one_hot(batch["context_kinds"], num_kinds) * tokens[..., None]
+        totals["kinds"] = kinds.sum(axis=(0, 1))
+        sums = jnp.einsum("bs,bsk->k", losses, kinds)
+        metrics["write_loss_by_kind"] = sums / jnp.maximum(totals["kinds"], 1)
+    return metrics, totals
 
 
 def loss_gradient(
@@ -244,11 +303,8 @@ def make_train_step(
         updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
         updated = (optax.apply_updates(state.params, updates), optimizer_state)
         keep = lambda new, old: jnp.where(finite, new, old)
-        params, optimizer_state = jax.tree.map(
-            keep, updated, (state.params, state.optimizer_state)
-        )
-        window = state.window_exact_match + metrics["exact_match"].astype(jnp.float32)
+        params, optimizer_state = jax.tree.map(keep, updated, (state.params, state.optimizer_state))
         metrics |= {"gradient_norm": gradient_norm, "finite": finite}
-        return TrainState(state.step + 1, params, optimizer_state, window), metrics
+        return TrainState(state.step + 1, params, optimizer_state), metrics
 
     return train_step

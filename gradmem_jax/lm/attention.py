@@ -64,9 +64,7 @@ def rotate(x: jax.Array, positions: jax.Array, frequencies: np.ndarray) -> jax.A
     return rotated.astype(x.dtype)
 
 
-def attend(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None
-) -> jax.Array:
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
     """Softmax attention by XLA, which can be differentiated any number of times in any mode.
 
     Args:

@@ -103,8 +103,7 @@ class GradMem:
             names = ("write_start", "write_end", "read_start", "read_end")
             keys = jax.random.split(control_key, len(names))
             params["control"] = {
-                name: draw(key, c.num_control_tokens)
-                for name, key in zip(names, keys, strict=True)
+                name: draw(key, c.num_control_tokens) for name, key in zip(names, keys, strict=True)
             }
         shapes = {"shared": (), "token": (c.num_memory_tokens, 1), "dimension": (width,)}
         if c.learned_write_learning_rate != "none":

@@ -1,0 +1,68 @@
+"""Every field of a training run, with the paper's settings for KV retrieval (N = 4, K = 2).
+
+Another config starts from `get_config()` and changes what it needs; any field can be overridden on
+the command line, as in `--config.data.num_pairs=8`.
+"""
+
+import dataclasses
+import typing
+
+from ml_collections import ConfigDict, config_dict
+
+from gradmem_jax.config import GradMemConfig, LlamaConfig
+from gradmem_jax.data.kv_retrieval import KVRetrievalConfig
+from gradmem_jax.training import OptimizerConfig
+
+
+def fields_of(config_class: type, leave_out: tuple[str, ...] = ()) -> ConfigDict:
+    """Makes a ConfigDict of the defaults of a dataclass, fields without default left out.
+
+    Args:
+        config_class: a dataclass of numbers, strings and optional numbers.
+        leave_out: names of fields that the caller sets in another way.
+    """
+    types = typing.get_type_hints(config_class)
+    fields = ConfigDict()
+    for field in dataclasses.fields(config_class):
+        if field.name in leave_out or field.default is dataclasses.MISSING:
+            continue
+        default = field.default
+        if default is None:
+            default = config_dict.placeholder(typing.get_args(types[field.name])[0])
+        fields[field.name] = default
+    return fields
+
+
+def get_config() -> ConfigDict:
+    """Returns the configuration."""
+    config = ConfigDict()
+    config.seed = 0  # parameters and samples are functions of it
+    config.num_steps = 1_000_000
+    config.batch_size = 64
+    config.num_micro_batches = 1  # parts of a batch processed one after the other
+    config.log_every = 50  # steps between progress lines, and between curriculum decisions
+    config.evaluate_every = 500  # steps between evaluations, each with a checkpoint
+    config.num_eval_samples = 5000
+    config.stop_at_exact_match = config_dict.placeholder(float)  # of an evaluation
+    config.init_from = ""  # workdir of another run, whose best parameters this one starts from
+
+    config.lm = fields_of(LlamaConfig, leave_out=("rope_scaling",))
+    config.model = fields_of(GradMemConfig, leave_out=("pad_id",))
+    config.model.num_write_steps = 2
+    config.model.write_learning_rate = 0.04
+    config.data = fields_of(KVRetrievalConfig, leave_out=("seed", "split", "num_samples"))
+    config.optimizer = fields_of(OptimizerConfig, leave_out=("num_steps",))
+
+    # An optax optimizer for WRITE in place of plain gradient descent: its name and arguments,
+    # for example "adam" and {"learning_rate": 0.1, "eps_root": 1e-8}.
+    config.write_optimizer = ConfigDict({"name": "", "arguments": ConfigDict()})
+
+    # Stages of a curriculum; the last one is the task itself. Empty: no curriculum.
+    config.curriculum = ConfigDict()
+    config.curriculum.num_pairs = ()
+    config.curriculum.num_write_steps = ()  # as long as num_pairs, or empty for the same K
+    config.curriculum.exact_match = 0.9  # of the last log_every training batches, to go on
+
+    # At the end the best checkpoint is evaluated with these numbers of WRITE steps.
+    config.final_num_write_steps = (0, 1, 2, 3, 5, 8)
+    return config

@@ -1,0 +1,28 @@
+"""The demo: 4 pairs of 2+2 symbols out of 62 in 8 memory vectors, in minutes on two CPU cores."""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import default
+
+
+def get_config() -> ConfigDict:
+    """Returns the configuration."""
+    config = default.get_config()
+    config.num_steps = 1500
+    config.batch_size = 32
+    config.evaluate_every = 100
+    config.num_eval_samples = 1000
+    config.stop_at_exact_match = 0.97
+    config.lm.width = 64
+    config.lm.init = "fan_in"
+    config.lm.scan_layers = True
+    config.model.write_learning_rate = 20.0
+    config.model.learned_write_learning_rate = "shared"
+    config.model.memory_init_std = 1.0
+    config.data.num_pairs = 4
+    config.data.queries_per_context = 4
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.warmup_steps = 200
+    config.optimizer.b2 = 0.99
+    config.curriculum.num_pairs = (2, 4)
+    return config

@@ -1,0 +1,113 @@
+"""What a run tells people: progress lines, TensorBoard events, JSON files."""
+
+import json
+import logging
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorboardX
+from absl import flags
+from absl import logging as absl_logging
+
+log = logging.getLogger("experiments")
+
+
+def set_up_logging() -> None:
+    """Sends our lines to standard output; of libraries only warnings, unless --verbosity is set."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    log.handlers = [handler]
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    if not flags.FLAGS["verbosity"].present:
+        absl_logging.set_verbosity(absl_logging.WARNING)
+
+
+def to_json(value: Any) -> Any:
+    """Turns arrays, tuples and paths into what `json` can write."""
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    if isinstance(value, np.generic | np.ndarray) or hasattr(value, "__array__"):
+        return np.asarray(value).tolist()
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a JSON file in one step: readers see the old one or the new one, whole."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(to_json(value), indent=1) + "\n")
+    temporary.replace(path)
+
+
+def mean_metrics(metrics: list[Mapping[str, Any]]) -> dict[str, float]:
+    """Averages the metrics of several steps."""
+    return {name: float(np.mean([np.asarray(m[name]) for m in metrics])) for name in metrics[0]}
+
+
+def describe(metrics: Mapping[str, float]) -> str:
+    """Formats metrics for a log line."""
+    return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in metrics.items())
+
+
+def minutes(seconds: float) -> str:
+    """Formats a duration: `4:05`, or `2:04:05`."""
+    hours, rest = divmod(round(seconds), 3600)
+    text = f"{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+    return f"{hours}:{text}" if hours else text
+
+
+class Progress:
+    """Prints a line every window and keeps TensorBoard events; a context manager."""
+
+    def __init__(self, workdir: pathlib.Path, num_steps: int, batch_size: int, first_step: int):
+        self._writer = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
+        self._num_steps = num_steps
+        self._batch_size = batch_size
+        self._last = (time.monotonic(), first_step)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._writer.close()
+
+    def restart_clock(self, step: int) -> None:
+        """Leaves out of the speed what happened since the last line: a compile, an evaluation."""
+        self._last = (time.monotonic(), step)
+
+    def train(self, step: int, task: str, metrics: Mapping[str, float]) -> None:
+        """Reports the mean metrics of the training steps since the last line."""
+        now = time.monotonic()
+        seconds = (now - self._last[0]) / max(step - self._last[1], 1)
+        self._last = (now, step)
+        left = minutes((self._num_steps - step) * seconds)
+        log.info(
+            "step %d/%d %s | loss %.4f | exact match %.3f | write loss %.3f | %.0f ms/step, "
+            "%.0f samples/s | at most %s left",
+            *(step, self._num_steps, task, metrics["loss"], metrics["exact_match"]),
+            *(metrics["write_loss"], seconds * 1e3, self._batch_size / seconds, left),
+        )
+        self.scalars("train", step, {**metrics, "seconds_per_step": seconds})
+
+    def scalars(self, group: str, step: int, values: Mapping[str, float]) -> None:
+        """Writes TensorBoard scalars."""
+        for name, value in values.items():
+            self._writer.add_scalar(f"{group}/{name}", value, step)
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        ValueError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error

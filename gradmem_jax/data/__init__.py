@@ -1,0 +1,1 @@
+"""Samples: tasks as random-access sources, tokenizers and the input pipeline."""

@@ -1,0 +1,220 @@
+"""KV retrieval: remember key-value pairs, give back the value of a key (the paper's main task).
+
+A context is `!k1:v1!!k2:v2!...!kN:vN!|`, a query `?!kj:`, its target `vj!|`.
+"""
+
+import dataclasses
+import enum
+import hashlib
+import operator
+from typing import Any, SupportsIndex
+
+import numpy as np
+
+from gradmem_jax.config import require, require_choice, require_integer, require_number
+from gradmem_jax.data.tokenizer import STRUCTURE, CharTokenizer, kv_alphabet, kv_tokenizer
+from gradmem_jax.losses import IGNORE
+
+_VALIDATION_SHARE = 16  # one of so many sets of pairs belongs to validation
+_MAX_DRAWS = 1000
+_SPLITS = ("train", "validation")
+
+
+class TokenKind(enum.IntEnum):
+    """What a context token is."""
+
+    PAD = 0
+    KEY = 1
+    VALUE = 2
+    DELIMITER = 3
+    NOISE = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class KVRetrievalConfig:
+    """A KV retrieval task.
+
+    Attributes:
+        num_pairs: N, pairs in a context; their keys differ.
+        key_length: symbols of a key.
+        value_length: symbols of a value.
+        alphabet_size: number of different symbols in keys and values; 62 and 512 in the paper.
+        noise: share of noise symbols in the context, its closing `|` aside; they stand between
+            the pairs, never inside one, and there are equally many in every context.
+        queries_per_context: R, different pairs asked for after one WRITE.
+        seed: samples are a function of (seed, split, index).
+        split: "train" or "validation". No set of pairs ever occurs in both, whatever the seeds.
+        num_samples: length of the stream.
+    """
+
+    num_pairs: int = 4
+    key_length: int = 2
+    value_length: int = 2
+    alphabet_size: int = 62
+    noise: float = 0.0
+    queries_per_context: int = 1
+    seed: int = 0
+    split: str = "train"
+    num_samples: int = 2**31 - 1
+
+    def __post_init__(self) -> None:
+        for name in ("num_pairs", "key_length", "value_length", "num_samples"):
+            require_integer(name, getattr(self, name), 1)
+        require_integer("queries_per_context", self.queries_per_context, 1)
+        require_integer("seed", self.seed, 0)
+        require(self.seed < 2**62, f"seed={self.seed} must be below 2**62.")
+        require_choice("split", self.split, _SPLITS)
+        require_number("noise", self.noise)
+        require(0 <= self.noise <= 0.95, f"noise={self.noise} must be in [0, 0.95].")
+        kv_alphabet(self.alphabet_size)
+        num_keys = self.alphabet_size**self.key_length
+        require(
+            self.num_pairs <= num_keys,
+            f"num_pairs={self.num_pairs} needs as many different keys, but there are {num_keys} "
+            f"of length {self.key_length} over {self.alphabet_size} symbols; use longer keys, a "
+            "larger alphabet or fewer pairs.",
+        )
+        require(
+            self.queries_per_context <= self.num_pairs,
+            f"queries_per_context={self.queries_per_context} is more than the {self.num_pairs} "
+            "pairs of a context.",
+        )
+
+    @property
+    def num_noise(self) -> int:
+        """Noise symbols in a context."""
+        pair_symbols = self.num_pairs * (self.key_length + self.value_length + 3)
+        return round(pair_symbols * self.noise / (1 - self.noise))
+
+    @property
+    def context_length(self) -> int:
+        """S, tokens of a context."""
+        return self.num_pairs * (self.key_length + self.value_length + 3) + self.num_noise + 1
+
+    @property
+    def query_length(self) -> int:
+        """Q, tokens of a query with its target."""
+        return 3 + self.key_length + self.value_length + 2
+
+    @property
+    def vocab_size(self) -> int:
+        """V, ids of the tokenizer."""
+        return kv_tokenizer(self.alphabet_size).vocab_size
+
+
+class KVRetrievalSource:
+    """Random access to the samples of a task, made when asked for.
+
+    A sample is a dict of
+        context_ids int32 [S],
+        context_kinds int8 [S], a `TokenKind` for each context token,
+        query_ids int32 [R, Q], query and target,
+        labels int32 [R, Q], the target's ids in their places, -100 elsewhere,
+        value_mask bool [R, Q], true on the target's value symbols.
+    """
+
+    def __init__(self, config: KVRetrievalConfig):
+        self.config = config
+        tokenizer = kv_tokenizer(config.alphabet_size)
+        self._symbol_ids = tokenizer.encode(kv_alphabet(config.alphabet_size))
+        marks = (int(i) for i in tokenizer.encode(STRUCTURE))
+        self._bang, self._question, self._colon, self._bar = marks
+        self._wants_validation = config.split == "validation"
+
+    def __len__(self) -> int:
+        return self.config.num_samples
+
+    def __repr__(self) -> str:
+        return f"KVRetrievalSource({self.config})"
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, np.ndarray]:
+        index = operator.index(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is outside [0, {len(self)}).")
+        c = self.config
+        stream = c.seed * len(_SPLITS) + _SPLITS.index(c.split)
+        rng = np.random.Generator(np.random.Philox(key=np.array([stream, index], np.uint64)))
+        keys, values = self._draw_pairs(rng)
+        context, kinds = self._context(rng, keys, values)
+        asked = rng.permutation(c.num_pairs)[: c.queries_per_context]
+        queries, start = self._queries(keys[asked], values[asked])
+        labels = np.full_like(queries, IGNORE)
+        labels[:, start:] = queries[:, start:]
+        value_mask = np.zeros(queries.shape, bool)
+        value_mask[:, start : start + c.value_length] = True
+        return {
+            "context_ids": context,
+            "context_kinds": kinds,
+            "query_ids": queries,
+            "labels": labels,
+            "value_mask": value_mask,
+        }
+
+    def _draw_pairs(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Draws keys [N, key_length] and values [N, value_length] that belong to the split."""
+        c = self.config
+        for _ in range(_MAX_DRAWS):
+            keys = self._draw_keys(rng)
+            values = rng.integers(c.alphabet_size, size=(c.num_pairs, c.value_length))
+            if self._is_validation(keys, values) == self._wants_validation:
+                return self._symbol_ids[keys], self._symbol_ids[values]
+        raise ValueError(
+            f"no sample of {c} belongs to split {c.split!r} among {_MAX_DRAWS} draws; the task has "
+            "too few different samples to keep splits apart. Use more pairs or a larger alphabet."
+        )
+
+    def _draw_keys(self, rng: np.random.Generator) -> np.ndarray:
+        c = self.config
+        if c.alphabet_size**c.key_length < 2**31:
+            numbers = rng.choice(c.alphabet_size**c.key_length, c.num_pairs, replace=False)
+            places = c.alphabet_size ** np.arange(c.key_length)
+            return numbers[:, None] // places % c.alphabet_size
+        while True:
+            keys = rng.integers(c.alphabet_size, size=(c.num_pairs, c.key_length))
+            if len(np.unique(keys, axis=0)) == c.num_pairs:
+                return keys
+
+    def _is_validation(self, keys: np.ndarray, values: np.ndarray) -> bool:
+        rows = np.concatenate([keys, values], axis=1).astype("<u2")
+        content = b"".join(sorted(row.tobytes() for row in rows))
+        return hashlib.blake2b(content, digest_size=1).digest()[0] % _VALIDATION_SHARE == 0
+
+    def _context(
+        self, rng: np.random.Generator, keys: np.ndarray, values: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        c = self.config
+        column = lambda mark: np.full((c.num_pairs, 1), mark)
+        bang = column(self._bang)
+        pairs = np.concatenate([bang, keys, column(self._colon), values, bang], axis=1)
+        kind = (
+            [TokenKind.DELIMITER]
+            + [TokenKind.KEY] * c.key_length
+            + [TokenKind.DELIMITER]
+            + [TokenKind.VALUE] * c.value_length
+            + [TokenKind.DELIMITER]
+        )
+        context, kinds = pairs.reshape(-1), np.tile(np.array(kind, np.int8), c.num_pairs)
+        if c.num_noise:
+            gaps = rng.integers(c.num_pairs + 1, size=c.num_noise) * pairs.shape[1]
+            noise = self._symbol_ids[rng.integers(c.alphabet_size, size=c.num_noise)]
+            context = np.insert(context, gaps, noise)
+            kinds = np.insert(kinds, gaps, TokenKind.NOISE)
+        end = np.append(context, self._bar).astype(np.int32)
+        return end, np.append(kinds, TokenKind.DELIMITER).astype(np.int8)
+
+    def _queries(self, keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, int]:
+        """Returns queries with targets [R, Q], and where the target starts."""
+        column = lambda mark: np.full((len(keys), 1), mark)
+        query = [column(self._question), column(self._bang), keys, column(self._colon)]
+        target = [values, column(self._bang), column(self._bar)]
+        start = sum(part.shape[1] for part in query)
+        return np.concatenate(query + target, axis=1).astype(np.int32), start
+
+
+def render(sample: dict[str, Any], tokenizer: CharTokenizer) -> str:
+    """Returns a sample as text: the context, then a line for each query and target."""
+    lines = [tokenizer.decode(sample["context_ids"])]
+    for ids, labels in zip(sample["query_ids"], sample["labels"], strict=True):
+        query, target = tokenizer.decode(ids[labels < 0]), tokenizer.decode(ids[labels >= 0])
+        lines.append(f"{query} -> {target}")
+    return "\n".join(lines)
