@@ -1,7 +1,7 @@
 """From a ConfigDict to checked objects: the only reader of configuration fields."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import optax
 from ml_collections import ConfigDict
@@ -34,7 +34,7 @@ def build_model(config: ConfigDict, **changes: object) -> GradMem:
     lm = LlamaConfig(vocab_size=build_data(config).vocab_size, **config.lm.to_dict())
     optimizer = None
     if config.write_optimizer.name:
-        make = getattr(optax, config.write_optimizer.name, None)
+        make: Any = getattr(optax, config.write_optimizer.name, None)
         require(
             make is not None,
             f"write_optimizer.name={config.write_optimizer.name!r} is not in optax.",

@@ -18,7 +18,7 @@ from experiments.reporting import log
 from gradmem_jax import checkpoint
 from gradmem_jax.config import require
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run to evaluate.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run to evaluate.", required=True)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, or a step.")
 _NUM_WRITE_STEPS = flags.DEFINE_list(
     "num_write_steps", ["0", "1", "2", "3", "4", "5", "8"], "Numbers of WRITE steps K."
@@ -40,7 +40,6 @@ def _integers(name: str, values: Sequence[str]) -> list[int]:
 def main(_: Sequence[str]) -> None:
     """Runs the program."""
     reporting.set_up_logging()
-    require(_WORKDIR.value is not None, "--workdir is needed: the folder of a trained run.")
     workdir = pathlib.Path(_WORKDIR.value)
     config = ConfigDict(reporting.read_json(workdir / "config.json"))
     step, params = checkpoint.restore_params(workdir / "checkpoints", _CHECKPOINT.value)
@@ -53,11 +52,19 @@ def main(_: Sequence[str]) -> None:
         results[n] = evaluate_params(model, params, data, steps, num_samples=_NUM_SAMPLES.value)
         log.info("N=%d, checkpoint of step %d\n%s", n, step, table(results[n]))
     out = pathlib.Path(_OUT.value) if _OUT.value else workdir / "evaluation"
-    report = {"workdir": workdir, "step": step, "num_samples": _NUM_SAMPLES.value}
-    report |= {"trained": {"num_pairs": config.data.num_pairs}, "num_pairs": results}
-    report["trained"]["num_write_steps"] = config.model.num_write_steps
+    trained = {
+        "num_pairs": config.data.num_pairs,
+        "num_write_steps": config.model.num_write_steps,
+    }
+    report = {
+        "workdir": workdir,
+        "step": step,
+        "num_samples": _NUM_SAMPLES.value,
+        "trained": trained,
+        "by_num_pairs": results,
+    }
     reporting.write_json(out.with_suffix(".json"), report)
-    figures.exact_match_by_steps(out.with_suffix(".png"), results, report["trained"])
+    figures.exact_match_by_steps(out.with_suffix(".png"), results, trained)
     log.info("wrote %s and .png", out.with_suffix(".json"))
 
 

@@ -103,14 +103,14 @@ class Running(NamedTuple):
     """A curriculum stage that is being trained.
 
     Attributes:
-        index: its number, from 0.
+        stage: its number, from 0.
         task: its name in progress lines.
         iterator: grain iterator over training batches.
         step_fn: the compiled training step.
         compile_seconds: how long that took.
     """
 
-    index: int
+    stage: int
     task: str
     iterator: Any
     step_fn: Any
@@ -216,8 +216,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
                 window = []
                 progress.train(step, running.task, means)
                 threshold = config.curriculum.exact_match
-                if running.index < len(stages) - 1 and means["exact_match"] >= threshold:
-                    running = start_stage(config, stages, running.index + 1, devices, None)
+                if running.stage < len(stages) - 1 and means["exact_match"] >= threshold:
+                    running = start_stage(config, stages, running.stage + 1, devices, None)
                     compile_seconds += running.compile_seconds
                 if step % config.evaluate_every == 0 or step == config.num_steps:
                     results = evaluate(config, target, state.params)
@@ -226,7 +226,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
                     wanted = config.stop_at_exact_match
                     reached = wanted is not None and results["exact_match"] >= wanted
                     host = {
-                        "stage": running.index,
+                        "stage": running.stage,
                         "iterator": running.iterator.get_state(),
                         "seconds": trained_before + time.monotonic() - started,
                         "reached": reached,

@@ -15,7 +15,7 @@ def generate(
     model: GradMem,
     params: Params,
     memory: Memory,
-    query_ids: jax.Array,
+    query_ids: jax.typing.ArrayLike,
     max_new_tokens: int,
     *,
     stop_id: int | None = None,
@@ -47,7 +47,8 @@ def generate(
     flat_memory, flat_ids = model.check_read(params, memory, query_ids)
     length = flat_ids.shape[1] + max_new_tokens
     check_length("query_ids with max_new_tokens", length, c.prefix_length, c.lm.max_positions)
-    new_ids = _generate(model, max_new_tokens, stop_id, params, flat_memory, flat_ids)
+    stop = -1 if stop_id is None else stop_id
+    new_ids = _generate(model, max_new_tokens, stop, params, flat_memory, flat_ids)
     return new_ids.reshape(*jnp.shape(query_ids)[:-1], max_new_tokens)
 
 
@@ -55,30 +56,30 @@ def generate(
 def _generate(
     model: GradMem,
     max_new_tokens: int,
-    stop_id: int | None,
+    stop_id: int,
     params: Params,
     memory: Memory,
     query_ids: jax.Array,
 ) -> jax.Array:
     c = model.config
     batch_size, query_length = query_ids.shape
-    cache = model.lm.empty_cache(batch_size, c.prefix_length + query_length + max_new_tokens)
-    logits, cache = model.read_hidden(params, memory, query_ids, cache)
-    lengths = (query_ids != c.pad_id).sum(axis=1)
-    cache = cache._replace(length=c.prefix_length + lengths.astype(jnp.int32))
-    first = jnp.take_along_axis(logits, lengths[:, None, None], axis=1)[:, 0].argmax(-1)
+    empty = model.lm.empty_cache(batch_size, c.prefix_length + query_length + max_new_tokens)
+    logits, filled = model.read_hidden(params, memory, query_ids, empty)
+    lengths = (query_ids != c.pad_id).sum(axis=1).astype(jnp.int32)
+    cache = filled._replace(length=c.prefix_length + lengths)
+    logits = jnp.take_along_axis(logits, lengths[:, None, None], axis=1)[:, 0]
 
     def step(carry: Any, _: None) -> Any:
         ids, done, cache = carry
-        ids = jnp.where(done, c.pad_id, ids)
-        if stop_id is not None:
-            done = done | (ids == stop_id)
-        lm_params = {"params": params["lm"]}
-        embeddings = model.lm.apply(lm_params, ids[:, None], method="embed")
-        hidden, cache = model.lm.apply(lm_params, embeddings, cache=cache)
-        logits = model.lm.apply(lm_params, hidden[:, 0], method="unembed")
-        return (logits.argmax(-1).astype(jnp.int32), done, cache), ids
+        embeddings = model.apply_lm(params, ids[:, None], method="embed")
+        hidden, cache = model.apply_lm(params, embeddings, cache=cache)
+        logits = model.apply_lm(params, hidden[:, 0], method="unembed")
+        return pick(logits, done | (ids == stop_id), cache)
 
-    carry = (first.astype(jnp.int32), jnp.zeros(batch_size, bool), cache)
-    _, new_ids = jax.lax.scan(step, carry, None, length=max_new_tokens)
-    return new_ids.T
+    def pick(logits: jax.Array, done: jax.Array, cache: Any) -> Any:
+        ids = jnp.where(done, c.pad_id, logits.argmax(-1).astype(jnp.int32))
+        return (ids, done, cache), ids
+
+    carry, first = pick(logits, jnp.zeros(batch_size, bool), cache)
+    _, others = jax.lax.scan(step, carry, None, length=max_new_tokens - 1)
+    return jnp.concatenate([first[None], others]).T

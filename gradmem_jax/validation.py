@@ -62,7 +62,8 @@ def check_memory(memory: Any, expected: Any) -> None:
         memory: pytree of arrays.
         expected: pytree of arrays or `jax.ShapeDtypeStruct`.
     """
-    structure, wanted = jax.tree.structure(memory), jax.tree.structure(expected)
+    structure: Any = jax.tree.structure(memory)
+    wanted: Any = jax.tree.structure(expected)
     if structure != wanted:
         raise ValueError(
             f"memory is a {structure}, this model's is a {wanted}; was it written by a model of "

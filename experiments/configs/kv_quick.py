@@ -15,7 +15,6 @@ def get_config() -> ConfigDict:
     config.stop_at_exact_match = 0.97
     config.lm.width = 64
     config.lm.init = "fan_in"
-    config.lm.scan_layers = True
     config.model.write_learning_rate = 20.0
     config.model.learned_write_learning_rate = "shared"
     config.model.memory_init_std = 1.0

@@ -167,7 +167,7 @@ class Llama(nn.Module):
         if mask is None and cache is not None:
             mask = jnp.arange(cache.keys.shape[2]) <= positions[:, None, :, None]
         x = embeddings.astype(self.config.dtype)
-        cached = None if cache is None else (cache.keys, cache.values)
+        cached: Any = None if cache is None else (cache.keys, cache.values)
         if self.config.scan_layers:
             x, cached = self.layers(x, positions, mask, cached)
         else:
@@ -177,10 +177,10 @@ class Llama(nn.Module):
                     x, positions, mask, None if cached is None else (cached[0][i], cached[1][i])
                 )
                 grown.append(kv)
-            if cached is not None:
+            if cache is not None:
                 cached = jax.tree.map(lambda *leaves: jnp.stack(leaves), *grown)
         if cache is not None:
-            cache = KVCache(*cached, cache.length + length)
+            cache = KVCache(cached[0], cached[1], cache.length + length)
         return self.final_norm(x), cache
 
     def unembed(self, hidden: jax.Array) -> jax.Array:

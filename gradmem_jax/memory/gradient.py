@@ -115,6 +115,10 @@ class GradMem:
             params["log_write_learning_rate"] = rates
         return params
 
+    def apply_lm(self, params: Params, *args: Any, **kwargs: Any) -> Any:
+        """Calls the language model, or the `method` of it, with its part of the parameters."""
+        return self.lm.apply({"params": params["lm"]}, *args, **kwargs)
+
     def initial_memory(self, params: Params, batch_size: int) -> Memory:
         """Returns a copy of M0 for each sample.
 
@@ -231,7 +235,7 @@ class GradMem:
         return self._write_token_losses(memory, (params, self._embed(params, context_ids)), labels)
 
     def check_read(
-        self, params: Params, memory: Memory, query_ids: jax.Array
+        self, params: Params, memory: Memory, query_ids: jax.typing.ArrayLike
     ) -> tuple[Memory, jax.Array]:
         """Checks the input of a READ and gives every query a memory of its own.
 
@@ -259,7 +263,7 @@ class GradMem:
 
     def read_hidden(
         self, params: Params, memory: Memory, query_ids: jax.Array, cache: KVCache | None = None
-    ) -> tuple[jax.Array, KVCache | None]:
+    ) -> tuple[jax.Array, Any]:
         """One forward pass over memory and queries, `[read_start; M; read_end; Q]`.
 
         Args:
@@ -273,9 +277,9 @@ class GradMem:
         """
         prefix = self._prefix(params, memory, "read")
         inputs = jnp.concatenate([prefix, self._embed(params, query_ids)], axis=1)
-        hidden, cache = self.lm.apply({"params": params["lm"]}, inputs, cache=cache)
+        hidden, cache = self.apply_lm(params, inputs, cache=cache)
         hidden = hidden[:, prefix.shape[1] - 1 :]
-        return self.lm.apply({"params": params["lm"]}, hidden, method="unembed"), cache
+        return self.apply_lm(params, hidden, method="unembed"), cache
 
     def _resolve_steps(
         self, num_steps: int | jax.Array | None, max_steps: int | None
@@ -299,7 +303,7 @@ class GradMem:
         return steps, None
 
     def _embed(self, params: Params, ids: jax.Array) -> jax.Array:
-        return self.lm.apply({"params": params["lm"]}, ids, method="embed")
+        return self.apply_lm(params, ids, method="embed")
 
     def _prefix(self, params: Params, memory: Memory, phase: str) -> jax.Array:
         """What stands before the tokens: [B, 2c + m, d], `phase` is "write" or "read"."""
@@ -324,12 +328,12 @@ class GradMem:
         params, embeddings = slow
         prefix = self._prefix(params, memory, "write")
         inputs = jnp.concatenate([prefix, embeddings[:, :-1]], axis=1)
-        hidden, _ = self.lm.apply({"params": params["lm"]}, inputs)
+        hidden, _ = self.apply_lm(params, inputs)
         hidden = hidden[:, prefix.shape[1] - 1 :]
         if self.config.write_head:
             logits = hidden @ params["write_head"].astype(hidden.dtype)
         else:
-            logits = self.lm.apply({"params": params["lm"]}, hidden, method="unembed")
+            logits = self.apply_lm(params, hidden, method="unembed")
         return token_losses(logits, labels)
 
     def _write_loss(
