@@ -8,7 +8,7 @@ from experiments.configs import default
 def get_config() -> ConfigDict:
     """Returns the configuration."""
     config = default.get_config()
-    config.num_steps = 1500
+    config.num_steps = 800
     config.batch_size = 32
     config.evaluate_every = 100
     config.num_eval_samples = 1000
@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     config.data.queries_per_context = 4
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 200
+    config.optimizer.schedule = "cosine"
     config.optimizer.b2 = 0.99
     config.curriculum.num_pairs = (2, 4)
     return config

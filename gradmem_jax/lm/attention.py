@@ -64,22 +64,28 @@ def rotate(x: jax.Array, positions: jax.Array, frequencies: np.ndarray) -> jax.A
     return rotated.astype(x.dtype)
 
 
-def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Softmax attention by XLA, which can be differentiated any number of times in any mode.
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+    """Softmax attention that can be differentiated any number of times, in any mode and dtype.
+
+    `jax.nn.dot_product_attention` rounds to float32 even what is float64, which would hide errors
+    from the tests by central differences.
 
     Args:
         query: [B, S, H, Dh].
         key: [B, T, Hkv, Dh], Hkv divides H.
         value: [B, T, Hkv, Dh].
-        mask: bool, broadcastable to [B, 1, S, T], true where a query sees a key; None means
-            causal, for S = T.
+        mask: bool, broadcastable to [B, 1, S, T], true where a query sees a key.
 
     Returns:
-        [B, S, H, Dh].
+        [B, S, H, Dh], dtype of query.
     """
-    return jax.nn.dot_product_attention(
-        query, key, value, mask=mask, is_causal=mask is None, implementation="xla"
-    )
+    kv_heads, head_width = key.shape[-2:]
+    grouped = query.reshape(*query.shape[:2], kv_heads, -1, head_width)
+    dtype = jnp.promote_types(query.dtype, jnp.float32)
+    scores = jnp.einsum("bskgd,btkd->bkgst", grouped, key, preferred_element_type=dtype)
+    scores = jnp.where(mask[..., None, :, :], scores * head_width**-0.5, jnp.finfo(dtype).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    return jnp.einsum("bkgst,btkd->bskgd", weights, value).reshape(query.shape)
 
 
 def append_to_cache(cached: jax.Array, new: jax.Array, length: jax.Array) -> jax.Array:

@@ -39,7 +39,7 @@ class Attention(nn.Module):
         self,
         x: jax.Array,
         positions: jax.Array,
-        mask: jax.Array | None,
+        mask: jax.Array,
         cached: tuple[jax.Array, jax.Array] | None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         """Maps x [B, S, d] to [B, S, d]; `cached` holds keys and values [B, T, Hkv, Dh]."""
@@ -73,7 +73,7 @@ class Block(nn.Module):
         self,
         x: jax.Array,
         positions: jax.Array,
-        mask: jax.Array | None,
+        mask: jax.Array,
         cached: tuple[jax.Array, jax.Array] | None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         """Maps x [B, S, d] to [B, S, d]."""
@@ -151,7 +151,8 @@ class Llama(nn.Module):
 
         Args:
             embeddings: [B, S, d].
-            positions: int [S] or [B, S]; by default they go on from the cache, or from 0.
+            positions: int [S] or [B, S]; by default they go on from the cache, or from 0. With a
+                cache only the default works.
             mask: bool, broadcastable to [B, 1, S, T], true where a query sees a key; causal by
                 default.
             cache: keys and values of earlier tokens; the new ones are appended.
@@ -160,12 +161,11 @@ class Llama(nn.Module):
             Final hidden states [B, S, d], ready for an output projection, and the grown cache.
         """
         length = embeddings.shape[1]
-        if positions is None:
-            positions = jnp.arange(length)
-            if cache is not None:
-                positions = positions + cache.length[:, None]
-        if mask is None and cache is not None:
-            mask = jnp.arange(cache.keys.shape[2]) <= positions[:, None, :, None]
+        slots, room = jnp.arange(length)[None], length
+        if cache is not None:
+            slots, room = slots + cache.length[:, None], cache.keys.shape[2]
+        positions = slots if positions is None else positions
+        mask = jnp.arange(room) <= slots[:, None, :, None] if mask is None else mask
         x = embeddings.astype(self.config.dtype)
         cached: Any = None if cache is None else (cache.keys, cache.values)
         if self.config.scan_layers:

@@ -1,0 +1,154 @@
+"""The outer gradient: mixed mode, reverse mode, central differences and explicit loops agree."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl.testing import absltest, parameterized
+
+from gradmem_jax.meta_gradient import losses_and_gradient
+from gradmem_jax.training import loss_and_metrics
+from tests.small import small_batch, small_model, small_params
+
+OPTIONS = {
+    "scanned_layers_remat_inner_loss_shared_rate": dict(
+        lm=dict(scan_layers=True, num_layers=2, remat="full"),
+        inner_loss_weight=0.7,
+        learned_write_learning_rate="shared",
+    ),
+    "lm_head_three_steps_projection_control_token_rate": dict(
+        lm=dict(tied_head=True),
+        write_head=False,
+        num_write_steps=3,
+        memory_projection="proj",
+        num_control_tokens=2,
+        learned_write_learning_rate="token",
+    ),
+    "per_sample_projection_dimension_rate_clip_norm": dict(
+        memory_projection="per_sample",
+        learned_write_learning_rate="dimension",
+        write_learning_rate=0.3,
+        clip_norm=0.2,
+    ),
+    "last_step_only_clipped": dict(
+        second_order_steps=1, inner_loss_weight=0.5, clip_value=0.05, clip_norm=0.3
+    ),
+    "clip_and_momentum": dict(
+        write_optimizer=optax.chain(optax.clip(0.1), optax.sgd(1.0, momentum=0.5))
+    ),
+    "adam": dict(write_optimizer=optax.adam(0.3, eps_root=1e-2)),
+}
+
+
+def loss_of(model, batch):
+    return lambda params: loss_and_metrics(model, params, batch)[0]
+
+
+class FloatSixtyFour(parameterized.TestCase):
+    """Runs every test in float64, as central differences need it."""
+
+    def setUp(self):
+        super().setUp()
+        self.enter_context(jax.enable_x64(True))
+
+    def case(self, write_optimizer=None, lm=None, **changes):
+        lm = dict(dtype="float64", param_dtype="float64") | (lm or {})
+        model = small_model(write_optimizer, lm=lm, **changes)
+        return model, small_params(model), small_batch()
+
+
+class ModesTest(FloatSixtyFour):
+    def test_pullback_of_a_small_function(self):
+        def loss_fn(fast, slow, constants):
+            hidden = jnp.tanh(fast["m"] @ slow["w"]) * constants
+            return jnp.log1p((hidden**2).sum(-1)) * jnp.exp(fast["s"])
+
+        rng = np.random.default_rng(0)
+        draw = lambda *shape: jnp.asarray(rng.standard_normal(shape))
+        fast, slow = {"m": draw(4, 3), "s": draw(4)}, {"w": draw(3, 5)}
+        constants = draw(4, 5)
+        cotangents = (draw(4), {"m": draw(4, 3), "s": draw(4)})
+        pulled = []
+        for mode in ("mixed", "reverse"):
+            evaluate = losses_and_gradient(loss_fn, mode)
+            value, pullback = jax.vjp(lambda f, s, e=evaluate: e(f, s, constants), fast, slow)
+            pulled.append((value, pullback(cotangents)))
+        chex.assert_trees_all_close(*pulled, rtol=1e-12)
+        self.assertGreater(np.abs(pulled[0][1][1]["w"]).min(), 0)
+
+    @parameterized.named_parameters((name, options) for name, options in OPTIONS.items())
+    def test_mixed_reverse_and_central_differences_agree(self, options):
+        model, params, batch = self.case(**options)
+        other, _, _ = self.case(**options, meta_gradient="reverse")
+        loss_and_gradient = jax.jit(jax.value_and_grad(loss_of(model, batch)))
+        _, mixed = loss_and_gradient(params)
+        reverse = jax.jit(jax.grad(loss_of(other, batch)))(params)
+        chex.assert_trees_all_close(mixed, reverse, rtol=1e-7, atol=1e-10)
+        if "second_order_steps" in options:
+            return  # not the gradient of any function, nothing to difference
+        loss = lambda params: loss_and_gradient(params)[0]
+        rng = np.random.default_rng(1)
+        for part in params:
+            only = lambda path, x, part=part: rng.standard_normal(x.shape) * (path[0].key == part)
+            direction = jax.tree.map_with_path(only, params)
+            h = 1e-5
+            moved = lambda s, d=direction: jax.tree.map(lambda x, y: x + s * y, params, d)
+            difference = (loss(moved(h)) - loss(moved(-h))) / (2 * h)
+            product = sum(jax.tree.leaves(jax.tree.map(np.vdot, direction, mixed)))
+            np.testing.assert_allclose(product, difference, rtol=2e-6, atol=1e-9, err_msg=part)
+
+    @parameterized.parameters("first", "none")
+    def test_cheap_modes_are_explicit_loops(self, mode):
+        model, params, batch = self.case(
+            gradient_mode=mode, inner_loss_weight=0.5, learned_write_learning_rate="shared"
+        )
+        labels = np.where(batch["context_ids"] == 0, -100, batch["context_ids"])
+
+        def write_loss(params, memory):
+            losses = model.write_token_losses(params, memory, batch["context_ids"])
+            return losses.sum(axis=1) / (labels >= 0).sum(axis=1)
+
+        def explicit(params):
+            memory = model.initial_memory(params, 3)
+            for _ in range(2):
+                if mode == "none":
+                    memory = jax.lax.stop_gradient(memory)
+                inner = write_loss(params, memory).mean()
+                gradient = jax.grad(lambda m: write_loss(params, m).sum())(memory)
+                rate = jnp.exp(params["log_write_learning_rate"]["tokens"])
+                memory = memory - rate * jax.lax.stop_gradient(gradient)
+                if mode == "none":
+                    memory = jax.lax.stop_gradient(memory)
+            targets = batch["query_ids"]
+            logits = model.read_memory(params, memory, targets)[..., 3:5, :]
+            read = optax.softmax_cross_entropy_with_integer_labels(logits, targets[..., 3:]).mean()
+            return read + 0.5 * inner
+
+        want = jax.jit(jax.value_and_grad(explicit))(params)
+        got = jax.jit(jax.value_and_grad(loss_of(model, batch)))(params)
+        chex.assert_trees_all_close(got, want, rtol=1e-9, atol=1e-12)
+        rate = got[1]["log_write_learning_rate"]["tokens"]
+        self.assertEqual(rate == 0, mode == "none")
+        self.assertEqual(np.all(got[1]["initial_memory"] == 0), mode == "none")
+
+
+class MemoryTest(parameterized.TestCase):
+    def temporary_bytes(self, meta_gradient, steps):
+        model = small_model(meta_gradient=meta_gradient, num_write_steps=steps)
+        gradient = jax.jit(jax.grad(loss_of(model, small_batch())))
+        compiled = gradient.lower(jax.eval_shape(model.init, jax.random.key(0))).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    def test_mixed_mode_does_not_grow_with_the_number_of_steps(self):
+        growth = {
+            mode: self.temporary_bytes(mode, 12) - self.temporary_bytes(mode, 2)
+            for mode in ("mixed", "reverse")
+        }
+        one_memory = 3 * 3 * 8 * 4
+        self.assertLess(growth["mixed"], 10 * 4 * one_memory)
+        self.assertGreater(growth["reverse"], 10 * 30 * one_memory)
+
+
+if __name__ == "__main__":
+    absltest.main()

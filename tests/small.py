@@ -1,0 +1,64 @@
+"""A model small enough to compile in no time, and token ids for it."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from gradmem_jax import GradMem, GradMemConfig, LlamaConfig
+
+VOCAB_SIZE = 11
+
+
+def small_model(write_optimizer: Any = None, **changes: Any) -> GradMem:
+    """A model of width 8; `changes` go to the GradMemConfig, those of `lm` as a dict."""
+    lm = dict(
+        vocab_size=VOCAB_SIZE,
+        width=8,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=1,
+        mlp_width=12,
+        max_positions=40,
+        init="fan_in",
+    )
+    options = dict(
+        lm=LlamaConfig(**(lm | changes.pop("lm", {}))),
+        num_memory_tokens=3,
+        num_write_steps=2,
+        write_learning_rate=2.0,
+        memory_init_std=1.0,
+    )
+    return GradMem(GradMemConfig(**(options | changes)), write_optimizer)
+
+
+def small_params(model: GradMem, seed: int = 0) -> dict[str, Any]:
+    """Parameters in which nothing is zero, equal, or the identity; drawn without a compile."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+
+    def draw(path: Any, x: jax.ShapeDtypeStruct) -> np.ndarray:
+        values = rng.standard_normal(x.shape)
+        name = path[-1].key
+        if name in ("scale", "tokens") or path[0].key == "log_write_learning_rate":
+            values = 1 + 0.1 * values
+        elif x.ndim > 1 and path[0].key != "initial_memory" and name != "embedding":
+            values = values / np.sqrt(model.config.lm.width)
+        return values.astype(x.dtype)
+
+    return jax.tree.map_with_path(draw, shapes)
+
+
+def random_ids(seed: int, *shape: int) -> np.ndarray:
+    """Token ids without padding."""
+    return np.random.default_rng(seed).integers(1, VOCAB_SIZE, size=shape)
+
+
+def small_batch(batch_size: int = 3, queries: int = 2, seed: int = 0) -> dict[str, np.ndarray]:
+    """Contexts of different lengths, and queries whose last two tokens are the target."""
+    context_ids = random_ids(seed, batch_size, 9)
+    for i in range(batch_size):
+        context_ids[i, 9 - i % 3 :] = 0
+    query_ids = random_ids(seed + 1, batch_size, queries, 5)
+    labels = np.where(np.arange(5) < 3, -100, query_ids)
+    return {"context_ids": context_ids, "query_ids": query_ids, "labels": labels}
