@@ -137,7 +137,7 @@ class Llama(nn.Module):
 
     def embed(self, ids: jax.Array) -> jax.Array:
         """Looks up token embeddings: int [B, S] to [B, S, d] in the compute dtype."""
-        return self.embedding[ids].astype(self.config.dtype)
+        return jnp.asarray(self.embedding)[ids].astype(self.config.dtype)
 
     def __call__(
         self,

@@ -294,7 +294,7 @@ class GradMem:
             )
             require_integer("max_steps", max_steps, 0)
             return int(max_steps or 0), jnp.asarray(num_steps)
-        steps = num_steps if isinstance(num_steps, int) else num_steps.item()
+        steps = num_steps.item() if hasattr(num_steps, "item") else num_steps
         require_integer("num_steps", steps, 0)
         require(
             max_steps is None or steps <= max_steps,

@@ -1,0 +1,67 @@
+"""Greedy decoding with the cache against decoding without one."""
+
+import jax
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from gradmem_jax import generate
+from tests.small import random_ids, small_model, small_params
+
+MODEL = small_model(num_control_tokens=1, lm=dict(num_layers=2, scan_layers=True))
+PARAMS = small_params(MODEL)
+MEMORY = np.random.default_rng(0).standard_normal((3, 3, 8)).astype(np.float32)
+read = jax.jit(MODEL.read_memory)
+
+
+def without_cache(query: np.ndarray, sample: int, count: int) -> list[int]:
+    """Greedy tokens behind an unpadded query of one sample, a whole READ for each."""
+    tokens = list(query)
+    for _ in range(count):
+        ids = np.zeros((1, 10), int)
+        ids[0, : len(tokens)] = tokens
+        logits = read(PARAMS, MEMORY[sample : sample + 1], ids)
+        tokens.append(int(logits[0, len(tokens)].argmax()))
+    return tokens[len(query) :]
+
+
+class GenerateTest(parameterized.TestCase):
+    def test_same_as_without_cache_for_queries_of_different_length(self):
+        queries = random_ids(3, 3, 5)
+        lengths = (5, 2, 3)
+        for row, length in zip(queries, lengths, strict=True):
+            row[length:] = 0
+        got = generate(MODEL, PARAMS, MEMORY, queries, 4)
+        for i, length in enumerate(lengths):
+            self.assertEqual(got[i].tolist(), without_cache(queries[i, :length], i, 4))
+
+    def test_many_queries(self):
+        queries = random_ids(4, 3, 2, 4)
+        got = generate(MODEL, PARAMS, MEMORY, queries, 3)
+        self.assertEqual(got.shape, (3, 2, 3))
+        for r in range(2):
+            want = generate(MODEL, PARAMS, MEMORY, queries[:, r], 3)
+            np.testing.assert_array_equal(got[:, r], want)
+
+    def test_stops(self):
+        queries = random_ids(3, 3, 5)
+        free = np.asarray(generate(MODEL, PARAMS, MEMORY, queries, 5))
+        stop = int(free[0, 1])
+        stopped = np.asarray(generate(MODEL, PARAMS, MEMORY, queries, 5, stop_id=stop))
+        for before, after in zip(free, stopped, strict=True):
+            hits = np.flatnonzero(before == stop)
+            end = hits[0] + 1 if len(hits) else 5
+            np.testing.assert_array_equal(after[:end], before[:end])
+            np.testing.assert_array_equal(after[end:], 0)
+
+    @parameterized.parameters(
+        dict(max_new_tokens=0, message="max_new_tokens=0"),
+        dict(max_new_tokens=40, message="positions"),
+        dict(max_new_tokens=1, stop_id=11, message="stop_id=11"),
+    )
+    def test_errors(self, message, **arguments):
+        with self.assertRaisesRegex(ValueError, message):
+            generate(MODEL, PARAMS, MEMORY, random_ids(3, 3, 5), **arguments)
+
+
+if __name__ == "__main__":
+    absltest.main()
