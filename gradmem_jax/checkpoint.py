@@ -130,7 +130,7 @@ def restore_params(directory: str | pathlib.Path, which: str = "best") -> tuple[
     with open_checkpoints(directory, create=False) as checkpoints:
         steps = checkpoints.all_steps()
         named = {"best": checkpoints.best_step, "latest": checkpoints.latest_step}
-        step = named[which]() if which in named else int(which)
+        step = named[which]() if which in named else int(which) if which.isdigit() else None
         if step is None or step not in steps:
             raise ValueError(f"{directory} has no checkpoint {which!r}; it has steps {steps}.")
         restored = checkpoints.restore(

@@ -8,6 +8,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import chex  # noqa: E402
 import pytest  # noqa: E402
+from absl import flags  # noqa: E402
+
+flags.FLAGS.mark_as_parsed()  # absltest asks a flag where temporary folders go
 
 
 def pytest_addoption(parser):

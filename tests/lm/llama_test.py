@@ -74,7 +74,9 @@ class LlamaTest(parameterized.TestCase):
         _, tied = make(tied_head=True, width=64, head_width=16, mlp_width=48)
         self.assertNotIn("head", tied["params"])
         self.assertEqual(tied["params"]["layers_0"]["gate"]["kernel"].shape, (64, 48))
-        self.assertEqual(tied["params"]["layers_0"]["attention"]["key"]["kernel"].shape, (64, 2, 16))
+        self.assertEqual(
+            tied["params"]["layers_0"]["attention"]["key"]["kernel"].shape, (64, 2, 16)
+        )
         _, fan_in = make(width=64)
         _, normal = make(width=64, init="normal", init_std=0.02)
         for variables, embedding, kernel in ((fan_in, 1.0, 64**-0.5), (normal, 0.02, 0.02)):
@@ -109,7 +111,8 @@ class AttentionTest(parameterized.TestCase):
         frequencies = rotary_frequencies(8, 100.0)
         score = lambda i, j: float(
             (
-                rotate(query, jnp.array([i]), frequencies) * rotate(key, jnp.array([j]), frequencies)
+                rotate(query, jnp.array([i]), frequencies)
+                * rotate(key, jnp.array([j]), frequencies)
             ).sum()
         )
         self.assertAlmostEqual(score(3, 1), score(10, 8), places=5)

@@ -266,9 +266,7 @@ class TransformationsTest(parameterized.TestCase):
             memory, _ = MODEL.write_memory(params, CONTEXT, memory=start)
             return MODEL.read_memory(params, memory, QUERY).var()
 
-        gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))(
-            PARAMS, MODEL.initial_memory(PARAMS, 8)
-        )
+        gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))(PARAMS, MODEL.initial_memory(PARAMS, 8))
         sizes = jax.tree.map(lambda g: float(np.abs(g).max()), gradients)
         self.assertEqual(sizes[0].pop("initial_memory"), 0)
         self.assertTrue(all(size > 0 for size in jax.tree.leaves(sizes)), sizes)

@@ -1,0 +1,39 @@
+"""What the TFDS builder writes is what the source makes."""
+
+import numpy as np
+from absl.testing import absltest
+
+from gradmem_jax.data.kv_retrieval import KVRetrievalConfig, KVRetrievalSource
+from gradmem_jax.data.kv_retrieval_tfds import prepare
+from gradmem_jax.data.pipeline import make_iterator
+
+TASK = dict(num_pairs=3, noise=0.25, queries_per_context=2, seed=5)
+
+
+class KVRetrievalTFDSTest(absltest.TestCase):
+    def test_disk_and_source_agree(self):
+        folder = self.create_tempdir().full_path
+        counts = {"train": 12, "validation": 5}
+        task = KVRetrievalConfig(**TASK)
+        builder = prepare(task, folder, num_train=12, num_validation=5)
+        for split, count in counts.items():
+            written = builder.as_data_source(split=split)
+            source = KVRetrievalSource(KVRetrievalConfig(**TASK, split=split, num_samples=count))
+            self.assertLen(written, count)
+            for i in range(count):
+                self.assertEqual(written[i].keys(), source[i].keys())
+                for name, value in source[i].items():
+                    np.testing.assert_array_equal(written[i][name], value)
+        batch = next(make_iterator(builder.as_data_source(split="train"), 4))
+        self.assertEqual(batch["query_ids"].shape, (4, 2, 9))
+
+        again = prepare(task, folder, num_train=12, num_validation=5)
+        self.assertLen(again.as_data_source(split="validation"), 5)
+
+    def test_refusal(self):
+        with self.assertRaisesRegex(ValueError, "num_validation=0"):
+            prepare(KVRetrievalConfig(), "unused", num_validation=0)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,77 @@
+"""The programs as users start them: a process each."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+from absl.testing import absltest
+
+ROOT = pathlib.Path(__file__).parents[2]
+TINY = (
+    "--config=experiments/configs/kv_quick.py",
+    *("--config.num_steps=4", "--config.evaluate_every=4", "--config.log_every=2"),
+    *("--config.num_eval_samples=16", "--config.batch_size=8", "--config.lm.num_layers=1"),
+    *("--config.lm.width=8", "--config.model.num_write_steps=1", "--config.data.num_pairs=2"),
+    *("--config.data.queries_per_context=2", "--config.curriculum.num_pairs=()"),
+    *("--config.optimizer.warmup_steps=1", "--config.final_num_write_steps=(1,)"),
+)
+
+
+def start(program, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", f"experiments.{program}", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
+class ProgramsTest(absltest.TestCase):
+    def test_train_then_evaluate(self):
+        workdir = pathlib.Path(self.create_tempdir().full_path) / "run"
+        done = start("train", f"--workdir={workdir}", *TINY)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("step 4/4 N=2 K=1 | loss", done.stdout)
+        self.assertIn("answers from memory alone", done.stdout)
+
+        done = start(
+            "evaluate",
+            f"--workdir={workdir}",
+            "--num_write_steps=0,2",
+            "--num_pairs=1,2",
+            "--num_samples=20",
+        )
+        self.assertEqual(done.returncode, 0, done.stderr)
+        report = json.loads((workdir / "evaluation.json").read_text())
+        self.assertEqual(set(report["by_num_pairs"]), {"1", "2"})
+        for rows in report["by_num_pairs"].values():
+            self.assertEqual(set(rows), {"0", "2"})
+            for row in rows.values():
+                low, high = row["confidence_interval"]
+                self.assertTrue(0 <= low <= row["exact_match"] <= high <= 1)
+                self.assertEqual(set(row["write_loss_of"]), {"key", "value", "delimiter"})
+        self.assertStartsWith((workdir / "evaluation.png").read_bytes(), b"\x89PNG")
+
+    def test_evaluate_refuses(self):
+        folder = self.create_tempdir().full_path
+        done = start("evaluate", f"--workdir={folder}")
+        self.assertNotEqual(done.returncode, 0)
+        self.assertIn("cannot read", done.stderr)
+
+    def test_benchmark(self):
+        done = start(
+            "benchmark",
+            *("--num_pairs=2", "--write_steps=1", "--batch_size=2", "--width=8"),
+            *("--num_layers=1", "--repeats=1", "--meta_gradient=reverse"),
+        )
+        self.assertEqual(done.returncode, 0, done.stderr)
+        (line,) = done.stdout.splitlines()
+        report = json.loads(line)
+        self.assertEqual((report["meta_gradient"], report["write_steps"]), ("reverse", 1))
+        for name in ("step_seconds", "compile_seconds", "peak_mib", "temporary_mib"):
+            self.assertGreater(report[name], 0)
+
+
+if __name__ == "__main__":
+    absltest.main()

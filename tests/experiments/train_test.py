@@ -1,0 +1,205 @@
+"""The training program: a whole run, resuming, curriculum, divergence, refusals."""
+
+import json
+import pathlib
+import re
+from unittest import mock
+
+import chex
+import jax
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from experiments import train
+from experiments.configs import default, kv_paper, kv_quick, kv_scaling
+from gradmem_jax import checkpoint
+
+
+def tiny_config(**changes):
+    config = default.get_config()
+    config.num_steps = 8
+    config.batch_size = 8
+    config.log_every = 2
+    config.evaluate_every = 4
+    config.num_eval_samples = 24
+    config.final_num_write_steps = (0, 1)
+    config.lm.width = 8
+    config.lm.num_layers = 1
+    config.lm.num_heads = 2
+    config.lm.init = "fan_in"
+    config.model.num_memory_tokens = 2
+    config.model.num_write_steps = 1
+    config.data.num_pairs = 2
+    config.data.key_length = 1
+    config.data.value_length = 1
+    config.data.alphabet_size = 8
+    config.optimizer.learning_rate = 1e-2
+    config.optimizer.warmup_steps = 2
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+class Killed(BaseException):
+    """Stands for a signal."""
+
+
+class TrainTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(self.create_tempdir().full_path)
+
+    def params(self, name, which="latest"):
+        return checkpoint.restore_params(self.folder / name / "checkpoints", which)
+
+    def train_and_kill(self, config, name, at_batch):
+        calls = []
+
+        def next_batch(iterator, original=train.next_batch):
+            calls.append(None)
+            if len(calls) == at_batch:
+                raise Killed
+            return original(iterator)
+
+        with mock.patch.object(train, "next_batch", next_batch), self.assertRaises(Killed):
+            train.train(config, self.folder / name)
+
+    def test_whole_run(self):
+        config = tiny_config()
+        with self.assertLogs("experiments", "INFO") as logs:
+            summary = train.train(config, self.folder / "run")
+        text = "\n".join(logs.output)
+        self.assertRegex(
+            text, r"step 4/8 N=2 K=1 \| loss \d.* \| exact match \d.* ms/step.* samples/s.* left"
+        )
+        self.assertRegex(text, r"\?!.: -> .+ \((right|wrong, it is .!\|)\)")
+        written = json.loads((self.folder / "run" / "metrics.json").read_text())
+        self.assertEqual(written["steps"], 8)
+        self.assertEqual(written["exact_match"], summary["exact_match"])
+        self.assertEqual(set(written["by_num_write_steps"]), {"0", "1"})
+        self.assertContainsSubset(
+            {"compile_seconds", "seconds", "devices", "best_step", "num_pairs"}, written
+        )
+        self.assertIn("context", (self.folder / "run" / "answers.txt").read_text())
+        self.assertNotEmpty(list((self.folder / "run" / "tensorboard").glob("events*")))
+
+        with mock.patch.object(train, "finish_window", side_effect=AssertionError):
+            again = train.train(config, self.folder / "run")
+        self.assertEqual(again["steps"], 8)
+        self.assertEqual(again["by_num_write_steps"], summary["by_num_write_steps"])
+
+    def test_killed_and_resumed_is_bit_identical(self):
+        config = tiny_config(**{"curriculum.num_pairs": (1, 2), "curriculum.exact_match": 0.0})
+        train.train(config, self.folder / "straight")
+        # Batch 1 of each start only shows the shapes. Killed after step 6, the checkpoint is of 4.
+        self.train_and_kill(config, "killed", at_batch=9)
+        self.assertEqual(self.params("killed")[0], 4)
+        train.train(config, self.folder / "killed")
+        for which in ("latest", "best"):
+            chex.assert_trees_all_equal(
+                self.params("straight", which), self.params("killed", which)
+            )
+        initial = train.start_state(config, *model_and_optimizer(config)).params
+        moved = np.abs(initial["lm"]["embedding"] - self.params("killed")[1]["lm"]["embedding"])
+        self.assertGreater(moved.max(), 1e-3)
+
+    def test_curriculum_and_early_stop(self):
+        config = tiny_config(
+            **{
+                "curriculum.num_pairs": (1, 2),
+                "curriculum.num_write_steps": (1, 1),
+                "curriculum.exact_match": 0.0,
+                "stop_at_exact_match": 0.0,
+            }
+        )
+        with self.assertLogs("experiments", "INFO") as logs:
+            summary = train.train(config, self.folder / "run")
+        tasks = re.findall(r"step \d/8 (N=\d)", "\n".join(logs.output))
+        self.assertEqual(tasks, ["N=1", "N=2"])
+        self.assertEqual(summary["steps"], 4)
+
+    def test_start_from_another_run(self):
+        train.train(tiny_config(num_steps=4), self.folder / "first")
+        config = tiny_config(init_from=str(self.folder / "first"))
+        state = train.start_state(config, *model_and_optimizer(config))
+        chex.assert_trees_all_equal(state.params, self.params("first", "best")[1])
+        self.assertEqual(int(state.step), 0)
+        other = tiny_config(**{"init_from": str(self.folder / "first"), "lm.width": 16})
+        with self.assertRaisesRegex(ValueError, "do not fit this model"):
+            train.start_state(other, *model_and_optimizer(other))
+        missing = tiny_config(init_from=str(self.folder / "nowhere"))
+        with self.assertRaisesRegex(ValueError, "no checkpoints in"):
+            train.start_state(missing, *model_and_optimizer(missing))
+
+    def test_divergence_stops_and_keeps_the_batch(self):
+        config = tiny_config(**{"optimizer.learning_rate": 1e38, "optimizer.warmup_steps": 0})
+        with self.assertRaisesRegex(train.NonFiniteError, r"step 2 is not finite") as raised:
+            train.train(config, self.folder / "run")
+        path = self.folder / "run" / "nonfinite_batch_2.npz"
+        self.assertIn(str(path), str(raised.exception))
+        with np.load(path) as saved:
+            self.assertEqual(saved["context_ids"].shape, (8, 11))
+
+    def test_options(self):
+        config = tiny_config(
+            **{
+                "num_steps": 2,
+                "num_micro_batches": 2,
+                "model.inner_loss_weight": 0.1,
+                "write_optimizer.name": "adam",
+                "write_optimizer.arguments": {"learning_rate": 0.1, "eps_root": 1e-8},
+                "lm.scan_layers": True,
+            }
+        )
+        self.assertEqual(train.train(config, self.folder / "run")["steps"], 2)
+
+    def test_workdir_of_another_run_is_refused(self):
+        train.check_workdir(self.folder / "run", tiny_config())
+        train.check_workdir(self.folder / "run", tiny_config(num_steps=80))
+        with self.assertRaisesRegex(ValueError, r"other values of \['lm'\]"):
+            train.check_workdir(self.folder / "run", tiny_config(**{"lm.width": 16}))
+
+    @parameterized.parameters(
+        ({"batch_size": 6}, "batch_size=6 must be a multiple of the 8 devices"),
+        ({"evaluate_every": 3}, "evaluate_every=3"),
+        ({"num_micro_batches": 3}, "num_micro_batches=3"),
+        ({"log_every": 0}, "log_every=0"),
+        ({"num_eval_samples": 0}, "num_eval_samples"),
+        ({"data.num_pairs": 9}, "num_pairs=9"),
+        ({"lm.width": 9}, "width=9"),
+        ({"model.write_learning_rate": -1.0}, "write_learning_rate=-1.0"),
+        ({"optimizer.schedule": "linear"}, "schedule='linear'"),
+        ({"write_optimizer.name": "sgdd"}, "write_optimizer.name='sgdd'"),
+        ({"curriculum.num_pairs": (1,)}, "last stage must be the task itself, 2 and 1"),
+        (
+            {"curriculum.num_pairs": (1, 2), "curriculum.num_write_steps": (1,)},
+            "must have equal length",
+        ),
+    )
+    def test_wrong_values_are_refused_before_a_compile(self, changes, message):
+        with (
+            mock.patch.object(jax, "jit", side_effect=AssertionError),
+            self.assertRaisesRegex(ValueError, message),
+        ):
+            train.train(tiny_config(**changes), self.folder / "run")
+
+    @parameterized.parameters(
+        (kv_quick, None), (kv_paper, "n96_k5"), (kv_scaling, "n16"), (default, None)
+    )
+    def test_configs_can_be_built(self, module, argument):
+        config = module.get_config(argument) if argument else module.get_config()
+        *_, target = train.build_stages(config)
+        self.assertEqual(target.data.num_pairs, config.data.num_pairs)
+
+    @parameterized.parameters("n5_k2", "n8", "k2_n8", "n8_k2_")
+    def test_config_arguments_are_checked(self, argument):
+        with self.assertRaisesRegex(ValueError, "no row N=5|must look like 'n8_k2'"):
+            kv_paper.get_config(argument)
+
+
+def model_and_optimizer(config):
+    model = train.build_stages(config)[-1].model
+    return model, train.make_optimizer(train.build_optimizer_config(config))
+
+
+if __name__ == "__main__":
+    absltest.main()

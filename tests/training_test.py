@@ -1,0 +1,176 @@
+"""The outer loop: metrics, micro-batches, optimizer, steps that are not finite, learning."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl.testing import absltest, parameterized
+
+from gradmem_jax.training import (
+    OptimizerConfig,
+    evaluate_batch,
+    init_state,
+    learning_rate_schedule,
+    loss_and_metrics,
+    loss_gradient,
+    make_optimizer,
+    make_train_step,
+)
+from tests.small import random_ids, small_batch, small_model, small_params
+
+MODEL = small_model(inner_loss_weight=0.5)
+PARAMS = small_params(MODEL)
+
+
+class LossTest(parameterized.TestCase):
+    def test_metrics_by_hand(self):
+        batch = small_batch(4)
+        batch["value_mask"] = (np.arange(5) == 3) & (batch["labels"] >= 0)
+        batch["valid"] = np.array([True, True, False, True])
+        loss, metrics = jax.jit(lambda p: loss_and_metrics(MODEL, p, batch))(PARAMS)
+        memory, info = jax.jit(MODEL.write_memory)(PARAMS, batch["context_ids"])
+        logits = np.asarray(jax.jit(MODEL.read_memory)(PARAMS, memory, batch["query_ids"]))
+        rows = [0, 1, 3]
+        targets = batch["query_ids"][rows][:, :, 3:]
+        predicted = logits[rows][:, :, 3:5]
+        read_loss = optax.softmax_cross_entropy_with_integer_labels(predicted, targets).mean()
+        right = predicted[:, :, 0].argmax(-1) == targets[:, :, 0]
+        write_loss = info.losses[-1][np.array(rows)].mean()
+        want = {
+            "read_loss": read_loss,
+            "exact_match": right.mean(),
+            "token_accuracy": right.mean(),
+            "write_loss": write_loss,
+            "loss": read_loss + 0.5 * write_loss,
+        }
+        for name, value in want.items():
+            np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(loss, want["loss"], rtol=1e-5)
+
+    def test_exact_match_needs_every_value_symbol(self):
+        model = small_model(num_write_steps=0)
+        batch = small_batch(3, queries=4)
+        logits = model.read_memory(PARAMS, model.initial_memory(PARAMS, 3), batch["query_ids"])
+        greedy = np.asarray(logits[:, :, 3:5].argmax(-1))
+        batch["labels"][:, :, 3:] = greedy
+        batch["labels"][0, 0, 4] = (greedy[0, 0, 1] + 1) % 11
+        _, metrics = loss_and_metrics(model, PARAMS, batch)
+        np.testing.assert_allclose(metrics["exact_match"], 11 / 12, rtol=1e-6)
+        np.testing.assert_allclose(metrics["token_accuracy"], 23 / 24, rtol=1e-6)
+
+    def test_micro_batches_change_nothing(self):
+        batch = small_batch(6)
+        batch["labels"][0] = -100
+        batch["valid"] = np.arange(6) != 4
+        whole = jax.jit(lambda p: loss_gradient(MODEL, p, batch))(PARAMS)
+        parts = jax.jit(lambda p: loss_gradient(MODEL, p, batch, 3))(PARAMS)
+        chex.assert_trees_all_close(whole, parts, rtol=1e-4, atol=1e-6)
+
+    def test_micro_batches_must_divide_the_batch(self):
+        with self.assertRaisesRegex(ValueError, "num_micro_batches=4"):
+            loss_gradient(MODEL, PARAMS, small_batch(6), 4)
+
+    def test_evaluation_of_a_traced_number_of_steps(self):
+        batch = small_batch(4)
+        batch["context_kinds"] = batch["context_ids"] % 3
+        for steps in (0, 2, 4):
+            metrics, totals = evaluate_batch(
+                MODEL, PARAMS, batch, jnp.int32(steps), max_steps=4, num_kinds=3
+            )
+            memory, _ = MODEL.write_memory(PARAMS, batch["context_ids"], num_steps=steps)
+            losses = MODEL.write_token_losses(PARAMS, memory, batch["context_ids"])
+            tokens = batch["context_ids"] > 0
+            np.testing.assert_allclose(metrics["write_loss"], losses[tokens].mean(), rtol=1e-4)
+            for kind in range(3):
+                where = tokens & (batch["context_kinds"] == kind)
+                np.testing.assert_allclose(
+                    metrics["write_loss_by_kind"][kind], losses[where].mean(), rtol=1e-4
+                )
+                self.assertEqual(totals["kinds"][kind], where.sum())
+
+
+class OptimizerTest(parameterized.TestCase):
+    def test_schedules(self):
+        constant = learning_rate_schedule(OptimizerConfig(learning_rate=0.1, warmup_steps=10))
+        np.testing.assert_allclose([constant(i) for i in (0, 5, 10, 99)], [0, 0.05, 0.1, 0.1])
+        cosine = learning_rate_schedule(
+            OptimizerConfig(
+                learning_rate=0.1,
+                warmup_steps=10,
+                schedule="cosine",
+                num_steps=110,
+                final_learning_rate=0.02,
+            )
+        )
+        np.testing.assert_allclose(
+            [cosine(i) for i in (0, 10, 60, 110, 200)], [0, 0.1, 0.06, 0.02, 0.02], atol=1e-7
+        )
+
+    def test_matrices_decay_and_vectors_do_not(self):
+        optimizer = make_optimizer(
+            OptimizerConfig(learning_rate=0.1, warmup_steps=0, weight_decay=0.5, clip_norm=None)
+        )
+        params = {"matrix": jnp.ones((2, 2)), "vector": jnp.ones(2)}
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+        np.testing.assert_allclose(updates["matrix"], -0.05 * np.ones((2, 2)), rtol=1e-6)
+        np.testing.assert_array_equal(updates["vector"], 0)
+
+    @parameterized.parameters(
+        dict(learning_rate=0.0),
+        dict(schedule="linear"),
+        dict(b2=1.0),
+        dict(epsilon=0.0),
+        dict(clip_norm=0.0),
+        dict(num_steps=0),
+        dict(schedule="cosine", num_steps=100, warmup_steps=100),
+    )
+    def test_refusals(self, **fields):
+        with self.assertRaisesRegex(ValueError, list(fields)[-1]):
+            OptimizerConfig(**fields)
+
+
+class StepTest(parameterized.TestCase):
+    def test_learns_by_heart(self):
+        model = small_model(
+            learned_write_learning_rate="shared",
+            num_write_steps=1,
+            write_learning_rate=5.0,
+            lm=dict(width=16),
+        )
+        optimizer = make_optimizer(
+            OptimizerConfig(learning_rate=1e-2, warmup_steps=0, b2=0.99, num_steps=200)
+        )
+        state = init_state(model, optimizer, jax.random.key(0))
+        batch = small_batch(4)
+        batch["query_ids"][:, :, :3] = random_ids(9, 1, 1, 3)  # only memory tells samples apart
+        batch["query_ids"][:, 1] = batch["query_ids"][:, 0]
+        batch["labels"] = np.where(np.arange(5) < 3, -100, batch["query_ids"])
+        self.assertLen({tuple(row) for row in batch["labels"][:, 0]}, 4)
+        step = jax.jit(make_train_step(model, optimizer), donate_argnums=0)
+        for _ in range(200):
+            state, metrics = step(state, batch)
+        self.assertEqual(int(state.step), 200)
+        self.assertEqual(float(metrics["exact_match"]), 1.0)
+        self.assertLess(float(metrics["loss"]), 0.1)
+
+    def test_step_that_is_not_finite_changes_nothing(self):
+        model = small_model(num_write_steps=1)
+        optimizer = make_optimizer(OptimizerConfig())
+        state = init_state(model, optimizer, jax.random.key(0))
+        step = jax.jit(make_train_step(model, optimizer))
+        bad = state._replace(
+            params=state.params | {"initial_memory": jnp.full((3, 8), jnp.inf, jnp.float32)}
+        )
+        after, metrics = step(bad, small_batch())
+        self.assertFalse(bool(metrics["finite"]))
+        self.assertEqual(int(after.step), 1)
+        chex.assert_trees_all_equal(after.params, bad.params)
+        chex.assert_trees_all_equal(after.optimizer_state, bad.optimizer_state)
+        after, metrics = step(state, small_batch())
+        self.assertTrue(bool(metrics["finite"]))
+
+
+if __name__ == "__main__":
+    absltest.main()
