@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
+from experiments import reporting
 from gradmem_jax.config import GradMemConfig, LlamaConfig
 from gradmem_jax.data.kv_retrieval import KVRetrievalConfig, KVRetrievalSource
 from gradmem_jax.data.pipeline import make_iterator
@@ -36,7 +37,9 @@ _NUM_MEMORY_TOKENS = flags.DEFINE_integer("num_memory_tokens", 8, "Memory tokens
 _SCAN_LAYERS = flags.DEFINE_bool("scan_layers", False, "Run the layers as one scan.")
 _REMAT = flags.DEFINE_enum("remat", "none", ["none", "dots", "full"], "What is recomputed.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype.")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed steps.", lower_bound=1)
+_REPEATS = flags.DEFINE_integer(
+    "repeats", 5, "Timed steps; 0 only compiles and reports temporary_mib.", lower_bound=0
+)
 
 MIB = 2**20
 
@@ -79,11 +82,19 @@ def measure() -> dict[str, Any]:
     compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
     compile_seconds = time.perf_counter() - started
     after_compile = peak_bytes()
-    seconds = []
-    for _ in range(1 + _REPEATS.value):
-        started = time.perf_counter()
-        state, metrics = jax.block_until_ready(compiled(state, batch))
-        seconds.append(time.perf_counter() - started)
+    measured: dict[str, Any] = {}
+    if _REPEATS.value:
+        seconds = []
+        for _ in range(1 + _REPEATS.value):
+            started = time.perf_counter()
+            state, metrics = jax.block_until_ready(compiled(state, batch))
+            seconds.append(time.perf_counter() - started)
+        measured = {
+            "step_seconds": round(float(np.median(seconds[1:])), 4),
+            "step_seconds_min": round(min(seconds[1:]), 4),
+            "peak_mib": round(peak_bytes() / MIB),
+            "loss": round(float(metrics["loss"]), 6),
+        }
     memory: Any = compiled.memory_analysis()
     return {
         "num_pairs": _NUM_PAIRS.value,
@@ -95,14 +106,11 @@ def measure() -> dict[str, Any]:
         "width": _WIDTH.value,
         "num_layers": _NUM_LAYERS.value,
         "dtype": _DTYPE.value,
-        "step_seconds": round(float(np.median(seconds[1:])), 4),
-        "step_seconds_min": round(min(seconds[1:]), 4),
+        **measured,
         "compile_seconds": round(compile_seconds, 2),
-        "peak_mib": round(peak_bytes() / MIB),
         "peak_mib_before_compile": round(before / MIB),
         "peak_mib_before_run": round(after_compile / MIB),
         "temporary_mib": round(memory.temp_size_in_bytes / MIB, 1),
-        "loss": round(float(metrics["loss"]), 6),
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
     }
@@ -110,6 +118,7 @@ def measure() -> dict[str, Any]:
 
 def main(_: Sequence[str]) -> None:
     """Runs the program."""
+    reporting.set_up_logging()
     print(json.dumps(measure()), flush=True)
 
 
