@@ -21,7 +21,8 @@ from gradmem_jax.config import GradMemConfig, LlamaConfig
 from gradmem_jax.data.kv_retrieval import KVRetrievalConfig, KVRetrievalSource
 from gradmem_jax.data.pipeline import make_iterator
 from gradmem_jax.memory.gradient import GradMem
-from gradmem_jax.training import OptimizerConfig, init_state, make_optimizer, make_train_step
+from gradmem_jax.optimizer import OptimizerConfig, make_optimizer
+from gradmem_jax.training import init_state, make_train_step
 
 _NUM_PAIRS = flags.DEFINE_integer("num_pairs", 32, "Pairs in a context.", lower_bound=1)
 _WRITE_STEPS = flags.DEFINE_integer("write_steps", 2, "WRITE steps K.", lower_bound=0)

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from gradmem_jax.config import GradMemConfig, LlamaConfig, require
 from gradmem_jax.data.kv_retrieval import KVRetrievalConfig
 from gradmem_jax.memory.gradient import GradMem
-from gradmem_jax.training import OptimizerConfig
+from gradmem_jax.optimizer import OptimizerConfig
 
 
 class Stage(NamedTuple):

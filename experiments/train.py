@@ -27,7 +27,8 @@ from gradmem_jax.config import require
 from gradmem_jax.data.kv_retrieval import KVRetrievalSource
 from gradmem_jax.data.pipeline import make_iterator
 from gradmem_jax.memory.gradient import GradMem, Params
-from gradmem_jax.training import TrainState, init_state, make_optimizer, make_train_step
+from gradmem_jax.optimizer import make_optimizer
+from gradmem_jax.training import TrainState, init_state, make_train_step
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", "experiments/configs/kv_quick.py", "What to train; see experiments/configs."

@@ -34,16 +34,3 @@ def mean_per_sample(values: jax.Array, labels: jax.Array) -> jax.Array:
     """
     count = jnp.maximum((labels >= 0).sum(axis=-1), 1)
     return values.sum(axis=-1) / count
-
-
-def mean_over_targets(values: jax.Array, labels: jax.Array) -> jax.Array:
-    """Mean of token values over all targets of the batch, as the paper's READ loss.
-
-    Args:
-        values: [...], zero where there is no target.
-        labels: int [...], negative where there is no target.
-
-    Returns:
-        Scalar.
-    """
-    return values.sum() / jnp.maximum((labels >= 0).sum(), 1)

@@ -1,6 +1,5 @@
 """The outer loop: READ loss through WRITE, an optax update, all in one compiled step."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -9,91 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradmem_jax.config import require, require_choice, require_integer, require_number
+from gradmem_jax.config import require
 from gradmem_jax.losses import IGNORE, token_losses
 from gradmem_jax.memory.gradient import GradMem, Memory, Params
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW with warm-up.
-
-    Attributes:
-        learning_rate: peak learning rate.
-        warmup_steps: steps of linear warm-up from 0.
-        schedule: "constant", or "cosine" down to `final_learning_rate` at `num_steps`.
-        final_learning_rate: end of the cosine schedule.
-        num_steps: length of the cosine schedule, warm-up included.
-        b1: first-moment decay.
-        b2: second-moment decay.
-        epsilon: Adam's epsilon.
-        weight_decay: decoupled weight decay of the matrices.
-        clip_norm: the gradient is scaled down to this global norm; None does not clip.
-    """
-
-    learning_rate: float = 1e-4
-    warmup_steps: int = 10_000
-    schedule: str = "constant"
-    final_learning_rate: float = 0.0
-    num_steps: int = 1_000_000
-    b1: float = 0.9
-    b2: float = 0.999
-    epsilon: float = 1e-8
-    weight_decay: float = 0.0
-    clip_norm: float | None = 1.0
-
-    def __post_init__(self) -> None:
-        require_number("learning_rate", self.learning_rate, above=0)
-        require_number("final_learning_rate", self.final_learning_rate)
-        require_integer("warmup_steps", self.warmup_steps, 0)
-        require_integer("num_steps", self.num_steps, 1)
-        require_choice("schedule", self.schedule, ("constant", "cosine"))
-        require(
-            self.schedule != "cosine" or self.warmup_steps < self.num_steps,
-            f"warmup_steps={self.warmup_steps} must be below num_steps={self.num_steps}.",
-        )
-        for name in ("b1", "b2"):
-            require_number(name, getattr(self, name))
-            require(
-                0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} must be in [0, 1)."
-            )
-        require_number("epsilon", self.epsilon, above=0)
-        require_number("weight_decay", self.weight_decay)
-        if self.clip_norm is not None:
-            require_number("clip_norm", self.clip_norm, above=0)
-
-
-def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:
-    """Returns the learning rate as a function of the step."""
-    if config.schedule == "cosine":
-        return optax.warmup_cosine_decay_schedule(
-            0.0,
-            config.learning_rate,
-            config.warmup_steps,
-            config.num_steps,
-            config.final_learning_rate,
-        )
-    if not config.warmup_steps:
-        return optax.constant_schedule(config.learning_rate)
-    return optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
-
-
-def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Returns the outer optimizer."""
-    adamw = optax.adamw(
-        learning_rate_schedule(config),
-        b1=config.b1,
-        b2=config.b2,
-        eps=config.epsilon,
-        weight_decay=config.weight_decay,
-        mask=lambda params: jax.tree.map(lambda x: x.ndim >= 2, params),
-    )
-    if config.clip_norm is None:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
 
 
 class TrainState(NamedTuple):

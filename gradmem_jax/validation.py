@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gradmem_jax.config import require, require_integer
+
 
 def is_traced(value: Any) -> bool:
     """Whether `value` is known only inside a transformation such as `jit`."""
@@ -82,3 +84,35 @@ def check_memory(memory: Any, expected: Any) -> None:
                 "memory holds NaN or infinite values; the WRITE that made it diverged. Use a "
                 "smaller write learning rate, or clip its gradient."
             )
+
+
+def resolve_steps(
+    num_steps: int | jax.Array, max_steps: int | None
+) -> tuple[int, jax.Array | None]:
+    """Checks a number of WRITE steps.
+
+    Args:
+        num_steps: K, perhaps traced.
+        max_steps: its static upper bound, which a traced K needs.
+
+    Returns:
+        The steps to compile, and K if it is traced.
+
+    Raises:
+        ValueError: K is no whole number, negative, above its bound, or traced without one.
+    """
+    if is_traced(num_steps) or is_traced(max_steps):
+        require(
+            max_steps is not None and not is_traced(max_steps),
+            "num_steps is traced: mark it static (static_argnames='num_steps'), or give a static "
+            "max_steps as its upper bound.",
+        )
+        require_integer("max_steps", max_steps, 0)
+        return int(max_steps or 0), jnp.asarray(num_steps)
+    steps = num_steps.item() if hasattr(num_steps, "item") else num_steps
+    require_integer("num_steps", steps, 0)
+    require(
+        max_steps is None or steps <= max_steps,
+        f"num_steps={steps} is greater than max_steps={max_steps}.",
+    )
+    return steps, None

@@ -7,14 +7,12 @@ import numpy as np
 import optax
 from absl.testing import absltest, parameterized
 
+from gradmem_jax.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
 from gradmem_jax.training import (
-    OptimizerConfig,
     evaluate_batch,
     init_state,
-    learning_rate_schedule,
     loss_and_metrics,
     loss_gradient,
-    make_optimizer,
     make_train_step,
 )
 from tests.small import random_ids, small_batch, small_model, small_params

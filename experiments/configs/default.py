@@ -11,7 +11,7 @@ from ml_collections import ConfigDict, config_dict
 
 from gradmem_jax.config import GradMemConfig, LlamaConfig
 from gradmem_jax.data.kv_retrieval import KVRetrievalConfig
-from gradmem_jax.training import OptimizerConfig
+from gradmem_jax.optimizer import OptimizerConfig
 
 
 def fields_of(config_class: type, leave_out: tuple[str, ...] = ()) -> ConfigDict:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradmem_jax.config import GradMemConfig, require, require_integer
+from gradmem_jax.config import GradMemConfig, require
 from gradmem_jax.lm.attention import KVCache
 from gradmem_jax.lm.llama import Llama
 from gradmem_jax.losses import IGNORE, mean_per_sample, token_losses
@@ -17,7 +17,7 @@ from gradmem_jax.memory.inner_loop import (
     run_write_steps,
     step_modes,
 )
-from gradmem_jax.validation import check_ids, check_length, check_memory, is_traced
+from gradmem_jax.validation import check_ids, check_length, check_memory, resolve_steps
 
 Params = dict[str, Any]
 
@@ -173,7 +173,8 @@ class GradMem:
         start = self.initial_memory(params, batch_size) if memory is None else memory
         if memory is not None:
             check_memory(memory, jax.eval_shape(lambda: self.initial_memory(params, batch_size)))
-        steps, traced_steps = self._resolve_steps(num_steps, max_steps)
+        num_steps = c.num_write_steps if num_steps is None else num_steps
+        steps, traced_steps = resolve_steps(num_steps, max_steps)
         if c.gradient_mode == "none":
             start = jax.lax.stop_gradient(start)
         embeddings = self._embed(params, context_ids)
@@ -280,27 +281,6 @@ class GradMem:
         hidden, cache = self.apply_lm(params, inputs, cache=cache)
         hidden = hidden[:, prefix.shape[1] - 1 :]
         return self.apply_lm(params, hidden, method="unembed"), cache
-
-    def _resolve_steps(
-        self, num_steps: int | jax.Array | None, max_steps: int | None
-    ) -> tuple[int, jax.Array | None]:
-        if num_steps is None:
-            num_steps = self.config.num_write_steps
-        if is_traced(num_steps) or is_traced(max_steps):
-            require(
-                max_steps is not None and not is_traced(max_steps),
-                "num_steps is traced: mark it static (static_argnames='num_steps'), or give a "
-                "static max_steps as its upper bound.",
-            )
-            require_integer("max_steps", max_steps, 0)
-            return int(max_steps or 0), jnp.asarray(num_steps)
-        steps = num_steps.item() if hasattr(num_steps, "item") else num_steps
-        require_integer("num_steps", steps, 0)
-        require(
-            max_steps is None or steps <= max_steps,
-            f"num_steps={steps} is greater than max_steps={max_steps}.",
-        )
-        return steps, None
 
     def _embed(self, params: Params, ids: jax.Array) -> jax.Array:
         return self.apply_lm(params, ids, method="embed")

@@ -1,0 +1,85 @@
+"""README and docs: the code runs, the commands have flags and fields that exist, links lead on."""
+
+import importlib.util
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from experiments.build import build_stages
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def code_blocks(page: pathlib.Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.M | re.S)
+
+
+def commands(program: str) -> list[list[str]]:
+    """Arguments of every call of a program in README and docs."""
+    found = []
+    for page in PAGES:
+        for block in code_blocks(page, "sh"):
+            for line in re.split(r"\n|&&", block.replace("\\\n", " ")):
+                words = shlex.split(line, comments=True)
+                if f"experiments.{program}" in words:
+                    found.append(words[words.index(f"experiments.{program}") + 1 :])
+    return found
+
+
+class ReadmeTest(parameterized.TestCase):
+    def test_python_code_runs(self):
+        names = {}
+        for block in code_blocks(ROOT / "README.md", "python"):
+            exec(compile(block, "README.md", "exec"), names)
+        self.assertEqual(names["memory"].shape, (4, 8, 128))
+        self.assertEqual(names["answers"].shape, (4, 3, 5))
+        self.assertTrue(np.isfinite(names["loss"]))
+
+    def test_training_commands_configure_what_exists(self):
+        self.assertNotEmpty(commands("train"))
+        for words in commands("train"):
+            options = dict(word.removeprefix("--").split("=", 1) for word in words)
+            self.assertIn("workdir", options)
+            path, _, argument = options.pop("config", "experiments/configs/kv_quick.py").partition(
+                ":"
+            )
+            spec = importlib.util.spec_from_file_location("config", ROOT / path)
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            config = module.get_config(*[argument] if argument else [])
+            fields = config.copy_and_resolve_references()
+            for name in options:
+                if name != "workdir":
+                    group = fields
+                    for part in name.removeprefix("config.").split("."):
+                        self.assertIn(part, group, f"{name} in {words}")
+                        group = group[part]
+            build_stages(config)
+
+    @parameterized.parameters("train", "evaluate", "benchmark")
+    def test_help_explains_every_flag_that_is_used(self, program):
+        text = subprocess.run(
+            [sys.executable, "-m", f"experiments.{program}", "--help"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for words in commands(program):
+            for word in words:
+                name = word.removeprefix("--").split("=")[0].split(".")[0]
+                self.assertRegex(text, rf"--(\[no\])?{name}\b")
+
+    def test_links_lead_to_files(self):
+        for page in PAGES:
+            for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+                self.assertTrue((page.parent / target).exists(), f"{target} in {page}")
+
+
+if __name__ == "__main__":
+    absltest.main()
