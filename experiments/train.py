@@ -31,7 +31,9 @@ from gradmem_jax.optimizer import make_optimizer
 from gradmem_jax.training import TrainState, init_state, make_train_step
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", "experiments/configs/kv_quick.py", "What to train; see experiments/configs."
+    "config",
+    str(pathlib.Path(__file__).parent / "configs" / "kv_quick.py"),
+    "What to train: a file of experiments/configs, perhaps with an argument behind a colon.",
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of this run: checkpoints, TensorBoard, metrics.json.", required=True

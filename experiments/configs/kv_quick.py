@@ -10,7 +10,7 @@ def get_config() -> ConfigDict:
     config = default.get_config()
     config.num_steps = 800
     config.batch_size = 32
-    config.evaluate_every = 100
+    config.evaluate_every = 200
     config.num_eval_samples = 1000
     config.stop_at_exact_match = 0.97
     config.lm.width = 64
@@ -24,5 +24,4 @@ def get_config() -> ConfigDict:
     config.optimizer.warmup_steps = 200
     config.optimizer.schedule = "cosine"
     config.optimizer.b2 = 0.99
-    config.curriculum.num_pairs = (2, 4)
     return config

@@ -8,13 +8,22 @@ import sys
 from absl.testing import absltest
 
 ROOT = pathlib.Path(__file__).parents[2]
-TINY = (
-    "--config=experiments/configs/kv_quick.py",
-    *("--config.num_steps=4", "--config.evaluate_every=4", "--config.log_every=2"),
-    *("--config.num_eval_samples=16", "--config.batch_size=8", "--config.lm.num_layers=1"),
-    *("--config.lm.width=8", "--config.model.num_write_steps=1", "--config.data.num_pairs=2"),
-    *("--config.data.queries_per_context=2", "--config.curriculum.num_pairs=()"),
-    *("--config.optimizer.warmup_steps=1", "--config.final_num_write_steps=(1,)"),
+TINY = tuple(
+    f"--config.{field}"
+    for field in (
+        "num_steps=4",
+        "evaluate_every=4",
+        "log_every=2",
+        "num_eval_samples=16",
+        "batch_size=8",
+        "lm.num_layers=1",
+        "lm.width=8",
+        "model.num_write_steps=1",
+        "data.num_pairs=2",
+        "data.queries_per_context=2",
+        "optimizer.warmup_steps=1",
+        "final_num_write_steps=(1,)",
+    )
 )
 
 

@@ -9,13 +9,6 @@ from gradmem_jax import GradMem, ProjectedMemory
 from gradmem_jax.training import batch_totals, read_loss_and_metrics
 from tests.golden_cases import case_names, load_case
 
-SECOND_ORDER = [
-    "gradmem_llama_k2_clip_norm",
-    "gradmem_llama_k2_inner_loss",
-    "gradmem_llama_k2_per_sample",
-    "gradmem_llama_k3_last2",
-]
-
 
 def outer_loss(params, model, batch):
     """Outer loss, and what led to it, in one function: one compile a case."""
@@ -62,17 +55,13 @@ class ParityTest(parameterized.TestCase):
     def test_mixed_mode(self, name):
         self.check(name, lm={"scan_layers": True})
 
-    @parameterized.parameters(SECOND_ORDER)
+    @parameterized.parameters("gradmem_llama_k2_inner_loss", "gradmem_llama_k3_last2")
     def test_reverse_mode(self, name):
         self.check(name, lm={"scan_layers": True}, meta_gradient="reverse")
 
-    @parameterized.parameters("none", "full", "dots")
+    @parameterized.parameters("none", "full")
     def test_layers_apart(self, remat):
         self.check("gradmem_llama_k2_head", lm={"remat": remat})
-
-    def test_numbers_can_differ(self):
-        with self.assertRaises(AssertionError):
-            self.check("gradmem_llama_k2_head", lm={"scan_layers": True}, write_learning_rate=0.5)
 
 
 if __name__ == "__main__":
