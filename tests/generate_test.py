@@ -42,6 +42,13 @@ class GenerateTest(parameterized.TestCase):
             want = generate(MODEL, PARAMS, MEMORY, queries[:, r], 3)
             np.testing.assert_array_equal(got[:, r], want)
 
+    def test_vmap_and_pmap(self):
+        queries = random_ids(4, 3, 2, 4)
+        want = generate(MODEL, PARAMS, MEMORY, queries, 3)
+        one = lambda memory, ids: generate(MODEL, PARAMS, memory[None], ids[None], 3)[0]
+        np.testing.assert_array_equal(jax.jit(jax.vmap(one))(MEMORY, queries), want)
+        np.testing.assert_array_equal(jax.pmap(one)(MEMORY, queries), want)
+
     def test_stops(self):
         queries = random_ids(3, 3, 5)
         free = np.asarray(generate(MODEL, PARAMS, MEMORY, queries, 5))
