@@ -34,6 +34,7 @@ def evaluate_params(
     *,
     num_samples: int,
     batch_size: int = 64,
+    batch_sharding: jax.sharding.Sharding | None = None,
 ) -> dict[int, dict[str, Any]]:
     """Evaluates on the validation stream of a task, the context removed after WRITE.
 
@@ -44,6 +45,7 @@ def evaluate_params(
         num_write_steps: the values of K to evaluate.
         num_samples: number of contexts.
         batch_size: contexts in a batch.
+        batch_sharding: how a batch lies on devices; None puts it on the first one.
 
     Returns:
         For each K: exact_match and its confidence_interval, token_accuracy, read_loss, write_loss
@@ -52,7 +54,8 @@ def evaluate_params(
     data = dataclasses.replace(data, split="validation", num_samples=num_samples)
     source = kv_retrieval.KVRetrievalSource(data)
     sums: dict[int, list[Any]] = {k: [] for k in num_write_steps}
-    for batch in make_iterator(source, min(batch_size, num_samples), pad_last=True):
+    for host_batch in make_iterator(source, batch_size, pad_last=True):
+        batch = jax.device_put(host_batch, batch_sharding)
         for k in num_write_steps:
             results = evaluate_batch(
                 model,

@@ -223,7 +223,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
                     running = start_stage(config, stages, running.stage + 1, devices, None)
                     compile_seconds += running.compile_seconds
                 if step % config.evaluate_every == 0 or step == config.num_steps:
-                    results = evaluate(config, target, state.params)
+                    results = evaluate(config, target, state.params, devices)
                     log.info("step %d, fresh samples: %s", step, reporting.describe(results))
                     progress.scalars("evaluation", step, results)
                     wanted = config.stop_at_exact_match
@@ -244,11 +244,19 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     return summary
 
 
-def evaluate(config: ConfigDict, target: Stage, params: Params) -> dict[str, float]:
+def evaluate(
+    config: ConfigDict, target: Stage, params: Params, devices: Devices
+) -> dict[str, float]:
     """Evaluates the task itself, with the trained number of WRITE steps."""
     k = target.model.config.num_write_steps
     results = evaluate_params(
-        target.model, params, target.data, [k], num_samples=config.num_eval_samples
+        target.model,
+        params,
+        target.data,
+        [k],
+        num_samples=config.num_eval_samples,
+        batch_size=config.batch_size,
+        batch_sharding=devices.batch,
     )[k]
     return {name: value for name, value in results.items() if isinstance(value, float)}
 

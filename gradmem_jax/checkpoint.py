@@ -46,7 +46,8 @@ def open_checkpoints(
         preservation_policy=checkpoint_managers.AnyPreservationPolicy([latest, best]),
         cleanup_tmp_directories=create,
     )
-    return ocp.CheckpointManager(directory, options=options)
+    handlers = {"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
+    return ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
 
 
 def save(
@@ -122,7 +123,7 @@ def restore_params(directory: str | pathlib.Path, which: str = "best") -> tuple[
         which: "best", "latest", or a step.
 
     Returns:
-        (step, params).
+        (step, params), the parameters on the first device, wherever they were trained.
 
     Raises:
         ValueError: there is no such checkpoint.
@@ -133,7 +134,12 @@ def restore_params(directory: str | pathlib.Path, which: str = "best") -> tuple[
         step = named[which]() if which in named else int(which) if which.isdigit() else None
         if step is None or step not in steps:
             raise ValueError(f"{directory} has no checkpoint {which!r}; it has steps {steps}.")
-        restored = checkpoints.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore())
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        template = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+            dict(checkpoints.item_metadata(step)["state"]),
         )
-    return step, restored["state"]["params"]
+        state = checkpoints.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(template))
+        )["state"]
+    return step, state["params"]
