@@ -61,7 +61,8 @@ def find_devices(batch_size: int) -> Devices:
     )
     mesh = Mesh(np.array(devices), ("data",))
     split, whole = PartitionSpec("data"), PartitionSpec()
-    names = [device.device_kind for device in devices]
+    kinds = [device.device_kind for device in devices]
+    names = [f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds))]
     return Devices(NamedSharding(mesh, split), NamedSharding(mesh, whole), names)
 
 
@@ -201,6 +202,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
             state, host = restored
             log.info("going on from step %d", int(state.step))
         step = int(state.step)
+        size = sum(x.size for x in jax.tree.leaves(state.params))
+        log.info("%d parameters on %s; compiling", size, " and ".join(devices.names))
         trained_before = host["seconds"]
         running = start_stage(config, stages, host["stage"], devices, host["iterator"])
         compile_seconds += running.compile_seconds
