@@ -6,10 +6,14 @@ from typing import Any, NamedTuple
 import optax
 from ml_collections import ConfigDict
 
-from gradmem_jax.config import GradMemConfig, LlamaConfig, require
+from gradmem_jax.config import GradMemConfig, LlamaConfig, require, require_choice
 from gradmem_jax.data.kv_retrieval import KVRetrievalConfig
 from gradmem_jax.memory.gradient import GradMem
+from gradmem_jax.memory.prefix import PrefixMemory
+from gradmem_jax.memory.recurrent import RMT, RMTConfig
 from gradmem_jax.optimizer import OptimizerConfig
+
+METHODS = ("gradmem", "rmt")
 
 
 class Stage(NamedTuple):
@@ -20,7 +24,7 @@ class Stage(NamedTuple):
         data: the training data.
     """
 
-    model: GradMem
+    model: PrefixMemory
     data: KVRetrievalConfig
 
 
@@ -29,9 +33,14 @@ def build_data(config: ConfigDict, **changes: object) -> KVRetrievalConfig:
     return KVRetrievalConfig(**(config.data.to_dict() | {"seed": config.seed} | changes))
 
 
-def build_model(config: ConfigDict, **changes: object) -> GradMem:
-    """Returns the model; `changes` replace fields of GradMemConfig."""
+def build_model(config: ConfigDict, **changes: object) -> PrefixMemory:
+    """Returns the model; `changes` replace fields of its configuration."""
     lm = LlamaConfig(vocab_size=build_data(config).vocab_size, **config.lm.to_dict())
+    fields = config.model.to_dict() | changes
+    require_choice("method", config.method, METHODS)
+    if config.method == "rmt":
+        require(not config.write_optimizer.name, "write_optimizer needs method='gradmem'.")
+        return RMT(RMTConfig(lm=lm, **fields))
     optimizer = None
     if config.write_optimizer.name:
         make: Any = getattr(optax, config.write_optimizer.name, None)
@@ -40,7 +49,7 @@ def build_model(config: ConfigDict, **changes: object) -> GradMem:
             f"write_optimizer.name={config.write_optimizer.name!r} is not in optax.",
         )
         optimizer = make(**config.write_optimizer.arguments.to_dict())
-    return GradMem(GradMemConfig(lm=lm, **(config.model.to_dict() | changes)), optimizer)
+    return GradMem(GradMemConfig(lm=lm, **fields), optimizer)
 
 
 def build_optimizer_config(config: ConfigDict) -> OptimizerConfig:

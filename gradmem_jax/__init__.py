@@ -4,6 +4,7 @@ from gradmem_jax.config import GradMemConfig, LlamaConfig, RopeScaling
 from gradmem_jax.generate import generate
 from gradmem_jax.memory.gradient import GradMem, ProjectedMemory
 from gradmem_jax.memory.inner_loop import WriteInfo
+from gradmem_jax.memory.recurrent import RMT, RMTConfig
 
 __version__ = "0.1.0"
 
@@ -12,6 +13,8 @@ __all__ = [
     "GradMemConfig",
     "LlamaConfig",
     "ProjectedMemory",
+    "RMT",
+    "RMTConfig",
     "RopeScaling",
     "WriteInfo",
     "generate",

@@ -156,47 +156,25 @@ class LlamaConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class GradMemConfig:
-    """GradMem: a memory of `num_memory_tokens` prefix vectors, written by gradient descent.
+class PrefixConfig:
+    """A memory of `num_memory_tokens` vectors that stand before the tokens, as embeddings.
 
     Attributes:
         lm: the language model that writes and reads.
         num_memory_tokens: m, number of memory vectors.
-        num_write_steps: K, gradient steps of one WRITE; can be changed at call time.
-        write_learning_rate: alpha, also the starting value of a learned one.
-        learned_write_learning_rate: "none" keeps alpha fixed; "shared" learns one number, "token"
-            one for each memory token, "dimension" one for each of the d dimensions. Learned
-            rates are kept positive by learning their logarithm.
+        num_write_steps: K, steps of one WRITE; can be changed at call time.
         write_head: a separate output projection for the WRITE loss, started as a copy of the LM's.
-        memory_projection: linear layer between memory and model, the identity at the start:
-            "none", "proj" (shared, trained by the outer loop only) or "per_sample" (each sample's
-            own copy is updated by the WRITE too).
         num_control_tokens: c, learned vectors on each side of the memory, for WRITE and for READ.
-        clip_value: each component of the WRITE gradient is clipped to [-clip_value, clip_value].
-        clip_norm: each sample's WRITE gradient is scaled down to this norm if it is longer.
-        gradient_mode: how the outer gradient passes an update of the memory: "second" exactly,
-            "first" as if the WRITE gradient were a constant, "none" not at all.
-        second_order_steps: only the last so many steps are "second"; None means all.
-        meta_gradient: how "second" is computed: "mixed" (forward over reverse, memory does not
-            grow with K) or "reverse" (plain reverse over reverse). Both give the same numbers.
-        inner_loss_weight: weight of the last step's WRITE loss in the outer loss.
+        inner_loss_weight: weight of the WRITE loss in the outer loss.
         memory_init_std: deviation of the normal distribution M0 and the control tokens start from.
         pad_id: token id that fills contexts and queries up to a common length, on the right.
     """
 
     lm: LlamaConfig
     num_memory_tokens: int = 8
-    num_write_steps: int = 5
-    write_learning_rate: float = 0.4
-    learned_write_learning_rate: str = "none"
+    num_write_steps: int = 1
     write_head: bool = True
-    memory_projection: str = "none"
     num_control_tokens: int = 0
-    clip_value: float | None = None
-    clip_norm: float | None = None
-    gradient_mode: str = "second"
-    second_order_steps: int | None = None
-    meta_gradient: str = "mixed"
     inner_loss_weight: float = 0.0
     memory_init_std: float = 0.02
     pad_id: int = 0
@@ -205,25 +183,6 @@ class GradMemConfig:
         require_integer("num_memory_tokens", self.num_memory_tokens, 1)
         require_integer("num_write_steps", self.num_write_steps, 0)
         require_integer("num_control_tokens", self.num_control_tokens, 0)
-        require_number("write_learning_rate", self.write_learning_rate, above=0)
-        require_choice(
-            "learned_write_learning_rate",
-            self.learned_write_learning_rate,
-            ("none", "shared", "token", "dimension"),
-        )
-        require_choice("memory_projection", self.memory_projection, ("none", "proj", "per_sample"))
-        require_choice("gradient_mode", self.gradient_mode, ("second", "first", "none"))
-        require_choice("meta_gradient", self.meta_gradient, ("mixed", "reverse"))
-        for name in ("clip_value", "clip_norm"):
-            if getattr(self, name) is not None:
-                require_number(name, getattr(self, name), above=0)
-        if self.second_order_steps is not None:
-            require_integer("second_order_steps", self.second_order_steps, 0)
-            require(
-                self.gradient_mode == "second",
-                f"second_order_steps={self.second_order_steps} needs gradient_mode='second', "
-                f"not {self.gradient_mode!r}; leave it None.",
-            )
         require_number("inner_loss_weight", self.inner_loss_weight)
         require(
             self.inner_loss_weight >= 0,
@@ -245,3 +204,59 @@ class GradMemConfig:
     def prefix_length(self) -> int:
         """Positions before the first context or query token."""
         return self.num_memory_tokens + 2 * self.num_control_tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class GradMemConfig(PrefixConfig):
+    """GradMem: the memory is written by gradient descent.
+
+    The WRITE loss that `inner_loss_weight` adds to the outer loss is that of the last step.
+
+    Attributes:
+        write_learning_rate: alpha, also the starting value of a learned one.
+        learned_write_learning_rate: "none" keeps alpha fixed; "shared" learns one number, "token"
+            one for each memory token, "dimension" one for each of the d dimensions. Learned
+            rates are kept positive by learning their logarithm.
+        memory_projection: linear layer between memory and model, the identity at the start:
+            "none", "proj" (shared, trained by the outer loop only) or "per_sample" (each sample's
+            own copy is updated by the WRITE too).
+        clip_value: each component of the WRITE gradient is clipped to [-clip_value, clip_value].
+        clip_norm: each sample's WRITE gradient is scaled down to this norm if it is longer.
+        gradient_mode: how the outer gradient passes an update of the memory: "second" exactly,
+            "first" as if the WRITE gradient were a constant, "none" not at all.
+        second_order_steps: only the last so many steps are "second"; None means all.
+        meta_gradient: how "second" is computed: "mixed" (forward over reverse, memory does not
+            grow with K) or "reverse" (plain reverse over reverse). Both give the same numbers.
+    """
+
+    num_write_steps: int = 5
+    write_learning_rate: float = 0.4
+    learned_write_learning_rate: str = "none"
+    memory_projection: str = "none"
+    clip_value: float | None = None
+    clip_norm: float | None = None
+    gradient_mode: str = "second"
+    second_order_steps: int | None = None
+    meta_gradient: str = "mixed"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_number("write_learning_rate", self.write_learning_rate, above=0)
+        require_choice(
+            "learned_write_learning_rate",
+            self.learned_write_learning_rate,
+            ("none", "shared", "token", "dimension"),
+        )
+        require_choice("memory_projection", self.memory_projection, ("none", "proj", "per_sample"))
+        require_choice("gradient_mode", self.gradient_mode, ("second", "first", "none"))
+        require_choice("meta_gradient", self.meta_gradient, ("mixed", "reverse"))
+        for name in ("clip_value", "clip_norm"):
+            if getattr(self, name) is not None:
+                require_number(name, getattr(self, name), above=0)
+        if self.second_order_steps is not None:
+            require_integer("second_order_steps", self.second_order_steps, 0)
+            require(
+                self.gradient_mode == "second",
+                f"second_order_steps={self.second_order_steps} needs gradient_mode='second', "
+                f"not {self.gradient_mode!r}; leave it None.",
+            )

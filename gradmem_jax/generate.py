@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from gradmem_jax.config import require, require_integer
-from gradmem_jax.memory.gradient import GradMem, Memory, Params
+from gradmem_jax.memory.prefix import Memory, Params, PrefixMemory
 from gradmem_jax.validation import check_length
 
 
 def generate(
-    model: GradMem,
+    model: PrefixMemory,
     params: Params,
     memory: Memory,
     query_ids: jax.typing.ArrayLike,
@@ -54,7 +54,7 @@ def generate(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _generate(
-    model: GradMem,
+    model: PrefixMemory,
     max_new_tokens: int,
     stop_id: int,
     params: Params,

@@ -10,7 +10,7 @@ import optax
 
 from gradmem_jax.config import require
 from gradmem_jax.losses import IGNORE, token_losses
-from gradmem_jax.memory.gradient import GradMem, Memory, Params
+from gradmem_jax.memory.prefix import Memory, Params, PrefixMemory
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -31,7 +31,7 @@ class TrainState(NamedTuple):
 
 
 def init_state(
-    model: GradMem, optimizer: optax.GradientTransformation, key: jax.Array
+    model: PrefixMemory, optimizer: optax.GradientTransformation, key: jax.Array
 ) -> TrainState:
     """Draws parameters and makes the state of step 0."""
     params = model.init(key)
@@ -63,7 +63,7 @@ def per_query(valid: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def loss_and_metrics(
-    model: GradMem,
+    model: PrefixMemory,
     params: Params,
     batch: Batch,
     *,
@@ -81,26 +81,26 @@ def loss_and_metrics(
         totals: what to divide sums by, from `batch_totals` of the whole batch if this is a part.
 
     Returns:
-        The loss, and means over the batch: loss, read_loss, write_loss (of the last WRITE step),
+        The loss, and means over the batch: loss, read_loss, write_loss (see `outer_write_loss`),
         exact_match, token_accuracy, write_gradient_norm.
     """
     totals = totals or batch_totals(batch)
     memory, info = model.write_memory(params, batch["context_ids"])
     read_loss, metrics = read_loss_and_metrics(model, params, memory, batch, totals)
     mean = lambda x: jnp.where(valid_samples(batch), x, 0).sum() / totals["samples"]
-    write_loss = mean(info.losses[-1]) if len(info.losses) else jnp.float32(0)
-    norms = jax.tree.leaves(info.gradient_norms)[0]
+    write_loss = mean(model.outer_write_loss(info))
+    norms = [norm.mean(axis=0) for norm in jax.tree.leaves(info.gradient_norms) if len(norm)]
     loss = read_loss + model.config.inner_loss_weight * write_loss
     metrics |= {
         "loss": loss,
         "write_loss": write_loss,
-        "write_gradient_norm": mean(norms.mean(axis=0)) if len(norms) else jnp.float32(0),
+        "write_gradient_norm": mean(norms[0]) if norms else jnp.float32(0),
     }
     return loss, jax.tree.map(jax.lax.stop_gradient, metrics)
 
 
 def read_loss_and_metrics(
-    model: GradMem,
+    model: PrefixMemory,
     params: Params,
     memory: Memory,
     batch: Batch,
@@ -122,7 +122,7 @@ def read_loss_and_metrics(
 
 @functools.partial(jax.jit, static_argnames=("model", "max_steps", "num_kinds"))
 def evaluate_batch(
-    model: GradMem,
+    model: PrefixMemory,
     params: Params,
     batch: Batch,
     num_steps: jax.Array,
@@ -164,7 +164,7 @@ def evaluate_batch(
 
 
 def loss_gradient(
-    model: GradMem, params: Params, batch: Batch, num_micro_batches: int = 1
+    model: PrefixMemory, params: Params, batch: Batch, num_micro_batches: int = 1
 ) -> tuple[Params, Metrics]:
     """Gradient of the outer loss; micro-batches bound memory and keep CPU caches warm.
 
@@ -201,7 +201,7 @@ def loss_gradient(
 
 
 def make_train_step(
-    model: GradMem,
+    model: PrefixMemory,
     optimizer: optax.GradientTransformation,
     num_micro_batches: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors.numpy import load_file
 
-from gradmem_jax import GradMemConfig, LlamaConfig
+from gradmem_jax import GradMemConfig, LlamaConfig, RMTConfig
+from gradmem_jax.config import PrefixConfig
 from gradmem_jax.lm.pretrained import llama_from_hugging_face
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -22,7 +23,7 @@ CONTROL_NAMES = {
 class Case(NamedTuple):
     """One golden case in this library's terms."""
 
-    config: GradMemConfig
+    config: PrefixConfig
     params: dict[str, Any]
     io: dict[str, np.ndarray]
     gradients: dict[str, Any]
@@ -33,7 +34,12 @@ def case_names(pattern: str) -> list[str]:
     return sorted(path.name for path in GOLDEN.glob(pattern))
 
 
-def convert(tensors: dict[str, np.ndarray], config: GradMemConfig) -> dict[str, Any]:
+def linear(tensors: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    """A torch linear layer as kernel and bias."""
+    return {"kernel": tensors[f"{name}.weight"].T, "bias": tensors[f"{name}.bias"]}
+
+
+def convert(tensors: dict[str, np.ndarray], config: PrefixConfig) -> dict[str, Any]:
     """Official parameters, or their gradients, in this library's layout."""
     params: dict[str, Any] = {
         "lm": llama_from_hugging_face(tensors, config.lm, prefix="model."),
@@ -42,10 +48,13 @@ def convert(tensors: dict[str, np.ndarray], config: GradMemConfig) -> dict[str, 
     if config.write_head:
         params["write_head"] = tensors["write_head.weight"].T
     if config.memory_projection != "none":
-        params["projection"] = {
-            "kernel": tensors["mem_proj.weight"].T,
-            "bias": tensors["mem_proj.bias"],
-        }
+        params["projection"] = linear(tensors, "mem_proj")
+    if config.memory_projection == "proj_rw":
+        params["read_projection"] = linear(tensors, "read_mem_proj")
+    if getattr(config, "memory_residual", False):
+        names = {"scale": "weight", "bias": "bias"}
+        norm = {ours: tensors[f"mem_residual_ln.{theirs}"] for ours, theirs in names.items()}
+        params["memory_norm"] = norm
     if config.num_control_tokens:
         params["control"] = {ours: tensors[theirs] for ours, theirs in CONTROL_NAMES.items()}
     return params
@@ -73,17 +82,28 @@ def load_case(name: str, **changes: Any) -> Case:
         lm=LlamaConfig(**(lm | changes.pop("lm", {}))),
         num_memory_tokens=method["n_mem_tokens"],
         num_write_steps=method["K"],
-        write_learning_rate=method["lr"],
         write_head=method.get("use_write_head", False),
         memory_projection=method.get("mem_proj_mode", "none"),
         num_control_tokens=method.get("n_ctrl_tokens", 0),
-        clip_value=method.get("inner_clip_value"),
-        clip_norm=method.get("inner_clip_norm"),
-        gradient_mode=method["grad_mode"],
-        second_order_steps=method.get("last_K_second_order"),
-        inner_loss_weight=method.get("inner_loss_weight", 0.0),
     )
-    config = GradMemConfig(**(options | changes))
+    config: PrefixConfig
+    if case["method"] == "rmt":
+        options |= dict(
+            memory_residual=method.get("use_mem_residual", False),
+            inner_loss_weight=method.get("use_reconstruction_loss", False)
+            * method.get("reconstruction_loss_weight", 1.0),
+        )
+        config = RMTConfig(**(options | changes))
+    else:
+        options |= dict(
+            write_learning_rate=method["lr"],
+            clip_value=method.get("inner_clip_value"),
+            clip_norm=method.get("inner_clip_norm"),
+            gradient_mode=method["grad_mode"],
+            second_order_steps=method.get("last_K_second_order"),
+            inner_loss_weight=method.get("inner_loss_weight", 0.0),
+        )
+        config = GradMemConfig(**(options | changes))
     load = lambda file: load_file(folder / f"{file}.safetensors")
     params, gradients = load("params"), load("grads")
     zeros = {name: np.zeros_like(value) for name, value in params.items()}

@@ -5,7 +5,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from gradmem_jax import GradMem, GradMemConfig, LlamaConfig
+from gradmem_jax import RMT, GradMem, GradMemConfig, LlamaConfig, RMTConfig
+from gradmem_jax.memory.prefix import PrefixMemory
 
 VOCAB_SIZE = 11
 
@@ -32,7 +33,14 @@ def small_model(write_optimizer: Any = None, **changes: Any) -> GradMem:
     return GradMem(GradMemConfig(**(options | changes)), write_optimizer)
 
 
-def small_params(model: GradMem, seed: int = 0) -> dict[str, Any]:
+def small_rmt(**changes: Any) -> RMT:
+    """An RMT on the same language model."""
+    lm = small_model(lm=changes.pop("lm", {})).config.lm
+    options = dict(lm=lm, num_memory_tokens=3, num_write_steps=2, memory_init_std=1.0)
+    return RMT(RMTConfig(**(options | changes)))
+
+
+def small_params(model: PrefixMemory, seed: int = 0) -> dict[str, Any]:
     """Parameters in which nothing is zero, equal, or the identity; drawn without a compile."""
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(model.init, jax.random.key(0))

@@ -1,4 +1,4 @@
-"""Every field of a training run, with the paper's settings for KV retrieval (N = 4, K = 2).
+"""Every field of a training run, with the paper's settings for KV retrieval.
 
 Another config starts from `get_config()` and changes what it needs; any field can be overridden on
 the command line, as in `--config.data.num_pairs=8`.
@@ -11,6 +11,7 @@ from ml_collections import ConfigDict, config_dict
 
 from gradmem_jax.config import GradMemConfig, LlamaConfig
 from gradmem_jax.data.kv_retrieval import KVRetrievalConfig
+from gradmem_jax.memory.recurrent import RMTConfig
 from gradmem_jax.optimizer import OptimizerConfig
 
 
@@ -33,9 +34,14 @@ def fields_of(config_class: type, leave_out: tuple[str, ...] = ()) -> ConfigDict
     return fields
 
 
-def get_config() -> ConfigDict:
-    """Returns the configuration."""
+def get_config(method: str = "gradmem") -> ConfigDict:
+    """Returns the configuration.
+
+    Args:
+        method: how the memory is written, "gradmem" or "rmt".
+    """
     config = ConfigDict()
+    config.method = method
     config.seed = 0  # parameters and samples are functions of it
     config.num_steps = 1_000_000
     config.batch_size = 64
@@ -47,9 +53,12 @@ def get_config() -> ConfigDict:
     config.init_from = ""  # workdir of another run, whose best parameters this one starts from
 
     config.lm = fields_of(LlamaConfig, leave_out=("rope_scaling",))
-    config.model = fields_of(GradMemConfig, leave_out=("pad_id",))
-    config.model.num_write_steps = 2
-    config.model.write_learning_rate = 0.04
+    if method == "rmt":
+        config.model = fields_of(RMTConfig, leave_out=("pad_id",))
+    else:
+        config.model = fields_of(GradMemConfig, leave_out=("pad_id",))
+        config.model.num_write_steps = 2
+        config.model.write_learning_rate = 0.04
     config.data = fields_of(KVRetrievalConfig, leave_out=("seed", "split", "num_samples"))
     config.optimizer = fields_of(OptimizerConfig, leave_out=("num_steps",))
 

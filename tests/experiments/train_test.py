@@ -15,8 +15,8 @@ from experiments.configs import default, kv_paper, kv_quick, kv_scaling
 from gradmem_jax import checkpoint
 
 
-def tiny_config(**changes):
-    config = default.get_config()
+def tiny_config(method="gradmem", **changes):
+    config = default.get_config(method)
     config.num_steps = 8
     config.batch_size = 8
     config.log_every = 2
@@ -152,6 +152,15 @@ class TrainTest(parameterized.TestCase):
         )
         self.assertEqual(train.train(config, self.folder / "run")["steps"], 2)
 
+    def test_rmt(self):
+        config = tiny_config("rmt", num_steps=2)
+        summary = train.train(config, self.folder / "run")
+        self.assertEqual(set(summary["by_num_write_steps"]), {0, 1})
+        with self.assertRaisesRegex(ValueError, "method='lstm'"):
+            train.train(tiny_config(method="lstm"), self.folder / "other")
+        with self.assertRaisesRegex(ValueError, "write_optimizer needs method='gradmem'"):
+            train.train(tiny_config("rmt", **{"write_optimizer.name": "sgd"}), self.folder / "o")
+
     def test_workdir_of_another_run_is_refused(self):
         train.check_workdir(self.folder / "run", tiny_config())
         train.check_workdir(self.folder / "run", tiny_config(num_steps=80))
@@ -183,7 +192,12 @@ class TrainTest(parameterized.TestCase):
             train.train(tiny_config(**changes), self.folder / "run")
 
     @parameterized.parameters(
-        (kv_quick, None), (kv_paper, "n96_k5"), (kv_scaling, "n16"), (default, None)
+        (kv_quick, None),
+        (kv_quick, "rmt"),
+        (kv_paper, "n96_k5"),
+        (kv_paper, "rmt_n32_k3"),
+        (kv_scaling, "n16"),
+        (default, None),
     )
     def test_configs_can_be_built(self, module, argument):
         config = module.get_config(argument) if argument else module.get_config()
@@ -192,7 +206,7 @@ class TrainTest(parameterized.TestCase):
 
     @parameterized.parameters("n5_k2", "n8", "k2_n8", "n8_k2_")
     def test_config_arguments_are_checked(self, argument):
-        with self.assertRaisesRegex(ValueError, "no row N=5|must look like 'n8_k2'"):
+        with self.assertRaisesRegex(ValueError, "no gradmem row N=5|must look like 'n8_k2'"):
             kv_paper.get_config(argument)
 
 
