@@ -1,6 +1,7 @@
 """README and docs: the code runs, the commands have flags and fields that exist, links lead on."""
 
 import importlib.util
+import os
 import pathlib
 import re
 import shlex
@@ -35,11 +36,16 @@ def commands(program: str) -> list[list[str]]:
 class ReadmeTest(parameterized.TestCase):
     def test_python_code_runs(self):
         names = {}
+        here = os.getcwd()
+        self.addCleanup(os.chdir, here)
+        os.chdir(self.create_tempdir().full_path)
         for block in code_blocks(ROOT / "README.md", "python"):
             exec(compile(block, "README.md", "exec"), names)
         self.assertEqual(names["memory"].shape, (4, 8, 128))
         self.assertEqual(names["answers"].shape, (4, 3, 5))
         self.assertTrue(np.isfinite(names["loss"]))
+        for name, value in names["made"].items():
+            np.testing.assert_array_equal(names["stored"][name], value)
 
     def test_training_commands_configure_what_exists(self):
         self.assertNotEmpty(commands("train"))
