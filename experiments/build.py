@@ -8,12 +8,13 @@ from ml_collections import ConfigDict
 
 from gradmem_jax.config import GradMemConfig, LlamaConfig, require, require_choice
 from gradmem_jax.data.kv_retrieval import KVRetrievalConfig
+from gradmem_jax.memory.full_context import FullContext, FullContextConfig
 from gradmem_jax.memory.gradient import GradMem
-from gradmem_jax.memory.prefix import PrefixMemory
+from gradmem_jax.memory.interface import MemoryModel
 from gradmem_jax.memory.recurrent import RMT, RMTConfig
 from gradmem_jax.optimizer import OptimizerConfig
 
-METHODS = ("gradmem", "rmt")
+METHODS = ("gradmem", "rmt", "full_context")
 
 
 class Stage(NamedTuple):
@@ -24,7 +25,7 @@ class Stage(NamedTuple):
         data: the training data.
     """
 
-    model: PrefixMemory
+    model: MemoryModel
     data: KVRetrievalConfig
 
 
@@ -33,14 +34,17 @@ def build_data(config: ConfigDict, **changes: object) -> KVRetrievalConfig:
     return KVRetrievalConfig(**(config.data.to_dict() | {"seed": config.seed} | changes))
 
 
-def build_model(config: ConfigDict, **changes: object) -> PrefixMemory:
+def build_model(config: ConfigDict, **changes: object) -> MemoryModel:
     """Returns the model; `changes` replace fields of its configuration."""
     lm = LlamaConfig(vocab_size=build_data(config).vocab_size, **config.lm.to_dict())
     fields = config.model.to_dict() | changes
     require_choice("method", config.method, METHODS)
-    if config.method == "rmt":
+    if config.method != "gradmem":
         require(not config.write_optimizer.name, "write_optimizer needs method='gradmem'.")
+    if config.method == "rmt":
         return RMT(RMTConfig(lm=lm, **fields))
+    if config.method == "full_context":
+        return FullContext(FullContextConfig(lm=lm, **fields))
     optimizer = None
     if config.write_optimizer.name:
         make: Any = getattr(optax, config.write_optimizer.name, None)

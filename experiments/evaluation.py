@@ -12,7 +12,7 @@ from gradmem_jax.data import kv_retrieval
 from gradmem_jax.data.pipeline import make_iterator
 from gradmem_jax.data.tokenizer import kv_tokenizer
 from gradmem_jax.generate import generate
-from gradmem_jax.memory.prefix import Params, PrefixMemory
+from gradmem_jax.memory.interface import MemoryModel, Params
 from gradmem_jax.training import evaluate_batch
 
 KINDS = [kind.name.lower() for kind in kv_retrieval.TokenKind]
@@ -27,7 +27,7 @@ def confidence_interval(rate: float, count: int, z: float = 1.96) -> tuple[float
 
 
 def evaluate_params(
-    model: PrefixMemory,
+    model: MemoryModel,
     params: Params,
     data: kv_retrieval.KVRetrievalConfig,
     num_write_steps: Sequence[int],
@@ -93,7 +93,7 @@ def _summarize(results: list[Any], num_samples: int) -> dict[str, Any]:
 
 
 def sample_answers(
-    model: PrefixMemory, params: Params, data: kv_retrieval.KVRetrievalConfig, count: int = 4
+    model: MemoryModel, params: Params, data: kv_retrieval.KVRetrievalConfig, count: int = 4
 ) -> str:
     """Writes a few fresh contexts, answers queries from memory alone and shows what came back."""
     data = dataclasses.replace(data, split="validation", num_samples=count)

@@ -26,7 +26,7 @@ from gradmem_jax import checkpoint
 from gradmem_jax.config import require
 from gradmem_jax.data.kv_retrieval import KVRetrievalSource
 from gradmem_jax.data.pipeline import make_iterator
-from gradmem_jax.memory.prefix import Params, PrefixMemory
+from gradmem_jax.memory.interface import MemoryModel, Params
 from gradmem_jax.optimizer import make_optimizer
 from gradmem_jax.training import TrainState, init_state, make_train_step
 
@@ -66,7 +66,7 @@ def find_devices(batch_size: int) -> Devices:
     return Devices(NamedSharding(mesh, split), NamedSharding(mesh, whole), names)
 
 
-def start_state(config: ConfigDict, model: PrefixMemory, optimizer: Any) -> TrainState:
+def start_state(config: ConfigDict, model: MemoryModel, optimizer: Any) -> TrainState:
     """Returns the state of step 0, with another run's parameters if `config.init_from` says so."""
     state = init_state(model, optimizer, jax.random.key(config.seed))
     if not config.init_from:

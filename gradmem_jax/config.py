@@ -156,44 +156,56 @@ class LlamaConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class PrefixConfig:
-    """A memory of `num_memory_tokens` vectors that stand before the tokens, as embeddings.
+class MemoryConfig:
+    """What every way of writing a memory has.
 
     Attributes:
         lm: the language model that writes and reads.
-        num_memory_tokens: m, number of memory vectors.
         num_write_steps: K, steps of one WRITE; can be changed at call time.
-        write_head: a separate output projection for the WRITE loss, started as a copy of the LM's.
-        num_control_tokens: c, learned vectors on each side of the memory, for WRITE and for READ.
         inner_loss_weight: weight of the WRITE loss in the outer loss.
-        memory_init_std: deviation of the normal distribution M0 and the control tokens start from.
         pad_id: token id that fills contexts and queries up to a common length, on the right.
     """
 
     lm: LlamaConfig
-    num_memory_tokens: int = 8
     num_write_steps: int = 1
-    write_head: bool = True
-    num_control_tokens: int = 0
     inner_loss_weight: float = 0.0
-    memory_init_std: float = 0.02
     pad_id: int = 0
 
     def __post_init__(self) -> None:
-        require_integer("num_memory_tokens", self.num_memory_tokens, 1)
         require_integer("num_write_steps", self.num_write_steps, 0)
-        require_integer("num_control_tokens", self.num_control_tokens, 0)
         require_number("inner_loss_weight", self.inner_loss_weight)
         require(
             self.inner_loss_weight >= 0,
             f"inner_loss_weight={self.inner_loss_weight} must not be negative.",
         )
-        require_number("memory_init_std", self.memory_init_std, above=0)
         require_integer("pad_id", self.pad_id, 0)
         require(
             self.pad_id < self.lm.vocab_size,
             f"pad_id={self.pad_id} is outside the vocabulary of {self.lm.vocab_size} ids.",
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class PrefixConfig(MemoryConfig):
+    """A memory of `num_memory_tokens` vectors that stand before the tokens, as embeddings.
+
+    Attributes:
+        num_memory_tokens: m, number of memory vectors.
+        write_head: a separate output projection for the WRITE loss, started as a copy of the LM's.
+        num_control_tokens: c, learned vectors on each side of the memory, for WRITE and for READ.
+        memory_init_std: deviation of the normal distribution M0 and the control tokens start from.
+    """
+
+    num_memory_tokens: int = 8
+    write_head: bool = True
+    num_control_tokens: int = 0
+    memory_init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_integer("num_memory_tokens", self.num_memory_tokens, 1)
+        require_integer("num_control_tokens", self.num_control_tokens, 0)
+        require_number("memory_init_std", self.memory_init_std, above=0)
         require(
             self.prefix_length < self.lm.max_positions,
             f"memory and control tokens take {self.prefix_length} positions, the model has "

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from gradmem_jax.config import require, require_integer
-from gradmem_jax.memory.prefix import Memory, Params, PrefixMemory
+from gradmem_jax.memory.interface import Memory, MemoryModel, Params
 from gradmem_jax.validation import check_length
 
 
 def generate(
-    model: PrefixMemory,
+    model: MemoryModel,
     params: Params,
     memory: Memory,
     query_ids: jax.typing.ArrayLike,
@@ -46,7 +46,8 @@ def generate(
     )
     flat_memory, flat_ids = model.check_read(params, memory, query_ids)
     length = flat_ids.shape[1] + max_new_tokens
-    check_length("query_ids with max_new_tokens", length, c.prefix_length, c.lm.max_positions)
+    positions = model.num_memory_positions(memory)
+    check_length("query_ids with max_new_tokens", length, positions, c.lm.max_positions)
     stop = -1 if stop_id is None else stop_id
     new_ids = _generate(model, max_new_tokens, stop, params, flat_memory, flat_ids)
     return new_ids.reshape(*jnp.shape(query_ids)[:-1], max_new_tokens)
@@ -54,7 +55,7 @@ def generate(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _generate(
-    model: PrefixMemory,
+    model: MemoryModel,
     max_new_tokens: int,
     stop_id: int,
     params: Params,
@@ -63,10 +64,10 @@ def _generate(
 ) -> jax.Array:
     c = model.config
     batch_size, query_length = query_ids.shape
-    empty = model.lm.empty_cache(batch_size, c.prefix_length + query_length + max_new_tokens)
-    logits, filled = model.read_hidden(params, memory, query_ids, empty)
+    logits, filled = model.read_logits(params, memory, query_ids, room=max_new_tokens)
+    assert filled is not None
     lengths = (query_ids != c.pad_id).sum(axis=1).astype(jnp.int32)
-    cache = filled._replace(length=c.prefix_length + lengths)
+    cache = filled._replace(length=filled.length - query_length + lengths)
     logits = jnp.take_along_axis(logits, lengths[:, None, None], axis=1)[:, 0]
 
     def step(carry: Any, _: None) -> Any:

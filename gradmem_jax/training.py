@@ -10,7 +10,7 @@ import optax
 
 from gradmem_jax.config import require
 from gradmem_jax.losses import IGNORE, token_losses
-from gradmem_jax.memory.prefix import Memory, Params, PrefixMemory
+from gradmem_jax.memory.interface import Memory, MemoryModel, Params
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -31,7 +31,7 @@ class TrainState(NamedTuple):
 
 
 def init_state(
-    model: PrefixMemory, optimizer: optax.GradientTransformation, key: jax.Array
+    model: MemoryModel, optimizer: optax.GradientTransformation, key: jax.Array
 ) -> TrainState:
     """Draws parameters and makes the state of step 0."""
     params = model.init(key)
@@ -63,7 +63,7 @@ def per_query(valid: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def loss_and_metrics(
-    model: PrefixMemory,
+    model: MemoryModel,
     params: Params,
     batch: Batch,
     *,
@@ -100,7 +100,7 @@ def loss_and_metrics(
 
 
 def read_loss_and_metrics(
-    model: PrefixMemory,
+    model: MemoryModel,
     params: Params,
     memory: Memory,
     batch: Batch,
@@ -122,7 +122,7 @@ def read_loss_and_metrics(
 
 @functools.partial(jax.jit, static_argnames=("model", "max_steps", "num_kinds"))
 def evaluate_batch(
-    model: PrefixMemory,
+    model: MemoryModel,
     params: Params,
     batch: Batch,
     num_steps: jax.Array,
@@ -164,7 +164,7 @@ def evaluate_batch(
 
 
 def loss_gradient(
-    model: PrefixMemory, params: Params, batch: Batch, num_micro_batches: int = 1
+    model: MemoryModel, params: Params, batch: Batch, num_micro_batches: int = 1
 ) -> tuple[Params, Metrics]:
     """Gradient of the outer loss; micro-batches bound memory and keep CPU caches warm.
 
@@ -201,7 +201,7 @@ def loss_gradient(
 
 
 def make_train_step(
-    model: PrefixMemory,
+    model: MemoryModel,
     optimizer: optax.GradientTransformation,
     num_micro_batches: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:

@@ -77,8 +77,10 @@ def check_memory(memory: Any, expected: Any) -> None:
                 f"memory has an array of shape {jnp.shape(given)} where this model and batch need "
                 f"{want.shape}."
             )
-        if not jnp.issubdtype(jnp.result_type(given), jnp.floating):
-            raise ValueError(f"memory has dtype {jnp.result_type(given)}; it must be floating.")
+        is_float = [jnp.issubdtype(jnp.result_type(x), jnp.floating) for x in (given, want)]
+        if is_float[0] != is_float[1]:
+            kind = "floating" if is_float[1] else "an integer"
+            raise ValueError(f"memory has dtype {jnp.result_type(given)}; it must be {kind}.")
         if not is_traced(given) and not np.isfinite(np.asarray(given, np.float32)).all():
             raise ValueError(
                 "memory holds NaN or infinite values; the WRITE that made it diverged. Use a "

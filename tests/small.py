@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from gradmem_jax import RMT, GradMem, GradMemConfig, LlamaConfig, RMTConfig
-from gradmem_jax.memory.prefix import PrefixMemory
+from gradmem_jax.memory.interface import MemoryModel
 
 VOCAB_SIZE = 11
 
@@ -40,7 +40,7 @@ def small_rmt(**changes: Any) -> RMT:
     return RMT(RMTConfig(**(options | changes)))
 
 
-def small_params(model: PrefixMemory, seed: int = 0) -> dict[str, Any]:
+def small_params(model: MemoryModel, seed: int = 0) -> dict[str, Any]:
     """Parameters in which nothing is zero, equal, or the identity; drawn without a compile."""
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(model.init, jax.random.key(0))

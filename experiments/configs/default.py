@@ -11,6 +11,7 @@ from ml_collections import ConfigDict, config_dict
 
 from gradmem_jax.config import GradMemConfig, LlamaConfig
 from gradmem_jax.data.kv_retrieval import KVRetrievalConfig
+from gradmem_jax.memory.full_context import FullContextConfig
 from gradmem_jax.memory.recurrent import RMTConfig
 from gradmem_jax.optimizer import OptimizerConfig
 
@@ -38,7 +39,7 @@ def get_config(method: str = "gradmem") -> ConfigDict:
     """Returns the configuration.
 
     Args:
-        method: how the memory is written, "gradmem" or "rmt".
+        method: how the memory is written, "gradmem", "rmt" or "full_context".
     """
     config = ConfigDict()
     config.method = method
@@ -53,10 +54,9 @@ def get_config(method: str = "gradmem") -> ConfigDict:
     config.init_from = ""  # workdir of another run, whose best parameters this one starts from
 
     config.lm = fields_of(LlamaConfig, leave_out=("rope_scaling",))
-    if method == "rmt":
-        config.model = fields_of(RMTConfig, leave_out=("pad_id",))
-    else:
-        config.model = fields_of(GradMemConfig, leave_out=("pad_id",))
+    config_class = {"rmt": RMTConfig, "full_context": FullContextConfig}.get(method, GradMemConfig)
+    config.model = fields_of(config_class, leave_out=("pad_id",))
+    if method == "gradmem":
         config.model.num_write_steps = 2
         config.model.write_learning_rate = 0.04
     config.data = fields_of(KVRetrievalConfig, leave_out=("seed", "split", "num_samples"))

@@ -15,7 +15,8 @@ from gradmem_jax.memory.inner_loop import (
     run_write_steps,
     step_modes,
 )
-from gradmem_jax.memory.prefix import Params, PrefixMemory
+from gradmem_jax.memory.interface import Params
+from gradmem_jax.memory.prefix import PrefixMemory
 from gradmem_jax.validation import resolve_steps
 
 
@@ -146,7 +147,7 @@ class GradMem(PrefixMemory):
         steps, traced_steps = resolve_steps(num_steps, max_steps)
         if c.gradient_mode == "none":
             start = jax.lax.stop_gradient(start)
-        embeddings = self._embed(params, context_ids)
+        embeddings = self.embed(params, context_ids)
         labels = jnp.where(context_ids == c.pad_id, IGNORE, context_ids)
         memory, info = run_write_steps(
             self._write_loss,

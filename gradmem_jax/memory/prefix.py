@@ -1,24 +1,19 @@
 """Memory as a prefix of a language model: what GradMem and RMT share, with READ."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from gradmem_jax.config import PrefixConfig
 from gradmem_jax.lm.attention import KVCache
-from gradmem_jax.lm.llama import Llama
 from gradmem_jax.losses import IGNORE, token_losses
-from gradmem_jax.memory.inner_loop import WriteInfo
-from gradmem_jax.validation import check_ids, check_length, check_memory
-
-Params = dict[str, Any]
-Memory = Any
+from gradmem_jax.memory.interface import Memory, MemoryModel, Params
+from gradmem_jax.validation import check_memory
 
 
 @dataclasses.dataclass(frozen=True)
-class PrefixMemory:
+class PrefixMemory(MemoryModel):
     """Base of the models whose memory stands before the tokens, as embeddings.
 
     Attributes:
@@ -26,11 +21,6 @@ class PrefixMemory:
     """
 
     config: PrefixConfig
-
-    @property
-    def lm(self) -> Llama:
-        """The language model, a Flax module without parameters."""
-        return Llama(self.config.lm)
 
     def init_prefix(self, key: jax.Array) -> Params:
         """Draws the parameters that every such model has.
@@ -62,10 +52,6 @@ class PrefixMemory:
             }
         return params
 
-    def apply_lm(self, params: Params, *args: Any, **kwargs: Any) -> Any:
-        """Calls the language model, or the `method` of it, with its part of the parameters."""
-        return self.lm.apply({"params": params["lm"]}, *args, **kwargs)
-
     def initial_memory(self, params: Params, batch_size: int) -> Memory:
         """Returns a copy of M0 for each sample.
 
@@ -79,63 +65,9 @@ class PrefixMemory:
         tokens = params["initial_memory"]
         return jnp.broadcast_to(tokens, (batch_size, *tokens.shape))
 
-    def init(self, key: jax.Array) -> Params:
-        """Draws all parameters."""
-        raise NotImplementedError
-
-    def write_memory(
-        self,
-        params: Params,
-        context_ids: jax.Array,
-        *,
-        memory: Memory | None = None,
-        num_steps: int | jax.Array | None = None,
-        max_steps: int | None = None,
-    ) -> tuple[Memory, WriteInfo]:
-        """Writes contexts into memory (the paper's WRITE).
-
-        Args:
-            params: parameters of `init`; they do not change.
-            context_ids: int [B, S], padded on the right with `config.pad_id` to any length.
-            memory: where to start, for writing on; M0 by default.
-            num_steps: K; `config.num_write_steps` by default. A traced value needs `max_steps`.
-            max_steps: static upper bound of a traced `num_steps`.
-
-        Returns:
-            The memory, and a `WriteInfo`.
-
-        Raises:
-            ValueError: wrong shapes, ids outside the vocabulary, a context longer than the model's
-                positions, or a wrong number of steps.
-        """
-        raise NotImplementedError
-
-    def outer_write_loss(self, info: WriteInfo) -> jax.Array:
-        """The WRITE loss [B] that `inner_loss_weight` adds to the outer loss."""
-        raise NotImplementedError
-
     def memory_tokens(self, params: Params, memory: Memory, phase: str) -> jax.Array:
         """What enters the model for a memory: [B, m, d], `phase` is "write" or "read"."""
         raise NotImplementedError
-
-    def read_memory(self, params: Params, memory: Memory, query_ids: jax.Array) -> jax.Array:
-        """Predicts the tokens of queries from memory alone (the paper's READ).
-
-        Args:
-            params: parameters of `init`.
-            memory: what `write_memory` returned for B samples.
-            query_ids: int [B, Q], or [B, R, Q] for R queries of each sample; padded on the right.
-
-        Returns:
-            Logits [B, Q + 1, V] or [B, R, Q + 1, V]. Position i predicts query token i; the last
-            one predicts the token behind the query.
-
-        Raises:
-            ValueError: wrong shapes, or ids outside the vocabulary.
-        """
-        memory, flat_ids = self.check_read(params, memory, query_ids)
-        logits, _ = self.read_hidden(params, memory, flat_ids)
-        return logits.reshape(*query_ids.shape[:-1], *logits.shape[1:])
 
     def write_token_losses(
         self, params: Params, memory: Memory, context_ids: jax.Array
@@ -151,7 +83,11 @@ class PrefixMemory:
             [B, S] in nats, 0 on padding.
         """
         labels = jnp.where(context_ids == self.config.pad_id, IGNORE, context_ids)
-        return self._write_token_losses(memory, (params, self._embed(params, context_ids)), labels)
+        return self._write_token_losses(memory, (params, self.embed(params, context_ids)), labels)
+
+    def check_memory(self, params: Params, memory: Memory, batch_size: int) -> None:
+        """Raises ValueError unless `memory` is one of this model, for `batch_size` samples."""
+        check_memory(memory, jax.eval_shape(lambda: self.initial_memory(params, batch_size)))
 
     def check_write(
         self, params: Params, memory: Memory | None, context_ids: jax.typing.ArrayLike, length: int
@@ -170,64 +106,41 @@ class PrefixMemory:
         Raises:
             ValueError: wrong shapes, or ids outside the vocabulary.
         """
-        c = self.config
-        context_ids = check_ids("context_ids", context_ids, ("B", "S"), c.lm.vocab_size)
-        check_length("context_ids", context_ids.shape[1], length, c.lm.max_positions)
-        initial = lambda: self.initial_memory(params, context_ids.shape[0])
+        context_ids = self.check_context(context_ids, length)
+        batch_size = context_ids.shape[0]
         if memory is None:
-            return initial(), context_ids
-        check_memory(memory, jax.eval_shape(initial))
+            return self.initial_memory(params, batch_size), context_ids
+        self.check_memory(params, memory, batch_size)
         return memory, context_ids
 
-    def check_read(
-        self, params: Params, memory: Memory, query_ids: jax.typing.ArrayLike
-    ) -> tuple[Memory, jax.Array]:
-        """Checks the input of a READ and gives every query a memory of its own.
+    def num_memory_positions(self, memory: Memory) -> int:
+        """Positions before the first query token."""
+        del memory
+        return self.config.prefix_length
 
-        Args:
-            params: parameters of `init`.
-            memory: a memory of B samples.
-            query_ids: int [B, Q] or [B, R, Q].
-
-        Returns:
-            Memory of B * R samples, and int [B * R, Q].
-
-        Raises:
-            ValueError: wrong shapes, or ids outside the vocabulary.
-        """
-        c = self.config
-        axes = ("B", "R", "Q") if jnp.ndim(query_ids) == 3 else ("B", "Q")
-        query_ids = check_ids("query_ids", query_ids, axes, c.lm.vocab_size)
-        check_length("query_ids", query_ids.shape[-1], c.prefix_length, c.lm.max_positions)
-        batch_size = query_ids.shape[0]
-        check_memory(memory, jax.eval_shape(lambda: self.initial_memory(params, batch_size)))
-        if query_ids.ndim == 3:
-            repeats = query_ids.shape[1]
-            memory = jax.tree.map(lambda x: jnp.repeat(x, repeats, axis=0), memory)
-        return memory, query_ids.reshape(-1, query_ids.shape[-1])
-
-    def read_hidden(
-        self, params: Params, memory: Memory, query_ids: jax.Array, cache: KVCache | None = None
-    ) -> tuple[jax.Array, Any]:
+    def read_logits(
+        self, params: Params, memory: Memory, query_ids: jax.Array, room: int | None = None
+    ) -> tuple[jax.Array, KVCache | None]:
         """One forward pass over memory and queries, `[read_start; M; read_end; Q]`.
 
         Args:
             params: parameters of `init`.
             memory: a memory of B samples.
             query_ids: int [B, Q].
-            cache: an empty key-value cache to fill, if decoding follows.
+            room: if decoding follows, how many more tokens the cache must hold.
 
         Returns:
-            Logits [B, Q + 1, V] from the last prefix position on, and the filled cache.
+            Logits [B, Q + 1, V] from the last prefix position on, and the cache or None.
         """
+        cache = None
+        if room is not None:
+            batch_size, query_length = query_ids.shape
+            cache = self.lm.empty_cache(batch_size, self.config.prefix_length + query_length + room)
         prefix = self._prefix(params, memory, "read")
-        inputs = jnp.concatenate([prefix, self._embed(params, query_ids)], axis=1)
+        inputs = jnp.concatenate([prefix, self.embed(params, query_ids)], axis=1)
         hidden, cache = self.apply_lm(params, inputs, cache=cache)
         hidden = hidden[:, prefix.shape[1] - 1 :]
         return self.apply_lm(params, hidden, method="unembed"), cache
-
-    def _embed(self, params: Params, ids: jax.Array) -> jax.Array:
-        return self.apply_lm(params, ids, method="embed")
 
     def _control(self, params: Params, name: str, batch_size: int) -> jax.Array:
         """Control tokens [B, c, d]; c may be 0."""

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from gradmem_jax.config import PrefixConfig, require_choice
 from gradmem_jax.losses import IGNORE, mean_per_sample
 from gradmem_jax.memory.inner_loop import WriteInfo
-from gradmem_jax.memory.prefix import Memory, Params, PrefixMemory
+from gradmem_jax.memory.interface import Memory, Params
+from gradmem_jax.memory.prefix import PrefixMemory
 from gradmem_jax.validation import resolve_steps
 
 _LAYER_NORM_EPSILON = 1e-5
@@ -141,7 +142,7 @@ class RMT(PrefixMemory):
         steps, traced_steps = resolve_steps(num_steps, max_steps)
         last = steps if traced_steps is None else traced_steps
         batch_size = context_ids.shape[0]
-        embeddings = self._embed(params, context_ids)
+        embeddings = self.embed(params, context_ids)
         real = context_ids != c.pad_id
         labels = jnp.where(real, context_ids, IGNORE)
         positions, mask = self._positions_and_mask(real)

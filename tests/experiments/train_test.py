@@ -152,10 +152,13 @@ class TrainTest(parameterized.TestCase):
         )
         self.assertEqual(train.train(config, self.folder / "run")["steps"], 2)
 
-    def test_rmt(self):
-        config = tiny_config("rmt", num_steps=2)
+    @parameterized.parameters("rmt", "full_context")
+    def test_other_methods(self, method):
+        config = tiny_config(method, num_steps=2)
         summary = train.train(config, self.folder / "run")
         self.assertEqual(set(summary["by_num_write_steps"]), {0, 1})
+
+    def test_unknown_methods(self):
         with self.assertRaisesRegex(ValueError, "method='lstm'"):
             train.train(tiny_config(method="lstm"), self.folder / "other")
         with self.assertRaisesRegex(ValueError, "write_optimizer needs method='gradmem'"):
@@ -194,6 +197,8 @@ class TrainTest(parameterized.TestCase):
     @parameterized.parameters(
         (kv_quick, None),
         (kv_quick, "rmt"),
+        (kv_quick, "full_context"),
+        (kv_paper, "full_context_n64_k1"),
         (kv_paper, "n96_k5"),
         (kv_paper, "rmt_n32_k3"),
         (kv_scaling, "n16"),

@@ -1,0 +1,175 @@
+"""What every way of writing a memory answers: `init`, `write_memory`, `read_memory`."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gradmem_jax.config import MemoryConfig
+from gradmem_jax.lm.attention import KVCache
+from gradmem_jax.lm.llama import Llama
+from gradmem_jax.memory.inner_loop import WriteInfo
+from gradmem_jax.validation import check_ids, check_length
+
+Params = dict[str, Any]
+Memory = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryModel:
+    """Base of all memory writers; pure functions of (params, arrays).
+
+    A memory is a pytree whose leaves have a leading batch axis.
+
+    Attributes:
+        config: the model.
+    """
+
+    config: MemoryConfig
+
+    @property
+    def lm(self) -> Llama:
+        """The language model, a Flax module without parameters."""
+        return Llama(self.config.lm)
+
+    def apply_lm(self, params: Params, *args: Any, **kwargs: Any) -> Any:
+        """Calls the language model, or the `method` of it, with its part of the parameters."""
+        return self.lm.apply({"params": params["lm"]}, *args, **kwargs)
+
+    def embed(self, params: Params, ids: jax.Array) -> jax.Array:
+        """Token embeddings [B, S, d] of ids [B, S]."""
+        return self.apply_lm(params, ids, method="embed")
+
+    def init(self, key: jax.Array) -> Params:
+        """Draws all parameters."""
+        raise NotImplementedError
+
+    def write_memory(
+        self,
+        params: Params,
+        context_ids: jax.Array,
+        *,
+        num_steps: int | jax.Array | None = None,
+        max_steps: int | None = None,
+    ) -> tuple[Memory, WriteInfo]:
+        """Writes contexts into memory (the paper's WRITE).
+
+        Args:
+            params: parameters of `init`; they do not change.
+            context_ids: int [B, S], padded on the right with `config.pad_id` to any length.
+            num_steps: K; `config.num_write_steps` by default. A traced value needs `max_steps`.
+            max_steps: static upper bound of a traced `num_steps`.
+
+        Returns:
+            The memory, and a `WriteInfo`.
+
+        Raises:
+            ValueError: wrong shapes, ids outside the vocabulary, a context longer than the model's
+                positions, or a wrong number of steps.
+        """
+        raise NotImplementedError
+
+    def outer_write_loss(self, info: WriteInfo) -> jax.Array:
+        """The WRITE loss [B] that `inner_loss_weight` adds to the outer loss."""
+        raise NotImplementedError
+
+    def write_token_losses(
+        self, params: Params, memory: Memory, context_ids: jax.Array
+    ) -> jax.Array:
+        """Loss of every context token given a memory.
+
+        Args:
+            params: parameters of `init`.
+            memory: a memory of B samples.
+            context_ids: int [B, S].
+
+        Returns:
+            [B, S] in nats, 0 on padding.
+        """
+        raise NotImplementedError
+
+    def check_memory(self, params: Params, memory: Memory, batch_size: int) -> None:
+        """Raises ValueError unless `memory` is one of this model, for `batch_size` samples."""
+        raise NotImplementedError
+
+    def num_memory_positions(self, memory: Memory) -> int:
+        """Positions that a memory takes before the first query token."""
+        raise NotImplementedError
+
+    def read_logits(
+        self, params: Params, memory: Memory, query_ids: jax.Array, room: int | None = None
+    ) -> tuple[jax.Array, KVCache | None]:
+        """One forward pass over memory and queries.
+
+        Args:
+            params: parameters of `init`.
+            memory: a memory of B samples.
+            query_ids: int [B, Q].
+            room: if decoding follows, how many more tokens the cache must hold.
+
+        Returns:
+            Logits [B, Q + 1, V], the first from memory alone, and the cache or None.
+        """
+        raise NotImplementedError
+
+    def read_memory(self, params: Params, memory: Memory, query_ids: jax.Array) -> jax.Array:
+        """Predicts the tokens of queries from memory alone (the paper's READ).
+
+        Args:
+            params: parameters of `init`.
+            memory: what `write_memory` returned for B samples.
+            query_ids: int [B, Q], or [B, R, Q] for R queries of each sample; padded on the right.
+
+        Returns:
+            Logits [B, Q + 1, V] or [B, R, Q + 1, V]. Position i predicts query token i; the last
+            one predicts the token behind the query.
+
+        Raises:
+            ValueError: wrong shapes, or ids outside the vocabulary.
+        """
+        memory, flat_ids = self.check_read(params, memory, query_ids)
+        logits, _ = self.read_logits(params, memory, flat_ids)
+        return logits.reshape(*query_ids.shape[:-1], *logits.shape[1:])
+
+    def check_context(self, context_ids: jax.typing.ArrayLike, positions: int) -> jax.Array:
+        """Returns context_ids as int [B, S], or refuses them.
+
+        Args:
+            context_ids: int [B, S].
+            positions: what the WRITE needs beside the context.
+
+        Raises:
+            ValueError: wrong shapes, ids outside the vocabulary, or a context too long.
+        """
+        lm = self.config.lm
+        context_ids = check_ids("context_ids", context_ids, ("B", "S"), lm.vocab_size)
+        check_length("context_ids", context_ids.shape[1], positions, lm.max_positions)
+        return context_ids
+
+    def check_read(
+        self, params: Params, memory: Memory, query_ids: jax.typing.ArrayLike
+    ) -> tuple[Memory, jax.Array]:
+        """Checks the input of a READ and gives every query a memory of its own.
+
+        Args:
+            params: parameters of `init`.
+            memory: a memory of B samples.
+            query_ids: int [B, Q] or [B, R, Q].
+
+        Returns:
+            Memory of B * R samples, and int [B * R, Q].
+
+        Raises:
+            ValueError: wrong shapes, or ids outside the vocabulary.
+        """
+        lm = self.config.lm
+        axes = ("B", "R", "Q") if jnp.ndim(query_ids) == 3 else ("B", "Q")
+        query_ids = check_ids("query_ids", query_ids, axes, lm.vocab_size)
+        self.check_memory(params, memory, query_ids.shape[0])
+        positions = self.num_memory_positions(memory)
+        check_length("query_ids", query_ids.shape[-1], positions, lm.max_positions)
+        if query_ids.ndim == 3:
+            repeats = query_ids.shape[1]
+            memory = jax.tree.map(lambda x: jnp.repeat(x, repeats, axis=0), memory)
+        return memory, query_ids.reshape(-1, query_ids.shape[-1])

@@ -1,0 +1,106 @@
+"""Full context: the same as running the language model over context and query at once."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from gradmem_jax import FullContext, FullContextConfig, generate
+from gradmem_jax.training import loss_and_metrics
+from tests.small import random_ids, small_batch, small_model, small_params
+
+LM = small_model(lm=dict(num_layers=2)).config.lm
+MODEL = FullContext(FullContextConfig(lm=LM))
+PARAMS = small_params(MODEL)
+CONTEXT = random_ids(0, 3, 6)
+LENGTHS = (6, 4, 1)
+for _row, _length in zip(CONTEXT, LENGTHS, strict=True):
+    _row[_length:] = 0
+QUERY = random_ids(1, 3, 4)
+
+write = jax.jit(MODEL.write_memory, static_argnames="max_steps")
+read = jax.jit(MODEL.read_memory)
+
+
+@functools.cache
+def plain(length):
+    run = lambda ids: MODEL.lm.apply({"params": PARAMS["lm"]}, ids, method="everything")
+    return jax.jit(run)
+
+
+def logits_at_once(i, query):
+    ids = np.concatenate([CONTEXT[i, : LENGTHS[i]], query])[None]
+    return plain(ids.shape[1])(ids)[0, LENGTHS[i] - 1 :]
+
+
+class FullContextTest(parameterized.TestCase):
+    def test_same_as_one_pass_for_contexts_of_different_length(self):
+        memory, info = write(PARAMS, CONTEXT)
+        logits = read(PARAMS, memory, QUERY)
+        for i in range(3):
+            np.testing.assert_allclose(logits[i], logits_at_once(i, QUERY[i]), atol=1e-5)
+        np.testing.assert_array_equal(memory.length, LENGTHS)
+        np.testing.assert_array_equal(info.num_steps, 1)
+
+    def test_many_queries(self):
+        memory, _ = write(PARAMS, CONTEXT)
+        queries = random_ids(2, 3, 2, 4)
+        logits = read(PARAMS, memory, queries)
+        for r in range(2):
+            np.testing.assert_allclose(logits[:, r], read(PARAMS, memory, queries[:, r]), atol=1e-5)
+
+    def test_padding_changes_nothing(self):
+        memory, _ = write(PARAMS, np.pad(CONTEXT, ((0, 0), (0, 3))))
+        want, _ = write(PARAMS, CONTEXT)
+        np.testing.assert_allclose(
+            read(PARAMS, memory, QUERY), read(PARAMS, want, QUERY), atol=1e-5
+        )
+
+    def test_no_steps_keep_nothing(self):
+        for num_steps in (0, jnp.int32(0)):
+            memory, info = MODEL.write_memory(PARAMS, CONTEXT, num_steps=num_steps, max_steps=2)
+            logits = read(PARAMS, memory, QUERY)
+            alone = plain(4)(QUERY)
+            np.testing.assert_allclose(logits[:, 1:], alone, atol=1e-5)
+            np.testing.assert_array_equal(info.num_steps, 0)
+
+    def test_generate(self):
+        memory, _ = write(PARAMS, CONTEXT)
+        got = np.asarray(generate(MODEL, PARAMS, memory, QUERY, 3))
+        for i in range(3):
+            query = QUERY[i]
+            for token in got[i]:
+                self.assertEqual(int(logits_at_once(i, query)[-1].argmax()), token)
+                query = np.append(query, token)
+
+    def test_token_losses_are_those_of_the_language_model(self):
+        losses = np.asarray(MODEL.write_token_losses(PARAMS, None, CONTEXT))
+        logits = plain(6)(CONTEXT)
+        want = -jax.nn.log_softmax(logits)[0, 2, CONTEXT[0, 3]]
+        np.testing.assert_allclose(losses[0, 3], want, rtol=1e-5)
+        np.testing.assert_array_equal(losses[1, 4:], 0)
+        np.testing.assert_array_equal(losses[:, 0], 0)
+
+    def test_gradient_passes_the_cache(self):
+        gradient = jax.jit(
+            jax.grad(lambda params: loss_and_metrics(MODEL, params, small_batch())[0])
+        )(PARAMS)
+        for path, leaf in jax.tree.leaves_with_path(gradient):
+            self.assertGreater(np.abs(leaf).max(), 0, path)
+
+    def test_refusals(self):
+        with self.assertRaisesRegex(ValueError, "inner_loss_weight=0.5 must be 0"):
+            FullContextConfig(lm=LM, inner_loss_weight=0.5)
+        memory, _ = write(PARAMS, CONTEXT)
+        with self.assertRaisesRegex(ValueError, "positions"):
+            MODEL.read_memory(PARAMS, memory, random_ids(0, 3, 35))
+        with self.assertRaisesRegex(ValueError, "another configuration"):
+            MODEL.read_memory(PARAMS, np.zeros((3, 3, 8), np.float32), QUERY)
+        with self.assertRaisesRegex(ValueError, "need"):
+            MODEL.read_memory(PARAMS, memory, QUERY[:2])
+
+
+if __name__ == "__main__":
+    absltest.main()
