@@ -58,8 +58,7 @@ class FullContext(MemoryModel):
 
     def init(self, key: jax.Array) -> Params:
         """Draws the parameters of the language model, {"lm": ...}."""
-        ids = jnp.zeros((1, 1), jnp.int32)
-        return {"lm": self.lm.init(key, ids, method="everything")["params"]}
+        return {"lm": self.init_lm(key)}
 
     def write_memory(
         self,
@@ -133,17 +132,7 @@ class FullContext(MemoryModel):
     def read_logits(
         self, params: Params, memory: Memory, query_ids: jax.Array, room: int | None = None
     ) -> tuple[jax.Array, KVCache | None]:
-        """One forward pass over queries behind their contexts.
-
-        Args:
-            params: parameters of `init`.
-            memory: a memory of B samples.
-            query_ids: int [B, Q].
-            room: if decoding follows, how many more tokens the cache must hold.
-
-        Returns:
-            Logits [B, Q + 1, V] from the last context token on, and the cache or None.
-        """
+        """Runs queries behind their contexts; see `MemoryModel.read_logits`."""
         spare = query_ids.shape[1] + (room or 0)
         grow = lambda x: jnp.pad(
             jnp.moveaxis(x, 1, 0), ((0, 0), (0, 0), (0, spare), (0, 0), (0, 0))

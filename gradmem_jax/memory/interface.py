@@ -33,6 +33,10 @@ class MemoryModel:
         """The language model, a Flax module without parameters."""
         return Llama(self.config.lm)
 
+    def init_lm(self, key: jax.Array) -> Params:
+        """Draws the parameters of the language model."""
+        return self.lm.init(key, jnp.zeros((1, 1), jnp.int32), method="everything")["params"]
+
     def apply_lm(self, params: Params, *args: Any, **kwargs: Any) -> Any:
         """Calls the language model, or the `method` of it, with its part of the parameters."""
         return self.lm.apply({"params": params["lm"]}, *args, **kwargs)

@@ -34,11 +34,9 @@ class PrefixMemory(MemoryModel):
         """
         c = self.config
         lm_key, memory_key, control_key = jax.random.split(key, 3)
-        ids = jnp.zeros((1, 1), jnp.int32)
-        lm_params = self.lm.init(lm_key, ids, method="everything")["params"]
-        shape = (c.lm.width,)
+        lm_params = self.init_lm(lm_key)
         draw = lambda key, rows: (
-            c.memory_init_std * jax.random.normal(key, (rows, *shape), c.lm.param_dtype)
+            c.memory_init_std * jax.random.normal(key, (rows, c.lm.width), c.lm.param_dtype)
         )
         params: Params = {"lm": lm_params, "initial_memory": draw(memory_key, c.num_memory_tokens)}
         if c.write_head:
@@ -72,16 +70,7 @@ class PrefixMemory(MemoryModel):
     def write_token_losses(
         self, params: Params, memory: Memory, context_ids: jax.Array
     ) -> jax.Array:
-        """WRITE loss of every context token given a memory.
-
-        Args:
-            params: parameters of `init`.
-            memory: a memory of B samples.
-            context_ids: int [B, S].
-
-        Returns:
-            [B, S] in nats, 0 on padding.
-        """
+        """WRITE loss of every context token [B, S]; see `MemoryModel.write_token_losses`."""
         labels = jnp.where(context_ids == self.config.pad_id, IGNORE, context_ids)
         return self._write_token_losses(memory, (params, self.embed(params, context_ids)), labels)
 
@@ -121,17 +110,7 @@ class PrefixMemory(MemoryModel):
     def read_logits(
         self, params: Params, memory: Memory, query_ids: jax.Array, room: int | None = None
     ) -> tuple[jax.Array, KVCache | None]:
-        """One forward pass over memory and queries, `[read_start; M; read_end; Q]`.
-
-        Args:
-            params: parameters of `init`.
-            memory: a memory of B samples.
-            query_ids: int [B, Q].
-            room: if decoding follows, how many more tokens the cache must hold.
-
-        Returns:
-            Logits [B, Q + 1, V] from the last prefix position on, and the cache or None.
-        """
+        """Runs `[read_start; M; read_end; Q]`; see `MemoryModel.read_logits`."""
         cache = None
         if room is not None:
             batch_size, query_length = query_ids.shape
