@@ -67,20 +67,14 @@ class RopeScaling:
 
 
 @dataclasses.dataclass(frozen=True)
-class LlamaConfig:
-    """A Llama language model; the defaults are the model of the paper's KV retrieval runs.
+class LMConfig:
+    """What every language model has.
 
     Attributes:
         vocab_size: V, number of token ids.
         width: d, size of embeddings and residual stream.
         num_layers: L.
-        num_heads: H, query heads.
-        num_kv_heads: key and value heads (grouped-query attention); None means `num_heads`.
-        head_width: size of one head; None means `width // num_heads`.
-        mlp_width: hidden size of the SwiGLU MLP; None means `4 * width`.
         max_positions: longest sequence, memory and control tokens included.
-        rope_base: base of the rotary frequencies.
-        rope_scaling: optional stretching of the rotary frequencies.
         norm_epsilon: epsilon of RMSNorm.
         tied_head: use the embedding matrix as output projection too.
         init: "normal" draws every matrix with deviation `init_std` (the paper); "fan_in" uses
@@ -96,13 +90,7 @@ class LlamaConfig:
     vocab_size: int
     width: int = 128
     num_layers: int = 4
-    num_heads: int = 4
-    num_kv_heads: int | None = None
-    head_width: int | None = None
-    mlp_width: int | None = None
     max_positions: int = 2048
-    rope_base: float = 500_000.0
-    rope_scaling: RopeScaling | None = None
     norm_epsilon: float = 1e-5
     tied_head: bool = False
     init: str = "normal"
@@ -113,8 +101,39 @@ class LlamaConfig:
     remat: str = "none"
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "width", "num_layers", "num_heads", "max_positions"):
+        for name in ("vocab_size", "width", "num_layers", "max_positions"):
             require_integer(name, getattr(self, name), 1)
+        require_number("norm_epsilon", self.norm_epsilon, above=0)
+        require_number("init_std", self.init_std, above=0)
+        require_choice("init", self.init, ("normal", "fan_in"))
+        require_choice("dtype", self.dtype, DTYPES)
+        require_choice("param_dtype", self.param_dtype, DTYPES)
+        require_choice("remat", self.remat, REMAT_POLICIES)
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig(LMConfig):
+    """A Llama language model; the defaults are the model of the paper's KV retrieval runs.
+
+    Attributes:
+        num_heads: H, query heads.
+        num_kv_heads: key and value heads (grouped-query attention); None means `num_heads`.
+        head_width: size of one head; None means `width // num_heads`.
+        mlp_width: hidden size of the SwiGLU MLP; None means `4 * width`.
+        rope_base: base of the rotary frequencies.
+        rope_scaling: optional stretching of the rotary frequencies.
+    """
+
+    num_heads: int = 4
+    num_kv_heads: int | None = None
+    head_width: int | None = None
+    mlp_width: int | None = None
+    rope_base: float = 500_000.0
+    rope_scaling: RopeScaling | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_integer("num_heads", self.num_heads, 1)
         for name in ("num_kv_heads", "head_width", "mlp_width"):
             if getattr(self, name) is not None:
                 require_integer(name, getattr(self, name), 1)
@@ -132,12 +151,6 @@ class LlamaConfig:
             f"head_width={self.head_size} must be even: rotary embedding turns pairs.",
         )
         require_number("rope_base", self.rope_base, above=0)
-        require_number("norm_epsilon", self.norm_epsilon, above=0)
-        require_number("init_std", self.init_std, above=0)
-        require_choice("init", self.init, ("normal", "fan_in"))
-        require_choice("dtype", self.dtype, DTYPES)
-        require_choice("param_dtype", self.param_dtype, DTYPES)
-        require_choice("remat", self.remat, REMAT_POLICIES)
 
     @property
     def kv_heads(self) -> int:
@@ -166,7 +179,7 @@ class MemoryConfig:
         pad_id: token id that fills contexts and queries up to a common length, on the right.
     """
 
-    lm: LlamaConfig
+    lm: LMConfig
     num_write_steps: int = 1
     inner_loss_weight: float = 0.0
     pad_id: int = 0

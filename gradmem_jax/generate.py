@@ -1,4 +1,4 @@
-"""Greedy decoding from memory with a key-value cache."""
+"""Greedy decoding from memory."""
 
 import functools
 from typing import Any
@@ -63,24 +63,19 @@ def _generate(
     query_ids: jax.Array,
 ) -> jax.Array:
     c = model.config
-    batch_size, query_length = query_ids.shape
-    logits, filled = model.read_logits(params, memory, query_ids, room=max_new_tokens)
-    assert filled is not None
-    lengths = (query_ids != c.pad_id).sum(axis=1).astype(jnp.int32)
-    cache = filled._replace(length=filled.length - query_length + lengths)
-    logits = jnp.take_along_axis(logits, lengths[:, None, None], axis=1)[:, 0]
+    logits, state = model.read_logits(params, memory, query_ids, room=max_new_tokens)
+    last = model.query_lengths(query_ids)[:, None, None]
+    logits = jnp.take_along_axis(logits, last, axis=1)[:, 0]
 
     def step(carry: Any, _: None) -> Any:
-        ids, done, cache = carry
-        embeddings = model.apply_lm(params, ids[:, None], method="embed")
-        hidden, cache = model.apply_lm(params, embeddings, cache=cache)
-        logits = model.apply_lm(params, hidden[:, 0], method="unembed")
-        return pick(logits, done | (ids == stop_id), cache)
+        ids, done, state = carry
+        logits, state = model.decode_token(params, state, ids)
+        return pick(logits, done | (ids == stop_id), state)
 
-    def pick(logits: jax.Array, done: jax.Array, cache: Any) -> Any:
+    def pick(logits: jax.Array, done: jax.Array, state: Any) -> Any:
         ids = jnp.where(done, c.pad_id, logits.argmax(-1).astype(jnp.int32))
-        return (ids, done, cache), ids
+        return (ids, done, state), ids
 
-    carry, first = pick(logits, jnp.zeros(batch_size, bool), cache)
+    carry, first = pick(logits, jnp.zeros(len(query_ids), bool), state)
     _, others = jax.lax.scan(step, carry, None, length=max_new_tokens - 1)
     return jnp.concatenate([first[None], others]).T

@@ -6,9 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gradmem_jax.config import MemoryConfig, require
+from gradmem_jax.config import LlamaConfig, MemoryConfig, require
 from gradmem_jax.lm.attention import KVCache
-from gradmem_jax.losses import IGNORE, token_losses
 from gradmem_jax.memory.inner_loop import WriteInfo
 from gradmem_jax.memory.interface import Memory, MemoryModel, Params
 from gradmem_jax.validation import check_memory, resolve_steps
@@ -36,6 +35,8 @@ class FullContextConfig(MemoryConfig):
 
     There is one WRITE step, the forward pass over the context. With K = 0 the memory is empty.
     """
+
+    lm: LlamaConfig
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,6 +66,7 @@ class FullContext(MemoryModel):
         params: Params,
         context_ids: jax.Array,
         *,
+        memory: ContextMemory | None = None,
         num_steps: int | jax.Array | None = None,
         max_steps: int | None = None,
     ) -> tuple[ContextMemory, WriteInfo]:
@@ -73,7 +75,8 @@ class FullContext(MemoryModel):
         Args:
             params: parameters of `init`.
             context_ids: int [B, S], padded on the right with `config.pad_id` to any length.
-            num_steps: 0 keeps nothing, 1 or more the whole context.
+            memory: the contexts so far, which these go on.
+            num_steps: 0 keeps nothing of these contexts, 1 or more all of them.
             max_steps: static upper bound of a traced `num_steps`.
 
         Returns:
@@ -83,47 +86,35 @@ class FullContext(MemoryModel):
             ValueError: wrong shapes, ids outside the vocabulary, a context longer than the model's
                 positions, or a wrong number of steps.
         """
-        context_ids = self.check_context(context_ids, 0)
+        if memory is None:
+            memory = self._empty(jnp.shape(context_ids)[0])
+        else:
+            self.check_memory(params, memory, jnp.shape(context_ids)[0])
+        context_ids = self.check_context(context_ids, memory.keys.shape[2])
         num_steps = self.config.num_write_steps if num_steps is None else num_steps
         static_steps, traced_steps = resolve_steps(num_steps, max_steps)
         kept = (static_steps if traced_steps is None else traced_steps) > 0
-        batch_size, room = context_ids.shape
-        lengths = (context_ids != self.config.pad_id).sum(axis=1).astype(jnp.int32)
+        lengths = jnp.where(kept, self.query_lengths(context_ids), 0)
         hidden, cache = self.apply_lm(
-            params, self.embed(params, context_ids), cache=self.lm.empty_cache(batch_size, room)
+            params,
+            self.embed(params, context_ids),
+            cache=self._cache(memory, context_ids.shape[1]),
         )
         last = jnp.maximum(lengths - 1, 0)[:, None, None]
         last_hidden = jnp.take_along_axis(hidden, last, axis=1)[:, 0]
-        memory = ContextMemory(
+        written = ContextMemory(
             jnp.moveaxis(cache.keys, 0, 1),
             jnp.moveaxis(cache.values, 0, 1),
-            jnp.where(kept & (lengths > 0)[:, None], last_hidden, 0),
-            jnp.where(kept, lengths, 0),
+            jnp.where((lengths > 0)[:, None], last_hidden, memory.last_hidden),
+            memory.length + lengths,
         )
-        taken = jnp.full(batch_size, kept, jnp.int32)
-        return memory, WriteInfo(jnp.zeros((0, batch_size)), (), taken)
-
-    def outer_write_loss(self, info: WriteInfo) -> jax.Array:
-        """Zero [B]: there is no WRITE loss."""
-        return jnp.zeros(info.num_steps.shape)
-
-    def write_token_losses(
-        self, params: Params, memory: Memory, context_ids: jax.Array
-    ) -> jax.Array:
-        """Loss of every context token given the tokens before it, 0 for the first; [B, S]."""
-        del memory
-        hidden, _ = self.apply_lm(params, self.embed(params, context_ids))
-        logits = self.apply_lm(params, hidden[:, :-1], method="unembed")
-        labels = jnp.where(context_ids == self.config.pad_id, IGNORE, context_ids)[:, 1:]
-        return jnp.pad(token_losses(logits, labels), ((0, 0), (1, 0)))
+        taken = jnp.full(len(lengths), kept, jnp.int32)
+        return written, WriteInfo(jnp.zeros((0, len(lengths))), (), taken)
 
     def check_memory(self, params: Params, memory: Memory, batch_size: int) -> None:
         """Raises ValueError unless `memory` is one of this model, for `batch_size` samples."""
-        room = jnp.shape(memory.keys)[2] if isinstance(memory, ContextMemory) else 1
-        ids = jax.ShapeDtypeStruct((batch_size, room), jnp.int32)
-        write = lambda params, ids: self.write_memory(params, ids, num_steps=1)[0]
-        expected = jax.eval_shape(write, params, ids)
-        check_memory(memory, expected)
+        length = jnp.shape(memory.keys)[2] if isinstance(memory, ContextMemory) else 1
+        check_memory(memory, jax.eval_shape(lambda: self._empty(batch_size, length)))
 
     def num_memory_positions(self, memory: Memory) -> int:
         """Positions before the first query token, padding included."""
@@ -133,12 +124,22 @@ class FullContext(MemoryModel):
         self, params: Params, memory: Memory, query_ids: jax.Array, room: int | None = None
     ) -> tuple[jax.Array, KVCache | None]:
         """Runs queries behind their contexts; see `MemoryModel.read_logits`."""
-        spare = query_ids.shape[1] + (room or 0)
-        grow = lambda x: jnp.pad(
-            jnp.moveaxis(x, 1, 0), ((0, 0), (0, 0), (0, spare), (0, 0), (0, 0))
-        )
-        cache = KVCache(grow(memory.keys), grow(memory.values), memory.length)
+        cache = self._cache(memory, query_ids.shape[1] + (room or 0))
         hidden, cache = self.apply_lm(params, self.embed(params, query_ids), cache=cache)
         hidden = jnp.concatenate([memory.last_hidden[:, None], hidden], axis=1)
         logits = self.apply_lm(params, hidden, method="unembed")
-        return logits, None if room is None else cache
+        return logits, cache._replace(length=memory.length + self.query_lengths(query_ids))
+
+    def _empty(self, batch_size: int, length: int = 0) -> ContextMemory:
+        """The memory of no context, with room for `length` tokens."""
+        c = self.config.lm
+        empty = jnp.zeros((batch_size, c.num_layers, length, c.kv_heads, c.head_size), c.dtype)
+        hidden = jnp.zeros((batch_size, c.width), c.dtype)
+        return ContextMemory(empty, empty, hidden, jnp.zeros(batch_size, jnp.int32))
+
+    def _cache(self, memory: ContextMemory, room: int) -> KVCache:
+        """The memory as a cache with room for more tokens."""
+        grow = lambda x: jnp.pad(
+            jnp.moveaxis(x, 1, 0), ((0, 0), (0, 0), (0, room), (0, 0), (0, 0))
+        )
+        return KVCache(grow(memory.keys), grow(memory.values), memory.length)

@@ -5,15 +5,27 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gradmem_jax.config import MemoryConfig
-from gradmem_jax.lm.attention import KVCache
-from gradmem_jax.lm.llama import Llama
+from gradmem_jax.lm.families import make_lm
+from gradmem_jax.losses import IGNORE, token_losses
 from gradmem_jax.memory.inner_loop import WriteInfo
 from gradmem_jax.validation import check_ids, check_length
 
 Params = dict[str, Any]
 Memory = Any
+DecodingState = Any
+
+
+def memory_floats(memory: Memory) -> int:
+    """Size of the memory of one sample: how many floating numbers it holds (the paper's Table 6).
+
+    Args:
+        memory: a memory of B samples, or its shapes from `jax.eval_shape`.
+    """
+    leaves = [x for x in jax.tree.leaves(memory) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return sum(int(np.prod(x.shape[1:])) for x in leaves)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +41,9 @@ class MemoryModel:
     config: MemoryConfig
 
     @property
-    def lm(self) -> Llama:
+    def lm(self) -> Any:
         """The language model, a Flax module without parameters."""
-        return Llama(self.config.lm)
+        return make_lm(self.config.lm)
 
     def init_lm(self, key: jax.Array) -> Params:
         """Draws the parameters of the language model."""
@@ -54,14 +66,18 @@ class MemoryModel:
         params: Params,
         context_ids: jax.Array,
         *,
+        memory: Memory | None = None,
         num_steps: int | jax.Array | None = None,
         max_steps: int | None = None,
     ) -> tuple[Memory, WriteInfo]:
         """Writes contexts into memory (the paper's WRITE).
 
+        A sample's memory depends on its own context only, not on its batch nor on padding.
+
         Args:
             params: parameters of `init`; they do not change.
             context_ids: int [B, S], padded on the right with `config.pad_id` to any length.
+            memory: where to start, for writing on; an empty memory by default.
             num_steps: K; `config.num_write_steps` by default. A traced value needs `max_steps`.
             max_steps: static upper bound of a traced `num_steps`.
 
@@ -75,13 +91,13 @@ class MemoryModel:
         raise NotImplementedError
 
     def outer_write_loss(self, info: WriteInfo) -> jax.Array:
-        """The WRITE loss [B] that `inner_loss_weight` adds to the outer loss."""
-        raise NotImplementedError
+        """The WRITE loss [B] that `inner_loss_weight` adds to the outer loss; zero here."""
+        return jnp.zeros(info.num_steps.shape)
 
     def write_token_losses(
         self, params: Params, memory: Memory, context_ids: jax.Array
     ) -> jax.Array:
-        """Loss of every context token given a memory.
+        """Loss of every context token given a memory: here, of reading the context back from it.
 
         Args:
             params: parameters of `init`.
@@ -91,7 +107,9 @@ class MemoryModel:
         Returns:
             [B, S] in nats, 0 on padding.
         """
-        raise NotImplementedError
+        logits, _ = self.read_logits(params, memory, context_ids)
+        labels = jnp.where(context_ids == self.config.pad_id, IGNORE, context_ids)
+        return token_losses(logits[:, :-1], labels)
 
     def check_memory(self, params: Params, memory: Memory, batch_size: int) -> None:
         """Raises ValueError unless `memory` is one of this model, for `batch_size` samples."""
@@ -103,19 +121,40 @@ class MemoryModel:
 
     def read_logits(
         self, params: Params, memory: Memory, query_ids: jax.Array, room: int | None = None
-    ) -> tuple[jax.Array, KVCache | None]:
+    ) -> tuple[jax.Array, DecodingState]:
         """One forward pass over memory and queries.
 
         Args:
             params: parameters of `init`.
             memory: a memory of B samples.
-            query_ids: int [B, Q].
-            room: if decoding follows, how many more tokens the cache must hold.
+            query_ids: int [B, Q], padded on the right.
+            room: if decoding follows, how many more tokens it may add.
 
         Returns:
-            Logits [B, Q + 1, V], the first from memory alone, and the cache or None.
+            Logits [B, Q + 1, V], the first from memory alone; and with `room` what `decode_token`
+            starts from, as it is after the last real token of each query.
         """
         raise NotImplementedError
+
+    def decode_token(
+        self, params: Params, state: DecodingState, ids: jax.Array
+    ) -> tuple[jax.Array, DecodingState]:
+        """Takes one more token of each sample.
+
+        Args:
+            params: parameters of `init`.
+            state: that of `read_logits`, or of the token before; here a `KVCache`.
+            ids: int [B].
+
+        Returns:
+            Logits [B, V] of the next token, and the new state.
+        """
+        hidden, state = self.apply_lm(params, self.embed(params, ids[:, None]), cache=state)
+        return self.apply_lm(params, hidden[:, 0], method="unembed"), state
+
+    def query_lengths(self, query_ids: jax.Array) -> jax.Array:
+        """Tokens of each query without its padding: int32 [B] of int [B, Q]."""
+        return (query_ids != self.config.pad_id).sum(axis=1).astype(jnp.int32)
 
     def read_memory(self, params: Params, memory: Memory, query_ids: jax.Array) -> jax.Array:
         """Predicts the tokens of queries from memory alone (the paper's READ).

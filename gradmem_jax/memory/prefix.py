@@ -118,6 +118,8 @@ class PrefixMemory(MemoryModel):
         prefix = self._prefix(params, memory, "read")
         inputs = jnp.concatenate([prefix, self.embed(params, query_ids)], axis=1)
         hidden, cache = self.apply_lm(params, inputs, cache=cache)
+        if cache is not None:
+            cache = cache._replace(length=prefix.shape[1] + self.query_lengths(query_ids))
         hidden = hidden[:, prefix.shape[1] - 1 :]
         return self.apply_lm(params, hidden, method="unembed"), cache
 

@@ -75,13 +75,22 @@ class FullContextTest(parameterized.TestCase):
                 self.assertEqual(int(logits_at_once(i, query)[-1].argmax()), token)
                 query = np.append(query, token)
 
-    def test_token_losses_are_those_of_the_language_model(self):
-        losses = np.asarray(MODEL.write_token_losses(PARAMS, None, CONTEXT))
-        logits = plain(6)(CONTEXT)
-        want = -jax.nn.log_softmax(logits)[0, 2, CONTEXT[0, 3]]
-        np.testing.assert_allclose(losses[0, 3], want, rtol=1e-5)
+    def test_token_losses_are_those_of_reading_the_context_back(self):
+        memory, _ = write(PARAMS, CONTEXT)
+        losses = np.asarray(MODEL.write_token_losses(PARAMS, memory, CONTEXT))
+        logits = logits_at_once(1, CONTEXT[1, :4])
+        want = -jax.nn.log_softmax(logits)[np.arange(4), CONTEXT[1, :4]]
+        np.testing.assert_allclose(losses[1, :4], want, rtol=1e-4)
         np.testing.assert_array_equal(losses[1, 4:], 0)
-        np.testing.assert_array_equal(losses[:, 0], 0)
+
+    def test_writing_on_continues_the_context(self):
+        memory, _ = write(PARAMS, CONTEXT)
+        more = random_ids(3, 3, 4)
+        memory, _ = MODEL.write_memory(PARAMS, more, memory=memory)
+        logits = read(PARAMS, memory, QUERY)
+        for i in range(3):
+            want = logits_at_once(i, np.concatenate([more[i], QUERY[i]]))[4:]
+            np.testing.assert_allclose(logits[i], want, atol=1e-5)
 
     def test_gradient_passes_the_cache(self):
         gradient = jax.jit(

@@ -1,0 +1,12 @@
+"""Which language model belongs to which configuration."""
+
+from gradmem_jax.config import LlamaConfig, LMConfig
+from gradmem_jax.lm.language_model import LanguageModel
+from gradmem_jax.lm.llama import Llama
+
+_FAMILIES: dict[type[LMConfig], type[LanguageModel]] = {LlamaConfig: Llama}
+
+
+def make_lm(config: LMConfig) -> LanguageModel:
+    """Returns the language model of a configuration, a Flax module without parameters."""
+    return _FAMILIES[type(config)](config)

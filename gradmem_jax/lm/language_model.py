@@ -1,0 +1,119 @@
+"""What every causal language model shares: embedding, a stack of layers, final norm, head."""
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from gradmem_jax.config import LMConfig
+
+PyTree = Any
+
+_REMAT_POLICIES = {
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def kernel_init(config: LMConfig) -> nn.initializers.Initializer:
+    """Initialiser of every matrix but the embedding."""
+    if config.init == "fan_in":
+        return nn.initializers.lecun_normal()
+    return nn.initializers.normal(config.init_std)
+
+
+def dense(config: LMConfig, features: Any, name: str, **options: Any) -> nn.DenseGeneral:
+    """A linear layer without bias, unless `options` say otherwise."""
+    options = {"use_bias": False, "kernel_init": kernel_init(config)} | options
+    return nn.DenseGeneral(
+        features, dtype=config.dtype, param_dtype=config.param_dtype, name=name, **options
+    )
+
+
+def rms_norm(config: LMConfig, name: str | None = None) -> nn.RMSNorm:
+    """The norm in front of a layer's parts."""
+    return nn.RMSNorm(
+        epsilon=config.norm_epsilon, dtype=config.dtype, param_dtype=config.param_dtype, name=name
+    )
+
+
+class LanguageModel(nn.Module):
+    """The language model in three pieces: `embed`, the layers (`__call__`), `unembed`.
+
+    The pieces let a memory stand in front of the embeddings, and another output projection behind
+    the hidden states. A subclass names its `layer_class`, a module with `config` that maps
+    `(x [B, S, d], inputs, state)` to `(x, state)`: `inputs` are the same for all layers, `state`
+    is the layer's own.
+
+    Attributes:
+        config: the model.
+    """
+
+    config: Any
+    layer_class: ClassVar[Any]
+
+    def setup(self) -> None:
+        """Declares the parameters."""
+        c = self.config
+        embedding_std = 1.0 if c.init == "fan_in" else c.init_std
+        self.embedding = self.param(
+            "embedding",
+            nn.initializers.normal(embedding_std),
+            (c.vocab_size, c.width),
+            c.param_dtype,
+        )
+        layer = self.layer_class
+        if c.remat != "none":
+            layer = nn.remat(layer, policy=_REMAT_POLICIES[c.remat], prevent_cse=not c.scan_layers)
+        if c.scan_layers:
+            self.layers = nn.scan(
+                layer,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(nn.broadcast, 0),
+                length=c.num_layers,
+            )(c)
+        else:
+            self.layers = [layer(c) for _ in range(c.num_layers)]
+        self.final_norm = rms_norm(c)
+        if not c.tied_head:
+            self.head = self.param("head", kernel_init(c), (c.width, c.vocab_size), c.param_dtype)
+
+    def embed(self, ids: jax.Array) -> jax.Array:
+        """Looks up token embeddings: int [B, S] to [B, S, d] in the compute dtype."""
+        return jnp.asarray(self.embedding)[ids].astype(self.config.dtype)
+
+    def run_layers(self, x: jax.Array, inputs: PyTree, state: PyTree) -> tuple[jax.Array, PyTree]:
+        """Runs all layers and the final norm.
+
+        Args:
+            x: [B, S, d].
+            inputs: what every layer gets.
+            state: states of the layers, leaves [L, ...], or None.
+
+        Returns:
+            Final hidden states [B, S, d], ready for an output projection, and the new states.
+        """
+        x = x.astype(self.config.dtype)
+        if self.config.scan_layers:
+            x, state = self.layers(x, inputs, state)
+        else:
+            states = []
+            for i, layer in enumerate(self.layers):
+                x, new = layer(x, inputs, jax.tree.map(lambda leaf, i=i: leaf[i], state))
+                states.append(new)
+            state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        return self.final_norm(x), state
+
+    def unembed(self, hidden: jax.Array) -> jax.Array:
+        """Projects hidden states [B, S, d] to logits [B, S, V] with the LM head."""
+        return hidden @ self.head_kernel().astype(hidden.dtype)
+
+    def head_kernel(self) -> jax.Array:
+        """Returns the LM head [d, V]."""
+        return self.embedding.T if self.config.tied_head else self.head
+
+    def everything(self, ids: jax.Array) -> jax.Array:
+        """Logits [B, S, V] of token ids [B, S]: the plain language model."""
+        return self.unembed(self(self.embed(ids))[0])
