@@ -3,8 +3,12 @@
 from gradmem_jax.config import LlamaConfig, LMConfig
 from gradmem_jax.lm.language_model import LanguageModel
 from gradmem_jax.lm.llama import Llama
+from gradmem_jax.lm.mamba import Mamba, MambaConfig
 
-_FAMILIES: dict[type[LMConfig], type[LanguageModel]] = {LlamaConfig: Llama}
+_FAMILIES: dict[type[LMConfig], type[LanguageModel]] = {
+    LlamaConfig: Llama,
+    MambaConfig: Mamba,
+}
 
 
 def make_lm(config: LMConfig) -> LanguageModel:

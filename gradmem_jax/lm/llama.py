@@ -44,9 +44,7 @@ class Attention(nn.Module):
         c = self.config
         positions = places.positions
         frequencies = rotary_frequencies(c.head_size, c.rope_base, c.rope_scaling)
-        query = rotate(
-            dense(c, (c.num_heads, c.head_size), "query")(x), positions, frequencies
-        )
+        query = rotate(dense(c, (c.num_heads, c.head_size), "query")(x), positions, frequencies)
         key = rotate(dense(c, (c.kv_heads, c.head_size), "key")(x), positions, frequencies)
         value = dense(c, (c.kv_heads, c.head_size), "value")(x)
         if cached is not None:
@@ -68,9 +66,7 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, CachedKV]:
         """Maps x [B, S, d] to [B, S, d]."""
         c = self.config
-        y, cached = Attention(c, name="attention")(
-            rms_norm(c, "attention_norm")(x), places, cached
-        )
+        y, cached = Attention(c, name="attention")(rms_norm(c, "attention_norm")(x), places, cached)
         x = x + y
         y = rms_norm(c, "mlp_norm")(x)
         gate = nn.silu(dense(c, c.mlp_size, "gate")(y))

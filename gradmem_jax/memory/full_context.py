@@ -139,7 +139,5 @@ class FullContext(MemoryModel):
 
     def _cache(self, memory: ContextMemory, room: int) -> KVCache:
         """The memory as a cache with room for more tokens."""
-        grow = lambda x: jnp.pad(
-            jnp.moveaxis(x, 1, 0), ((0, 0), (0, 0), (0, room), (0, 0), (0, 0))
-        )
+        grow = lambda x: jnp.pad(jnp.moveaxis(x, 1, 0), ((0, 0), (0, 0), (0, room), (0, 0), (0, 0)))
         return KVCache(grow(memory.keys), grow(memory.values), memory.length)

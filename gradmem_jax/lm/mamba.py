@@ -1,0 +1,180 @@
+"""Mamba: selective state spaces (Gu and Dao, 2023, arXiv 2312.00752)."""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from gradmem_jax.config import LMConfig, require_integer
+from gradmem_jax.lm.language_model import dense, rms_norm
+from gradmem_jax.lm.recurrent_lm import RecurrentLM, causal_convolution
+
+
+@dataclasses.dataclass(frozen=True)
+class MambaConfig(LMConfig):
+    """A Mamba language model; the defaults are the model of the paper's KV retrieval runs.
+
+    Attributes:
+        state_size: N, size of the state of a channel.
+        conv_size: k, taps of the convolution in front of the state space.
+        expand: channels E of a layer over width d.
+        dt_rank: rank of the projection that makes the time steps; None means d / 16, rounded up.
+        chunk_size: tokens that the parallel scan takes at once; bounds memory, not the result.
+        max_positions: there are none, so by default no sequence is too long.
+    """
+
+    state_size: int = 16
+    conv_size: int = 4
+    expand: int = 2
+    dt_rank: int | None = None
+    chunk_size: int = 64
+    max_positions: int = 2**31 - 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("state_size", "conv_size", "expand", "chunk_size"):
+            require_integer(name, getattr(self, name), 1)
+        if self.dt_rank is not None:
+            require_integer("dt_rank", self.dt_rank, 1)
+
+    @property
+    def channels(self) -> int:
+        """E, channels of a layer."""
+        return self.expand * self.width
+
+    @property
+    def time_step_rank(self) -> int:
+        """Rank of the projection that makes the time steps."""
+        return math.ceil(self.width / 16) if self.dt_rank is None else self.dt_rank
+
+
+class MambaState(NamedTuple):
+    """What a layer carries from token to token.
+
+    Attributes:
+        conv: [B, k - 1, E], the last inputs of the convolution.
+        ssm: [B, E, N], the state of the state space, float32 at least.
+    """
+
+    conv: jax.Array
+    ssm: jax.Array
+
+
+def dt_bias_init(key: jax.Array, shape: tuple[int, ...], dtype: str) -> jax.Array:
+    """Draws biases whose softplus, the time step, is log-uniform in [0.001, 0.1]."""
+    low, high = math.log(1e-3), math.log(1e-1)
+    step = jnp.exp(jax.random.uniform(key, shape, jnp.float32, low, high))
+    return (step + jnp.log(-jnp.expm1(-step))).astype(dtype)
+
+
+def selective_scan(
+    decay: jax.Array, update: jax.Array, read: jax.Array, state: jax.Array, chunk_size: int
+) -> tuple[jax.Array, jax.Array]:
+    """Runs h_t = decay_t * h_(t-1) + update_t and y_t = h_t . read_t, in parallel over time.
+
+    The tokens of a chunk are combined by an associative scan, one chunk after the other; the
+    backward pass makes the states of a chunk again instead of keeping them.
+
+    Args:
+        decay: [B, S, E, N].
+        update: [B, S, E, N].
+        read: [B, S, N].
+        state: [B, E, N], h before the first token.
+        chunk_size: tokens of a chunk.
+
+    Returns:
+        y [B, S, E], and h after the last token.
+    """
+    batch_size, length = read.shape[:2]
+    size = min(chunk_size, length)
+    rest = -length % size
+
+    def combine(
+        left: tuple[jax.Array, jax.Array], right: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        return left[0] * right[0], right[0] * left[1] + right[1]
+
+    @jax.checkpoint
+    def one_chunk(state: jax.Array, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        decay, update, read = inputs
+        decays, updates = jax.lax.associative_scan(combine, (decay, update), axis=1)
+        states = decays * state[:, None] + updates
+        return states[:, -1], jnp.einsum("bsen,bsn->bse", states, read)
+
+    def chunks(x: jax.Array, fill: float) -> jax.Array:
+        x = jnp.pad(x, ((0, 0), (0, rest), *[(0, 0)] * (x.ndim - 2)), constant_values=fill)
+        return jnp.moveaxis(x.reshape(batch_size, -1, size, *x.shape[2:]), 1, 0)
+
+    inputs = (chunks(decay, 1), chunks(update, 0), chunks(read, 0))
+    state, y = jax.lax.scan(one_chunk, state, inputs)
+    return jnp.moveaxis(y, 0, 1).reshape(batch_size, -1, *y.shape[3:])[:, :length], state
+
+
+class MambaLayer(nn.Module):
+    """One layer: norm, projection, convolution, state space and gate, added to the stream."""
+
+    config: MambaConfig
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, real: jax.Array, state: MambaState | None
+    ) -> tuple[jax.Array, MambaState]:
+        """Maps x [B, S, d] to [B, S, d]; see `RecurrentLM`."""
+        c = self.config
+        channels, rank, size = c.channels, c.time_step_rank, c.state_size
+        dtype = jnp.promote_types(c.dtype, jnp.float32)
+        if state is None:
+            state = MambaState(
+                jnp.zeros((len(x), c.conv_size - 1, channels), c.dtype),
+                jnp.zeros((len(x), channels, size), dtype),
+            )
+        inner, gate = jnp.split(
+            dense(c, 2 * channels, "in_proj")(rms_norm(c, "norm")(x)), 2, axis=-1
+        )
+        inner, conv = causal_convolution(
+            inner,
+            self.param("conv_kernel", conv_init, (c.conv_size, channels), c.param_dtype),
+            self.param("conv_bias", nn.initializers.zeros, (channels,), c.param_dtype),
+            state.conv,
+            real,
+        )
+        inner = nn.silu(inner)
+        low_rank, write, read = jnp.split(
+            dense(c, rank + 2 * size, "x_proj")(inner), [rank, rank + size], axis=-1
+        )
+        step = dense(c, channels, "dt_proj", use_bias=True, bias_init=dt_bias_init)(low_rank)
+        step = jnp.where(real[..., None], nn.softplus(step.astype(dtype)), 0)
+        log_rates = self.param("A_log", rate_init, (channels, size), c.param_dtype)
+        rates = -jnp.exp(log_rates.astype(dtype))
+        y, ssm = selective_scan(
+            jnp.exp(step[..., None] * rates),
+            (step * inner)[..., None] * write[:, :, None].astype(dtype),
+            read.astype(dtype),
+            state.ssm,
+            c.chunk_size,
+        )
+        skip = self.param("D", nn.initializers.ones, (channels,), c.param_dtype)
+        y = (y + inner * skip).astype(c.dtype) * nn.silu(gate)
+        return x + dense(c, c.width, "out_proj")(y), MambaState(conv, ssm)
+
+
+def rate_init(key: jax.Array, shape: tuple[int, int], dtype: str) -> jax.Array:
+    """Logarithms of 1, 2, ..., N for every channel."""
+    del key
+    return jnp.broadcast_to(jnp.log(jnp.arange(1, shape[1] + 1, dtype=dtype)), shape)
+
+
+def conv_init(key: jax.Array, shape: tuple[int, int], dtype: str) -> jax.Array:
+    """Uniform with a bound of 1 / sqrt(k)."""
+    bound = shape[0] ** -0.5
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+class Mamba(RecurrentLM):
+    """A Mamba; see `RecurrentLM`."""
+
+    config: MambaConfig
+    layer_class = MambaLayer

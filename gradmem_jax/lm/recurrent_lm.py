@@ -1,0 +1,53 @@
+"""Language models that carry a state of fixed size from token to token."""
+
+import jax
+import jax.numpy as jnp
+
+from gradmem_jax.lm.language_model import LanguageModel, PyTree
+
+
+class RecurrentLM(LanguageModel):
+    """A language model whose layers map `(x, real, state)` to `(x, state)`.
+
+    `real` is bool [B, S]: padding, on the right only, leaves the state alone. A layer that gets no
+    state starts from its own first one.
+    """
+
+    def __call__(
+        self, embeddings: jax.Array, *, real: jax.Array | None = None, state: PyTree = None
+    ) -> tuple[jax.Array, PyTree]:
+        """Runs the layers.
+
+        Args:
+            embeddings: [B, S, d].
+            real: bool [B, S], false on padding; all real by default.
+            state: what an earlier call returned; the first state by default.
+
+        Returns:
+            Final hidden states [B, S, d], and the state after the last real token of each sample,
+            leaves [L, B, ...].
+        """
+        real = jnp.ones(embeddings.shape[:2], bool) if real is None else real
+        return self.run_layers(embeddings, real, state)
+
+
+def causal_convolution(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, past: jax.Array, real: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """A short convolution over time, of each channel by itself.
+
+    Args:
+        x: [B, S, E].
+        kernel: [k, E], the last row for the newest token.
+        bias: [E].
+        past: [B, k - 1, E], the inputs before x.
+        real: bool [B, S], false on padding.
+
+    Returns:
+        [B, S, E], and the last k - 1 real inputs.
+    """
+    length, size = x.shape[1], kernel.shape[0]
+    inputs = jnp.concatenate([past.astype(x.dtype), x], axis=1)
+    y = sum(inputs[:, j : j + length] * kernel[j].astype(x.dtype) for j in range(size))
+    newest = lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, size - 1)
+    return y + bias.astype(x.dtype), jax.vmap(newest)(inputs, real.sum(axis=1))

@@ -1,0 +1,139 @@
+"""The state of a recurrent language model after the context is the memory: Mamba, TTT-Linear."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gradmem_jax.config import MemoryConfig, require
+from gradmem_jax.memory.inner_loop import WriteInfo
+from gradmem_jax.memory.interface import Memory, MemoryModel, Params
+from gradmem_jax.validation import check_memory, resolve_steps
+
+
+class StateMemory(NamedTuple):
+    """What a recurrent language model keeps of a context.
+
+    Attributes:
+        state: states of the layers, leaves [B, L, ...].
+        last_hidden: [B, d], final hidden state of the last context token.
+    """
+
+    state: Any
+    last_hidden: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class StateSpaceConfig(MemoryConfig):
+    """A recurrent language model whose state is the memory.
+
+    There is one WRITE step, the pass over the context. With K = 0 the memory is the first state.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            not self.inner_loss_weight,
+            f"inner_loss_weight={self.inner_loss_weight} must be 0: this WRITE has no loss.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class StateSpace(MemoryModel):
+    """Pure functions of (params, arrays) of a recurrent language model.
+
+    Attributes:
+        config: the model.
+    """
+
+    config: StateSpaceConfig
+
+    def init(self, key: jax.Array) -> Params:
+        """Draws the parameters of the language model, {"lm": ...}."""
+        return {"lm": self.init_lm(key)}
+
+    def write_memory(
+        self,
+        params: Params,
+        context_ids: jax.Array,
+        *,
+        memory: StateMemory | None = None,
+        num_steps: int | jax.Array | None = None,
+        max_steps: int | None = None,
+    ) -> tuple[StateMemory, WriteInfo]:
+        """Runs the model over contexts and keeps its state; see `MemoryModel.write_memory`.
+
+        Args:
+            params: parameters of `init`.
+            context_ids: int [B, S], padded on the right with `config.pad_id` to any length.
+            memory: the state to go on from; the model's first one by default.
+            num_steps: 0 reads nothing of these contexts, 1 or more all of them.
+            max_steps: static upper bound of a traced `num_steps`.
+
+        Returns:
+            The memory, and a `WriteInfo` without losses and gradient norms.
+
+        Raises:
+            ValueError: wrong shapes, ids outside the vocabulary, or a wrong number of steps.
+        """
+        context_ids = self.check_context(context_ids, 0)
+        if memory is not None:
+            self.check_memory(params, memory, len(context_ids))
+        num_steps = self.config.num_write_steps if num_steps is None else num_steps
+        static_steps, traced_steps = resolve_steps(num_steps, max_steps)
+        kept = (static_steps if traced_steps is None else traced_steps) > 0
+        written = self._run(params, context_ids, memory, kept)
+        taken = jnp.full(len(context_ids), kept, jnp.int32)
+        return written, WriteInfo(jnp.zeros((0, len(context_ids))), (), taken)
+
+    def check_memory(self, params: Params, memory: Memory, batch_size: int) -> None:
+        """Raises ValueError unless `memory` is one of this model, for `batch_size` samples."""
+        ids = jax.ShapeDtypeStruct((batch_size, 1), jnp.int32)
+        check_memory(memory, jax.eval_shape(self._run, params, ids, None, True))
+
+    def num_memory_positions(self, memory: Memory) -> int:
+        """No positions: the model has none."""
+        del memory
+        return 0
+
+    def read_logits(
+        self, params: Params, memory: Memory, query_ids: jax.Array, room: int | None = None
+    ) -> tuple[jax.Array, Any]:
+        """Goes on from the state with the queries; see `MemoryModel.read_logits`."""
+        del room
+        hidden, state = self.apply_lm(
+            params,
+            self.embed(params, query_ids),
+            real=query_ids != self.config.pad_id,
+            state=_by_layer(memory.state),
+        )
+        hidden = jnp.concatenate([memory.last_hidden[:, None], hidden], axis=1)
+        return self.apply_lm(params, hidden, method="unembed"), state
+
+    def decode_token(self, params: Params, state: Any, ids: jax.Array) -> tuple[jax.Array, Any]:
+        """Takes one more token of each sample; see `MemoryModel.decode_token`."""
+        hidden, state = self.apply_lm(params, self.embed(params, ids[:, None]), state=state)
+        return self.apply_lm(params, hidden[:, 0], method="unembed"), state
+
+    def _run(
+        self, params: Params, context_ids: jax.Array, memory: StateMemory | None, kept: jax.Array
+    ) -> StateMemory:
+        real = (context_ids != self.config.pad_id) & kept
+        hidden, state = self.apply_lm(
+            params,
+            self.embed(params, context_ids),
+            real=real,
+            state=None if memory is None else _by_layer(memory.state),
+        )
+        lengths = real.sum(axis=1)
+        last = jnp.maximum(lengths - 1, 0)[:, None, None]
+        before = jnp.zeros_like(hidden[:, 0]) if memory is None else memory.last_hidden
+        last_hidden = jnp.take_along_axis(hidden, last, axis=1)[:, 0]
+        last_hidden = jnp.where((lengths > 0)[:, None], last_hidden, before)
+        return StateMemory(jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), state), last_hidden)
+
+
+def _by_layer(state: Any) -> Any:
+    """Leaves [B, L, ...] as [L, B, ...]."""
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), state)
