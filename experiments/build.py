@@ -6,15 +6,12 @@ from typing import Any, NamedTuple
 import optax
 from ml_collections import ConfigDict
 
-from gradmem_jax.config import GradMemConfig, LlamaConfig, require, require_choice
+from experiments.methods import METHODS
+from gradmem_jax.config import require, require_choice
 from gradmem_jax.data.kv_retrieval import KVRetrievalConfig
-from gradmem_jax.memory.full_context import FullContext, FullContextConfig
 from gradmem_jax.memory.gradient import GradMem
 from gradmem_jax.memory.interface import MemoryModel
-from gradmem_jax.memory.recurrent import RMT, RMTConfig
 from gradmem_jax.optimizer import OptimizerConfig
-
-METHODS = ("gradmem", "rmt", "full_context")
 
 
 class Stage(NamedTuple):
@@ -36,24 +33,22 @@ def build_data(config: ConfigDict, **changes: object) -> KVRetrievalConfig:
 
 def build_model(config: ConfigDict, **changes: object) -> MemoryModel:
     """Returns the model; `changes` replace fields of its configuration."""
-    lm = LlamaConfig(vocab_size=build_data(config).vocab_size, **config.lm.to_dict())
-    fields = config.model.to_dict() | changes
-    require_choice("method", config.method, METHODS)
-    if config.method != "gradmem":
-        require(not config.write_optimizer.name, "write_optimizer needs method='gradmem'.")
-    if config.method == "rmt":
-        return RMT(RMTConfig(lm=lm, **fields))
-    if config.method == "full_context":
-        return FullContext(FullContextConfig(lm=lm, **fields))
-    optimizer = None
-    if config.write_optimizer.name:
-        make: Any = getattr(optax, config.write_optimizer.name, None)
-        require(
-            make is not None,
-            f"write_optimizer.name={config.write_optimizer.name!r} is not in optax.",
-        )
-        optimizer = make(**config.write_optimizer.arguments.to_dict())
-    return GradMem(GradMemConfig(lm=lm, **fields), optimizer)
+    require_choice("method", config.method, tuple(METHODS))
+    method: Any = METHODS[config.method]
+    lm = method.lm(vocab_size=build_data(config).vocab_size, **config.lm.to_dict())
+    model_config = method.config(lm=lm, **(config.model.to_dict() | changes))
+    name = config.write_optimizer.name
+    if not name:
+        return method.model(model_config)
+    require(
+        issubclass(method.model, GradMem),
+        f"write_optimizer.name={name!r} needs a method that writes by gradient descent, not "
+        f"{config.method!r}.",
+    )
+    make: Any = getattr(optax, name, None)
+    require(make is not None, f"write_optimizer.name={name!r} is not in optax.")
+    optimizer = make(**config.write_optimizer.arguments.to_dict())
+    return method.model(model_config, write_optimizer=optimizer)
 
 
 def build_optimizer_config(config: ConfigDict) -> OptimizerConfig:

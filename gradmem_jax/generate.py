@@ -44,13 +44,13 @@ def generate(
         stop_id is None or 0 <= stop_id < c.lm.vocab_size,
         f"stop_id={stop_id} is outside the vocabulary of {c.lm.vocab_size} ids.",
     )
-    flat_memory, flat_ids = model.check_read(params, memory, query_ids)
-    length = flat_ids.shape[1] + max_new_tokens
+    ids = model.check_read(params, memory, query_ids)
+    length = ids.shape[-1] + max_new_tokens
     positions = model.num_memory_positions(memory)
     check_length("query_ids with max_new_tokens", length, positions, c.lm.max_positions)
     stop = -1 if stop_id is None else stop_id
-    new_ids = _generate(model, max_new_tokens, stop, params, flat_memory, flat_ids)
-    return new_ids.reshape(*jnp.shape(query_ids)[:-1], max_new_tokens)
+    decode = functools.partial(_generate, model, max_new_tokens, stop)
+    return decode(params, memory, ids)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -63,9 +63,6 @@ def _generate(
     query_ids: jax.Array,
 ) -> jax.Array:
     c = model.config
-    logits, state = model.read_logits(params, memory, query_ids, room=max_new_tokens)
-    last = model.query_lengths(query_ids)[:, None, None]
-    logits = jnp.take_along_axis(logits, last, axis=1)[:, 0]
 
     def step(carry: Any, _: None) -> Any:
         ids, done, state = carry
@@ -76,6 +73,12 @@ def _generate(
         ids = jnp.where(done, c.pad_id, logits.argmax(-1).astype(jnp.int32))
         return (ids, done, state), ids
 
-    carry, first = pick(logits, jnp.zeros(len(query_ids), bool), state)
-    _, others = jax.lax.scan(step, carry, None, length=max_new_tokens - 1)
-    return jnp.concatenate([first[None], others]).T
+    def decode(query_ids: jax.Array) -> jax.Array:
+        logits, state = model.read_logits(params, memory, query_ids, room=max_new_tokens)
+        last = model.query_lengths(query_ids)[:, None, None]
+        logits = jnp.take_along_axis(logits, last, axis=1)[:, 0]
+        carry, first = pick(logits, jnp.zeros(len(query_ids), bool), state)
+        _, others = jax.lax.scan(step, carry, None, length=max_new_tokens - 1)
+        return jnp.concatenate([first[None], others]).T
+
+    return decode(query_ids) if query_ids.ndim == 2 else jax.vmap(decode, 1, 1)(query_ids)

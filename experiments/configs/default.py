@@ -9,10 +9,9 @@ import typing
 
 from ml_collections import ConfigDict, config_dict
 
-from gradmem_jax.config import GradMemConfig, LlamaConfig
+from experiments.methods import METHODS
+from gradmem_jax.config import require_choice
 from gradmem_jax.data.kv_retrieval import KVRetrievalConfig
-from gradmem_jax.memory.full_context import FullContextConfig
-from gradmem_jax.memory.recurrent import RMTConfig
 from gradmem_jax.optimizer import OptimizerConfig
 
 
@@ -39,8 +38,9 @@ def get_config(method: str = "gradmem") -> ConfigDict:
     """Returns the configuration.
 
     Args:
-        method: how the memory is written, "gradmem", "rmt" or "full_context".
+        method: how the memory is written, a name of experiments/methods.py.
     """
+    require_choice("method", method, tuple(METHODS))
     config = ConfigDict()
     config.method = method
     config.seed = 0  # parameters and samples are functions of it
@@ -53,10 +53,9 @@ def get_config(method: str = "gradmem") -> ConfigDict:
     config.stop_at_exact_match = config_dict.placeholder(float)  # of an evaluation
     config.init_from = ""  # workdir of another run, whose best parameters this one starts from
 
-    config.lm = fields_of(LlamaConfig, leave_out=("rope_scaling",))
-    config_class = {"rmt": RMTConfig, "full_context": FullContextConfig}.get(method, GradMemConfig)
-    config.model = fields_of(config_class, leave_out=("pad_id",))
-    if method == "gradmem":
+    config.lm = fields_of(METHODS[method].lm, leave_out=("rope_scaling",))
+    config.model = fields_of(METHODS[method].config, leave_out=("pad_id",))
+    if "write_learning_rate" in config.model:
         config.model.num_write_steps = 2
         config.model.write_learning_rate = 0.04
     config.data = fields_of(KVRetrievalConfig, leave_out=("seed", "split", "num_samples"))

@@ -1,6 +1,6 @@
 """The demo: 4 pairs of 2+2 symbols out of 62 in 8 memory vectors, in minutes on two CPU cores.
 
-`kv_quick.py:rmt` and `kv_quick.py:full_context` train other methods in the same way.
+`kv_quick.py:rmt` and the other names of experiments/methods.py train those in the same way.
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +12,7 @@ def get_config(method: str = "gradmem") -> ConfigDict:
     """Returns the configuration.
 
     Args:
-        method: how the memory is written, "gradmem", "rmt" or "full_context".
+        method: how the memory is written, a name of experiments/methods.py.
     """
     config = default.get_config(method)
     config.num_steps = 800
@@ -22,9 +22,9 @@ def get_config(method: str = "gradmem") -> ConfigDict:
     config.stop_at_exact_match = 0.97
     config.lm.width = 64
     config.lm.init = "fan_in"
-    if method != "full_context":
+    if "memory_init_std" in config.model:
         config.model.memory_init_std = 1.0
-    if method == "gradmem":
+    if "write_learning_rate" in config.model:
         config.model.write_learning_rate = 20.0
         config.model.learned_write_learning_rate = "shared"
     config.data.num_pairs = 4

@@ -1,6 +1,8 @@
 """Which language model belongs to which configuration."""
 
 from gradmem_jax.config import LlamaConfig, LMConfig
+from gradmem_jax.lm.associative import AssociativeConfig, AssociativeLlama
+from gradmem_jax.lm.lact import LaCT, LaCTConfig
 from gradmem_jax.lm.language_model import LanguageModel
 from gradmem_jax.lm.llama import Llama
 from gradmem_jax.lm.mamba import Mamba, MambaConfig
@@ -8,6 +10,8 @@ from gradmem_jax.lm.mamba import Mamba, MambaConfig
 _FAMILIES: dict[type[LMConfig], type[LanguageModel]] = {
     LlamaConfig: Llama,
     MambaConfig: Mamba,
+    AssociativeConfig: AssociativeLlama,
+    LaCTConfig: LaCT,
 }
 
 

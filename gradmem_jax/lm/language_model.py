@@ -38,6 +38,12 @@ def rms_norm(config: LMConfig, name: str | None = None) -> nn.RMSNorm:
     )
 
 
+def swiglu(config: LMConfig, hidden: int, x: jax.Array) -> jax.Array:
+    """The gated MLP of Llama, [B, S, d] to [B, S, d]; its parts are modules of the caller."""
+    gate = nn.silu(dense(config, hidden, "gate")(x))
+    return dense(config, config.width, "down")(gate * dense(config, hidden, "up")(x))
+
+
 class LanguageModel(nn.Module):
     """The language model in three pieces: `embed`, the layers (`__call__`), `unembed`.
 

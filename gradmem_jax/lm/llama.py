@@ -14,7 +14,7 @@ from gradmem_jax.lm.attention import (
     rotary_frequencies,
     rotate,
 )
-from gradmem_jax.lm.language_model import LanguageModel, dense, rms_norm
+from gradmem_jax.lm.language_model import LanguageModel, dense, rms_norm, swiglu
 
 CachedKV = tuple[jax.Array, jax.Array] | None
 
@@ -68,9 +68,7 @@ class Block(nn.Module):
         c = self.config
         y, cached = Attention(c, name="attention")(rms_norm(c, "attention_norm")(x), places, cached)
         x = x + y
-        y = rms_norm(c, "mlp_norm")(x)
-        gate = nn.silu(dense(c, c.mlp_size, "gate")(y))
-        return x + dense(c, c.width, "down")(gate * dense(c, c.mlp_size, "up")(y)), cached
+        return x + swiglu(c, c.mlp_size, rms_norm(c, "mlp_norm")(x)), cached
 
 
 class Llama(LanguageModel):

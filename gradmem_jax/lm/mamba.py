@@ -71,16 +71,24 @@ def dt_bias_init(key: jax.Array, shape: tuple[int, ...], dtype: str) -> jax.Arra
 
 
 def selective_scan(
-    decay: jax.Array, update: jax.Array, read: jax.Array, state: jax.Array, chunk_size: int
+    x: jax.Array,
+    step: jax.Array,
+    rates: jax.Array,
+    write: jax.Array,
+    read: jax.Array,
+    state: jax.Array,
+    chunk_size: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """Runs h_t = decay_t * h_(t-1) + update_t and y_t = h_t . read_t, in parallel over time.
+    """Runs h_t = exp(step_t * rates) * h_(t-1) + step_t * x_t * write_t and y_t = h_t . read_t.
 
     The tokens of a chunk are combined by an associative scan, one chunk after the other; the
     backward pass makes the states of a chunk again instead of keeping them.
 
     Args:
-        decay: [B, S, E, N].
-        update: [B, S, E, N].
+        x: [B, S, E].
+        step: [B, S, E]; a token with step 0 changes nothing.
+        rates: [E, N], negative.
+        write: [B, S, N].
         read: [B, S, N].
         state: [B, E, N], h before the first token.
         chunk_size: tokens of a chunk.
@@ -90,7 +98,6 @@ def selective_scan(
     """
     batch_size, length = read.shape[:2]
     size = min(chunk_size, length)
-    rest = -length % size
 
     def combine(
         left: tuple[jax.Array, jax.Array], right: tuple[jax.Array, jax.Array]
@@ -99,18 +106,19 @@ def selective_scan(
 
     @jax.checkpoint
     def one_chunk(state: jax.Array, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-        decay, update, read = inputs
-        decays, updates = jax.lax.associative_scan(combine, (decay, update), axis=1)
-        states = decays * state[:, None] + updates
+        x, step, write, read = inputs
+        decay = jnp.exp(step[..., None] * rates)
+        update = (step * x)[..., None] * write[:, :, None]
+        decay, update = jax.lax.associative_scan(combine, (decay, update), axis=1)
+        states = decay * state[:, None] + update
         return states[:, -1], jnp.einsum("bsen,bsn->bse", states, read)
 
-    def chunks(x: jax.Array, fill: float) -> jax.Array:
-        x = jnp.pad(x, ((0, 0), (0, rest), *[(0, 0)] * (x.ndim - 2)), constant_values=fill)
-        return jnp.moveaxis(x.reshape(batch_size, -1, size, *x.shape[2:]), 1, 0)
+    def chunks(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, ((0, 0), (0, -length % size), (0, 0)))
+        return jnp.moveaxis(x.reshape(batch_size, -1, size, x.shape[-1]), 1, 0)
 
-    inputs = (chunks(decay, 1), chunks(update, 0), chunks(read, 0))
-    state, y = jax.lax.scan(one_chunk, state, inputs)
-    return jnp.moveaxis(y, 0, 1).reshape(batch_size, -1, *y.shape[3:])[:, :length], state
+    state, y = jax.lax.scan(one_chunk, state, jax.tree.map(chunks, (x, step, write, read)))
+    return jnp.moveaxis(y, 0, 1).reshape(batch_size, -1, y.shape[-1])[:, :length], state
 
 
 class MambaLayer(nn.Module):
@@ -149,12 +157,9 @@ class MambaLayer(nn.Module):
         step = jnp.where(real[..., None], nn.softplus(step.astype(dtype)), 0)
         log_rates = self.param("A_log", rate_init, (channels, size), c.param_dtype)
         rates = -jnp.exp(log_rates.astype(dtype))
+        as_state = lambda x: x.astype(dtype)
         y, ssm = selective_scan(
-            jnp.exp(step[..., None] * rates),
-            (step * inner)[..., None] * write[:, :, None].astype(dtype),
-            read.astype(dtype),
-            state.ssm,
-            c.chunk_size,
+            as_state(inner), step, rates, as_state(write), as_state(read), state.ssm, c.chunk_size
         )
         skip = self.param("D", nn.initializers.ones, (channels,), c.param_dtype)
         y = (y + inner * skip).astype(c.dtype) * nn.silu(gate)

@@ -171,9 +171,9 @@ class MemoryModel:
         Raises:
             ValueError: wrong shapes, or ids outside the vocabulary.
         """
-        memory, flat_ids = self.check_read(params, memory, query_ids)
-        logits, _ = self.read_logits(params, memory, flat_ids)
-        return logits.reshape(*query_ids.shape[:-1], *logits.shape[1:])
+        query_ids = self.check_read(params, memory, query_ids)
+        read = lambda ids: self.read_logits(params, memory, ids)[0]
+        return read(query_ids) if query_ids.ndim == 2 else jax.vmap(read, 1, 1)(query_ids)
 
     def check_context(self, context_ids: jax.typing.ArrayLike, positions: int) -> jax.Array:
         """Returns context_ids as int [B, S], or refuses them.
@@ -192,16 +192,13 @@ class MemoryModel:
 
     def check_read(
         self, params: Params, memory: Memory, query_ids: jax.typing.ArrayLike
-    ) -> tuple[Memory, jax.Array]:
-        """Checks the input of a READ and gives every query a memory of its own.
+    ) -> jax.Array:
+        """Returns query_ids as int [B, Q] or [B, R, Q], or refuses them or the memory.
 
         Args:
             params: parameters of `init`.
             memory: a memory of B samples.
             query_ids: int [B, Q] or [B, R, Q].
-
-        Returns:
-            Memory of B * R samples, and int [B * R, Q].
 
         Raises:
             ValueError: wrong shapes, or ids outside the vocabulary.
@@ -212,7 +209,4 @@ class MemoryModel:
         self.check_memory(params, memory, query_ids.shape[0])
         positions = self.num_memory_positions(memory)
         check_length("query_ids", query_ids.shape[-1], positions, lm.max_positions)
-        if query_ids.ndim == 3:
-            repeats = query_ids.shape[1]
-            memory = jax.tree.map(lambda x: jnp.repeat(x, repeats, axis=0), memory)
-        return memory, query_ids.reshape(-1, query_ids.shape[-1])
+        return query_ids

@@ -117,7 +117,11 @@ class StateSpace(MemoryModel):
         return self.apply_lm(params, hidden[:, 0], method="unembed"), state
 
     def _run(
-        self, params: Params, context_ids: jax.Array, memory: StateMemory | None, kept: jax.Array
+        self,
+        params: Params,
+        context_ids: jax.Array,
+        memory: StateMemory | None,
+        kept: jax.Array | bool,
     ) -> StateMemory:
         real = (context_ids != self.config.pad_id) & kept
         hidden, state = self.apply_lm(

@@ -1,0 +1,38 @@
+"""The ways of writing a memory that can be trained, by name."""
+
+from typing import NamedTuple
+
+from gradmem_jax.config import GradMemConfig, LlamaConfig, LMConfig, MemoryConfig
+from gradmem_jax.lm.associative import AssociativeConfig
+from gradmem_jax.lm.lact import LaCTConfig
+from gradmem_jax.lm.mamba import MambaConfig
+from gradmem_jax.memory.full_context import FullContext, FullContextConfig
+from gradmem_jax.memory.gradient import GradMem
+from gradmem_jax.memory.interface import MemoryModel
+from gradmem_jax.memory.layer_memory import LayerMemory, LayerMemoryConfig
+from gradmem_jax.memory.recurrent import RMT, RMTConfig
+from gradmem_jax.memory.state_space import StateSpace, StateSpaceConfig
+
+
+class Method(NamedTuple):
+    """A way of writing a memory.
+
+    Attributes:
+        model: its class.
+        config: the class of the model's configuration.
+        lm: the class of its language model's configuration.
+    """
+
+    model: type[MemoryModel]
+    config: type[MemoryConfig]
+    lm: type[LMConfig] = LlamaConfig
+
+
+METHODS = {
+    "gradmem": Method(GradMem, GradMemConfig),
+    "rmt": Method(RMT, RMTConfig),
+    "armt": Method(LayerMemory, LayerMemoryConfig, AssociativeConfig),
+    "mamba": Method(StateSpace, StateSpaceConfig, MambaConfig),
+    "lact": Method(LayerMemory, LayerMemoryConfig, LaCTConfig),
+    "full_context": Method(FullContext, FullContextConfig),
+}

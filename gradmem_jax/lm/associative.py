@@ -1,0 +1,124 @@
+"""The Transformer of ARMT: an associative memory in every layer (Rodkin et al. 2024).
+
+Equations of section 2 of arXiv 2407.04841. With memory tokens m_i behind a segment, in every layer,
+
+    k_i = phi(W_K m_i), v_i = W_V m_i, beta_i = sigmoid(W_beta m_i)
+    vbar_i = A k_i / (z . k_i)                      what the memory holds for k_i already
+    A <- A + sum_i beta_i (v_i - vbar_i) k_i^T      delta rule
+    z <- z + sum_i gamma_i k_i,  gamma_i = 1 - z . k_i / |k_i|^2
+
+and before the layer every token reads x + A q / (z . q) with q = phi(W_Q x). phi is DPFP-nu. As in
+the authors' code gamma is clipped to [0, 1] and takes no gradient, all memory tokens of a segment
+see the same old A and z, the denominators have 1e-5 added, and W_V starts at zero.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from gradmem_jax.config import LlamaConfig, require_integer
+from gradmem_jax.lm.language_model import dense
+from gradmem_jax.lm.layer_memory_lm import LayerMemoryLM, Segment
+from gradmem_jax.lm.llama import Block
+
+_EPSILON = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class AssociativeConfig(LlamaConfig):
+    """A Llama with an associative memory in every layer.
+
+    Attributes:
+        memory_width: d_mem, width of keys and queries before the feature map.
+        feature_order: nu of the feature map DPFP-nu, which makes 2 * nu * d_mem features.
+    """
+
+    memory_width: int = 64
+    feature_order: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_integer("memory_width", self.memory_width, 1)
+        require_integer("feature_order", self.feature_order, 1)
+
+
+class Associations(NamedTuple):
+    """The memory of a layer.
+
+    Attributes:
+        matrix: [B, F, d], A.
+        normalizer: [B, F], z.
+    """
+
+    matrix: jax.Array
+    normalizer: jax.Array
+
+
+def dpfp(x: jax.Array, order: int) -> jax.Array:
+    """Deterministic parameter-free projection (Schlag et al. 2021): [..., w] to [..., 2 * nu * w].
+
+    Products of the rectified x and -x with themselves, shifted by 1 to nu places.
+    """
+    x = jnp.concatenate([nn.relu(x), nn.relu(-x)], axis=-1)
+    return jnp.concatenate([x * jnp.roll(x, j, axis=-1) for j in range(1, order + 1)], axis=-1)
+
+
+def recall(memory: Associations, features: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Values [B, S, d] that the memory holds for features [B, S, F], and z . features."""
+    known = jnp.einsum("bf,bsf->bs", memory.normalizer, features)[..., None]
+    return jnp.einsum("bfd,bsf->bsd", memory.matrix, features) / (known + _EPSILON), known
+
+
+def associate(
+    memory: Associations, keys: jax.Array, values: jax.Array, strength: jax.Array
+) -> Associations:
+    """Writes values [B, m, d] under keys [B, m, F] by the delta rule, `strength` is [B, m]."""
+    held, known = recall(memory, keys)
+    matrix = jnp.einsum("bmf,bmd,bm->bfd", keys, values - held, strength)
+    squares = jnp.square(keys).sum(axis=-1, keepdims=True)
+    new = jax.lax.stop_gradient(jnp.clip(1 - known / (squares + _EPSILON), 0, 1))
+    return Associations(memory.matrix + matrix, memory.normalizer + (new * keys).sum(axis=1))
+
+
+class AssociativeLayer(nn.Module):
+    """A layer of Llama that reads its associative memory first and is written to behind."""
+
+    config: AssociativeConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, segment: Segment, state: Any) -> tuple[jax.Array, Any]:
+        """Maps x [B, S, d] to [B, S, d]; see `LayerMemoryLM`."""
+        c = self.config
+        memory, cached = state
+        dtype = jnp.promote_types(c.dtype, jnp.float32)
+        features = lambda name, x: dpfp(
+            dense(c, c.memory_width, name)(x).astype(dtype), c.feature_order
+        )
+        if memory is None:
+            count = 2 * c.feature_order * c.memory_width
+            memory = Associations(
+                jnp.zeros((len(x), count, c.width), dtype), jnp.zeros((len(x), count), dtype)
+            )
+        x = x + recall(memory, features("memory_query", x))[0].astype(x.dtype)
+        x, cached = Block(c, name="block")(x, segment.places, cached)
+        if segment.write:
+            tokens = x[:, -segment.num_memory_tokens :]
+            value = dense(c, c.width, "memory_value", kernel_init=nn.initializers.zeros)(tokens)
+            strength = dense(c, 1, "memory_strength", use_bias=True)(tokens)[..., 0]
+            memory = associate(
+                memory,
+                features("memory_key", tokens),
+                value.astype(dtype),
+                nn.sigmoid(strength.astype(dtype)),
+            )
+        return x, (memory, cached)
+
+
+class AssociativeLlama(LayerMemoryLM):
+    """The language model of ARMT; see `LayerMemoryLM`."""
+
+    config: AssociativeConfig
+    layer_class = AssociativeLayer

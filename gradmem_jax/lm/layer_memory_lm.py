@@ -1,0 +1,90 @@
+"""Transformers whose layers each hold a memory, which all tokens read and a WRITE renews."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from gradmem_jax.lm.attention import KVCache
+from gradmem_jax.lm.language_model import LanguageModel, PyTree
+from gradmem_jax.lm.llama import Llama, Places, find_places
+
+
+class Segment(flax.struct.PyTreeNode):
+    """What the layers know of the tokens of a call.
+
+    Attributes:
+        places: positions and mask.
+        real: bool [B, S], false on padding.
+        write: whether the layers renew their memory from this segment.
+        num_memory_tokens: m, memory tokens at the end of a segment that is written.
+    """
+
+    places: Places
+    real: jax.Array
+    write: bool = flax.struct.field(pytree_node=False)
+    num_memory_tokens: int = flax.struct.field(pytree_node=False)
+
+
+class LayerMemoryLM(LanguageModel):
+    """A Transformer with a memory in every layer.
+
+    Layers map `(x, segment, (memory, cached))` to the same without the segment; `cached` are keys
+    and values of the tokens before, or None. A layer that gets no memory starts from its own first
+    one. Attention sees the tokens of one segment only.
+    """
+
+    def __call__(
+        self,
+        embeddings: jax.Array,
+        *,
+        memory: PyTree = None,
+        real: jax.Array | None = None,
+        write: bool = False,
+        num_memory_tokens: int = 0,
+        cache: KVCache | None = None,
+    ) -> tuple[jax.Array, PyTree, KVCache | None]:
+        """Runs the layers over one segment.
+
+        Args:
+            embeddings: [B, S, d]; with `write` the memory tokens stand at the end.
+            memory: memories of the layers, leaves [L, B, ...]; the first ones by default.
+            real: bool [B, S], false on padding, which no token sees; all real by default.
+            write: whether the layers renew their memory from this segment.
+            num_memory_tokens: m.
+            cache: keys and values of the segment's earlier tokens, for decoding.
+
+        Returns:
+            Final hidden states [B, S, d], the memories, and the grown cache.
+        """
+        length = embeddings.shape[1]
+        real = jnp.ones(embeddings.shape[:2], bool) if real is None else real
+        places = find_places(length, cache)
+        if cache is None:
+            positions = jnp.cumsum(real, axis=1) - 1
+            places = Places(positions, places.mask & real[:, None, None, :])
+        if self.window is not None:
+            slots = places.positions[:, None, :, None]
+            seen = places.positions if cache is None else jnp.arange(places.mask.shape[-1])[None]
+            near = slots - seen[:, None, None, :] < self.window
+            places = places._replace(mask=places.mask & near)
+        segment = Segment(places, real, write, num_memory_tokens)
+        cached = None if cache is None else (cache.keys, cache.values)
+        hidden, (memory, cached) = self.run_layers(embeddings, segment, (memory, cached))
+        if cache is not None:
+            keys, values = cached
+            cache = KVCache(keys, values, cache.length + length)
+        return hidden, memory, cache
+
+    @property
+    def window(self) -> int | None:
+        """How many tokens attention sees, the newest one included; None: all of the segment."""
+        return None
+
+    def everything(self, ids: jax.Array) -> jax.Array:
+        """Logits [B, S, V] of token ids [B, S] with the first memory."""
+        hidden, _, _ = self(self.embed(ids), write=True, num_memory_tokens=1)
+        return self.unembed(hidden)
+
+    empty_cache: Any = Llama.empty_cache

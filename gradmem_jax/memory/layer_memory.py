@@ -1,0 +1,176 @@
+"""Memories in the layers of a Transformer, renewed by reading the context: ARMT and LaCT."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gradmem_jax.config import MemoryConfig, require, require_integer, require_number
+from gradmem_jax.lm.associative import AssociativeConfig
+from gradmem_jax.memory.inner_loop import WriteInfo
+from gradmem_jax.memory.interface import Memory, MemoryModel, Params
+from gradmem_jax.validation import check_memory, resolve_steps
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerMemoryConfig(MemoryConfig):
+    """A memory in every layer: `lm` is an `AssociativeConfig` (ARMT) or a `LaCTConfig`.
+
+    K passes over the same context can be made, each from the memory that the last one left.
+
+    Attributes:
+        num_memory_tokens: m, vectors behind the context whose hidden states are what ARMT writes
+            into its layers; LaCT needs none and ignores them.
+        memory_init_std: deviation of the normal distribution the memory tokens and the vector in
+            front of a query start from.
+    """
+
+    num_memory_tokens: int = 8
+    memory_init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        least = 1 if isinstance(self.lm, AssociativeConfig) else 0
+        require_integer("num_memory_tokens", self.num_memory_tokens, least)
+        require_number("memory_init_std", self.memory_init_std, above=0)
+        require(
+            not self.inner_loss_weight,
+            f"inner_loss_weight={self.inner_loss_weight} must be 0: this WRITE has no loss.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerMemory(MemoryModel):
+    """Pure functions of (params, arrays) of a Transformer with a memory in every layer.
+
+    WRITE runs `[C; memory tokens]`, READ `[start; Q]` with a learned start vector; only what the
+    layers hold passes from one to the other.
+
+    Attributes:
+        config: the model.
+    """
+
+    config: LayerMemoryConfig
+
+    def init(self, key: jax.Array) -> Params:
+        """Draws all parameters.
+
+        Args:
+            key: a JAX random key.
+
+        Returns:
+            Nested dict: "lm", "memory_tokens" [m, d] and "read_start" [1, d].
+        """
+        c = self.config
+        lm_key, token_key, start_key = jax.random.split(key, 3)
+        draw = lambda key, rows: (
+            c.memory_init_std * jax.random.normal(key, (rows, c.lm.width), c.lm.param_dtype)
+        )
+        return {
+            "lm": self.init_lm(lm_key),
+            "memory_tokens": draw(token_key, c.num_memory_tokens),
+            "read_start": draw(start_key, 1),
+        }
+
+    def write_memory(
+        self,
+        params: Params,
+        context_ids: jax.Array,
+        *,
+        memory: Memory | None = None,
+        num_steps: int | jax.Array | None = None,
+        max_steps: int | None = None,
+    ) -> tuple[Memory, WriteInfo]:
+        """Writes contexts by K passes over them; see `MemoryModel.write_memory`.
+
+        Args:
+            params: parameters of `init`.
+            context_ids: int [B, S], padded on the right with `config.pad_id` to any length.
+            memory: where to start, for writing on; the layers' first memory by default.
+            num_steps: K; `config.num_write_steps` by default. A traced value needs `max_steps`.
+            max_steps: static upper bound of a traced `num_steps`.
+
+        Returns:
+            The memory, leaves [B, L, ...], and a `WriteInfo` without losses and gradient norms.
+
+        Raises:
+            ValueError: wrong shapes, ids outside the vocabulary, a context longer than the model's
+                positions, or a wrong number of steps.
+        """
+        c = self.config
+        context_ids = self.check_context(context_ids, c.num_memory_tokens)
+        batch_size = len(context_ids)
+        num_steps = c.num_write_steps if num_steps is None else num_steps
+        steps, traced_steps = resolve_steps(num_steps, max_steps)
+        last = steps if traced_steps is None else traced_steps
+        if memory is None:
+            start = self._first_memory(params, batch_size)
+        else:
+            self.check_memory(params, memory, batch_size)
+            start = _swap_axes(memory)
+        tokens = params["memory_tokens"].astype(c.lm.dtype)
+        tokens = jnp.broadcast_to(tokens, (batch_size, *tokens.shape))
+        embeddings = jnp.concatenate([self.embed(params, context_ids), tokens], axis=1)
+        real = jnp.pad(
+            context_ids != c.pad_id, ((0, 0), (0, c.num_memory_tokens)), constant_values=True
+        )
+
+        def one_pass(memory: Memory, k: jax.Array) -> tuple[Memory, None]:
+            _, new, _ = self.apply_lm(
+                params,
+                embeddings,
+                memory=memory,
+                real=real,
+                write=True,
+                num_memory_tokens=c.num_memory_tokens,
+            )
+            return jax.tree.map(lambda new, old: jnp.where(k < last, new, old), new, memory), None
+
+        written, _ = jax.lax.scan(one_pass, start, jnp.arange(steps))
+        taken = jnp.full(batch_size, last, jnp.int32)
+        return _swap_axes(written), WriteInfo(jnp.zeros((0, batch_size)), (), taken)
+
+    def check_memory(self, params: Params, memory: Memory, batch_size: int) -> None:
+        """Raises ValueError unless `memory` is one of this model, for `batch_size` samples."""
+        first = lambda: _swap_axes(self._first_memory(params, batch_size))
+        check_memory(memory, jax.eval_shape(first))
+
+    def num_memory_positions(self, memory: Memory) -> int:
+        """One: the start vector in front of a query."""
+        del memory
+        return 1
+
+    def read_logits(
+        self, params: Params, memory: Memory, query_ids: jax.Array, room: int | None = None
+    ) -> tuple[jax.Array, Any]:
+        """Runs `[start; Q]`; see `MemoryModel.read_logits`."""
+        batch_size, length = query_ids.shape
+        cache = None
+        if room is not None:
+            cache = self.apply_lm(params, batch_size, 1 + length + room, method="empty_cache")
+        start = params["read_start"].astype(self.config.lm.dtype)
+        start = jnp.broadcast_to(start, (batch_size, *start.shape))
+        inputs = jnp.concatenate([start, self.embed(params, query_ids)], axis=1)
+        memory = _swap_axes(memory)
+        hidden, _, cache = self.apply_lm(params, inputs, memory=memory, cache=cache)
+        if cache is not None:
+            cache = cache._replace(length=1 + self.query_lengths(query_ids))
+        return self.apply_lm(params, hidden, method="unembed"), (memory, cache)
+
+    def decode_token(self, params: Params, state: Any, ids: jax.Array) -> tuple[jax.Array, Any]:
+        """Takes one more token of each sample; see `MemoryModel.decode_token`."""
+        memory, cache = state
+        inputs = self.embed(params, ids[:, None])
+        hidden, _, cache = self.apply_lm(params, inputs, memory=memory, cache=cache)
+        return self.apply_lm(params, hidden[:, 0], method="unembed"), (memory, cache)
+
+    def _first_memory(self, params: Params, batch_size: int) -> Memory:
+        """The layers' first memory, leaves [L, B, ...]."""
+        nothing = jnp.zeros((batch_size, 1, self.config.lm.width), self.config.lm.dtype)
+        return self.apply_lm(params, nothing)[1]
+
+
+def _swap_axes(memory: Memory) -> Memory:
+    """Leaves [B, L, ...] as [L, B, ...] and back."""
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), memory)
