@@ -13,6 +13,7 @@ from gradmem_jax.data.pipeline import make_iterator
 from gradmem_jax.data.tokenizer import kv_tokenizer
 from gradmem_jax.generate import generate
 from gradmem_jax.memory.interface import MemoryModel, Params
+from gradmem_jax.memory.segments import write_context
 from gradmem_jax.training import evaluate_batch
 
 KINDS = [kind.name.lower() for kind in kv_retrieval.TokenKind]
@@ -49,7 +50,8 @@ def evaluate_params(
 
     Returns:
         For each K: exact_match and its confidence_interval, token_accuracy, read_loss, write_loss
-        (after K steps, nats a token) and write_loss_of, by kind of token.
+        (after K steps, nats a token), write_loss_of, by kind of token, and, if the context comes in
+        segments, exact_match_by_segment, the first written first.
     """
     data = dataclasses.replace(data, split="validation", num_samples=num_samples)
     source = kv_retrieval.KVRetrievalSource(data)
@@ -76,15 +78,21 @@ def _summarize(results: list[Any], num_samples: int) -> dict[str, Any]:
         "token_accuracy": "values",
         "write_loss": "tokens",
         "write_loss_by_kind": "kinds",
+        "exact_match_by_segment": "segment_queries",
     }
     means = {}
     for name, weight in weights.items():
+        if name not in results[0][0]:
+            continue
         total = sum(totals[weight] for _, totals in results)
         weighted = sum(metrics[name] * totals[weight] for metrics, totals in results)
         means[name] = weighted / np.maximum(total, 1)
     counts = sum(totals["kinds"] for _, totals in results)
     by_kind = means.pop("write_loss_by_kind")
+    by_segment = means.pop("exact_match_by_segment", None)
     summary: dict[str, Any] = {name: float(value) for name, value in means.items()}
+    if by_segment is not None:
+        summary["exact_match_by_segment"] = by_segment
     summary["confidence_interval"] = confidence_interval(summary["exact_match"], num_samples)
     summary["write_loss_of"] = {
         kind: float(loss) for kind, loss, n in zip(KINDS, by_kind, counts, strict=True) if n
@@ -105,11 +113,13 @@ def sample_answers(
     is_question = batch["labels"] < 0
     questions = np.where(is_question, batch["query_ids"], model.config.pad_id)
     answer_length = int((~is_question[0, 0]).sum())
-    memory, _ = jax.jit(model.write_memory)(params, batch["context_ids"])
+    write = jax.jit(lambda params, ids: write_context(model, params, ids)[0])
+    memory = write(params, batch["context_ids"])
     answers = np.asarray(generate(model, params, memory, questions, answer_length))
     lines = []
     for i in range(count):
-        lines.append(f"context  {tokenizer.decode(batch['context_ids'][i])}")
+        segments = np.atleast_2d(batch["context_ids"][i])
+        lines += [f"context  {tokenizer.decode(segment)}" for segment in segments]
         for question, answer, truth, asked in zip(
             questions[i], answers[i], batch["query_ids"][i], is_question[i], strict=True
         ):

@@ -26,7 +26,8 @@ from gradmem_jax import checkpoint
 from gradmem_jax.config import require
 from gradmem_jax.data.kv_retrieval import KVRetrievalSource
 from gradmem_jax.data.pipeline import make_iterator
-from gradmem_jax.memory.interface import MemoryModel, Params
+from gradmem_jax.memory.interface import MemoryModel, Params, memory_floats
+from gradmem_jax.memory.segments import write_context
 from gradmem_jax.optimizer import make_optimizer
 from gradmem_jax.training import TrainState, init_state, make_train_step
 
@@ -281,7 +282,13 @@ def final_report(config: ConfigDict, target: Stage, workdir: pathlib.Path) -> di
     log.info(
         "best checkpoint (step %d) on fresh samples, context removed\n%s", best_step, table(results)
     )
+    write = lambda params, ids: write_context(target.model, params, ids)[0]
+    shape = (1, *KVRetrievalSource(target.data)[0]["context_ids"].shape)
+    memory = jax.eval_shape(write, params, jax.ShapeDtypeStruct(shape, np.int32))
     return {
+        "method": config.method,
+        "memory_floats": memory_floats(memory),
+        "num_parameters": sum(x.size for x in jax.tree.leaves(params)),
         "best_step": best_step,
         "num_pairs": target.data.num_pairs,
         "num_write_steps": k,

@@ -11,6 +11,7 @@ import optax
 from gradmem_jax.config import require
 from gradmem_jax.losses import IGNORE, token_losses
 from gradmem_jax.memory.interface import Memory, MemoryModel, Params
+from gradmem_jax.memory.segments import outer_write_loss, write_context, write_token_losses
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -74,10 +75,10 @@ def loss_and_metrics(
     Args:
         model: the model.
         params: its parameters.
-        batch: context_ids int [B, S]; query_ids int [B, Q] or [B, R, Q], the target included;
-            labels like query_ids, negative where there is no target; optionally value_mask, bool
-            like labels, the targets that exact match looks at (default: all), and valid, bool [B],
-            false for samples that only fill up the batch.
+        batch: context_ids int [B, S], or [B, T, S] in T segments; query_ids int [B, Q] or
+            [B, R, Q], the target included; labels like query_ids, negative where there is no
+            target; optionally value_mask, bool like labels, the targets that exact match looks at
+            (default: all), and valid, bool [B], false for samples that only fill up the batch.
         totals: what to divide sums by, from `batch_totals` of the whole batch if this is a part.
 
     Returns:
@@ -85,11 +86,16 @@ def loss_and_metrics(
         exact_match, token_accuracy, write_gradient_norm.
     """
     totals = totals or batch_totals(batch)
-    memory, info = model.write_memory(params, batch["context_ids"])
-    read_loss, metrics = read_loss_and_metrics(model, params, memory, batch, totals)
+    context_ids = batch["context_ids"]
+    memory, info = write_context(model, params, context_ids)
+    read_loss, metrics, _ = read_loss_and_metrics(model, params, memory, batch, totals)
     mean = lambda x: jnp.where(valid_samples(batch), x, 0).sum() / totals["samples"]
-    write_loss = mean(model.outer_write_loss(info))
-    norms = [norm.mean(axis=0) for norm in jax.tree.leaves(info.gradient_norms) if len(norm)]
+    write_loss = mean(outer_write_loss(model, context_ids, info))
+    norms = [
+        norm.reshape(-1, len(context_ids)).mean(axis=0)
+        for norm in jax.tree.leaves(info.gradient_norms)
+        if norm.size
+    ]
     loss = read_loss + model.config.inner_loss_weight * write_loss
     metrics |= {
         "loss": loss,
@@ -105,19 +111,23 @@ def read_loss_and_metrics(
     memory: Memory,
     batch: Batch,
     totals: Mapping[str, jax.Array],
-) -> tuple[jax.Array, Metrics]:
-    """READ loss and metrics of a batch, given its memory; see `loss_and_metrics`."""
+) -> tuple[jax.Array, Metrics, jax.Array]:
+    """READ loss, metrics, and which queries match exactly, bool [B] or [B, R]."""
     labels = jnp.where(per_query(valid_samples(batch), batch["labels"]), batch["labels"], IGNORE)
     values = batch.get("value_mask", labels >= 0) & (labels >= 0)
     logits = model.read_memory(params, memory, batch["query_ids"])[..., :-1, :]
     loss = token_losses(logits, labels).sum() / totals["targets"]
     correct = logits.argmax(-1) == labels
     exact = jnp.where(values, correct, True).all(axis=-1) & values.any(axis=-1)
-    return loss, {
-        "read_loss": loss,
-        "exact_match": exact.sum() / totals["queries"],
-        "token_accuracy": (correct & values).sum() / totals["values"],
-    }
+    return (
+        loss,
+        {
+            "read_loss": loss,
+            "exact_match": exact.sum() / totals["queries"],
+            "token_accuracy": (correct & values).sum() / totals["values"],
+        },
+        exact,
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("model", "max_steps", "num_kinds"))
@@ -135,31 +145,37 @@ def evaluate_batch(
     Args:
         model: the model.
         params: its parameters.
-        batch: see `loss_and_metrics`; with `num_kinds`, also context_kinds, int [B, S].
+        batch: see `loss_and_metrics`; with `num_kinds`, also context_kinds, int [B, S]; optionally
+            query_segments, int [B, R], the segment that holds the answer of each query.
         num_steps: int32 scalar, K.
         max_steps: the largest K to come.
         num_kinds: how many kinds of context tokens there are.
 
     Returns:
         Means over the batch: read_loss, exact_match, token_accuracy, write_loss (after the last
-        step) and write_loss_by_kind [num_kinds]. And what to weight them with
-        over batches: the totals of `batch_totals`, and kinds [num_kinds].
+        step), write_loss_by_kind [num_kinds] and, with query_segments, exact_match_by_segment [T].
+        And what to weight them with over batches: the totals of `batch_totals`, tokens,
+        kinds [num_kinds] and segment_queries [T].
     """
     totals = batch_totals(batch)
-    memory, _ = model.write_memory(
-        params, batch["context_ids"], num_steps=num_steps, max_steps=max_steps
-    )
-    _, metrics = read_loss_and_metrics(model, params, memory, batch, totals)
-    losses = model.write_token_losses(params, memory, batch["context_ids"])
+    context_ids = batch["context_ids"]
+    memory, _ = write_context(model, params, context_ids, num_steps=num_steps, max_steps=max_steps)
+    _, metrics, exact = read_loss_and_metrics(model, params, memory, batch, totals)
+    losses = write_token_losses(model, params, memory, context_ids)
     valid = valid_samples(batch)
-    tokens = (batch["context_ids"] != model.config.pad_id) & valid[:, None]
+    tokens = (context_ids != model.config.pad_id) & per_query(valid, context_ids)
     metrics["write_loss"] = (losses * tokens).sum() / jnp.maximum(tokens.sum(), 1)
     totals["tokens"] = tokens.sum()
     if num_kinds:
         kinds = jax.nn.one_hot(batch["context_kinds"], num_kinds) * tokens[..., None]
-        totals["kinds"] = kinds.sum(axis=(0, 1))
-        sums = jnp.einsum("bs,bsk->k", losses, kinds)
+        totals["kinds"] = kinds.sum(axis=tuple(range(losses.ndim)))
+        sums = jnp.einsum("...s,...sk->k", losses, kinds)
         metrics["write_loss_by_kind"] = sums / jnp.maximum(totals["kinds"], 1)
+    if "query_segments" in batch:
+        asked = jax.nn.one_hot(batch["query_segments"], context_ids.shape[1]) * valid[:, None, None]
+        totals["segment_queries"] = asked.sum(axis=(0, 1))
+        matches = jnp.einsum("br,brt->t", exact, asked)
+        metrics["exact_match_by_segment"] = matches / jnp.maximum(totals["segment_queries"], 1)
     return metrics, totals
 
 

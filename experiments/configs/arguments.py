@@ -1,22 +1,42 @@
-"""Reads the part of `--config=file.py:n8_k2` behind the colon."""
+"""Reads the part of `--config=file.py:gradmem_n8_k2` behind the colon."""
 
 import re
+from typing import NamedTuple
 
+from experiments.methods import METHODS
 from gradmem_jax.config import require
 
 
-def parse(arguments: str, names: str) -> tuple[int, ...]:
-    """Returns the numbers behind one-letter names.
+class Row(NamedTuple):
+    """A row of a table.
+
+    Attributes:
+        method: a name of experiments/methods.py.
+        numbers: by letter, such as {"n": 8, "k": 2}.
+    """
+
+    method: str
+    numbers: dict[str, int]
+
+
+def parse_row(arguments: str, letters: str = "nkm") -> Row:
+    """Reads `rmt_n8_k2`: a method (GradMem if there is none) and numbers behind letters.
 
     Args:
-        arguments: such as "n8_k2".
-        names: the letters in their order, such as "nk".
+        arguments: the text; n is always needed.
+        letters: those that may occur: n pairs, k WRITE steps, m memory tokens.
 
     Raises:
         ValueError: the text has another form.
     """
-    match = re.fullmatch("_".join(rf"{name}(\d+)" for name in names), arguments)
-    example = "_".join(f"{name}{number}" for name, number in zip(names, (8, 2), strict=False))
-    require(match is not None, f"config argument {arguments!r} must look like {example!r}.")
-    assert match is not None
-    return tuple(int(number) for number in match.groups())
+    methods = "|".join(METHODS)
+    match = re.fullmatch(rf"(?:({methods})_)?((?:[{letters}]\d+(?:_|$))+)", arguments)
+    numbers = re.findall(r"([a-z])(\d+)", match[2]) if match else []
+    require(
+        any(letter == "n" for letter, _ in numbers)
+        and len(numbers) == len(dict(numbers))
+        and not arguments.endswith("_"),
+        f"config argument {arguments!r} must look like 'rmt_n8_k2': a method of {tuple(METHODS)} "
+        f"and numbers behind letters of {letters!r}, n among them.",
+    )
+    return Row((match[1] if match else None) or "gradmem", {a: int(b) for a, b in numbers})

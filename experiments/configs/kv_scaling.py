@@ -6,12 +6,12 @@ The argument names the last N, as in `kv_scaling.py:n32` (the default); see docs
 from ml_collections import ConfigDict
 
 from experiments.configs import kv_quick
-from experiments.configs.arguments import parse
+from experiments.configs.arguments import parse_row
 
 
 def get_config(arguments: str = "n32") -> ConfigDict:
     """Returns the configuration."""
-    (num_pairs,) = parse(arguments, "n")
+    num_pairs = parse_row(arguments, "n").numbers["n"]
     config = kv_quick.get_config()
     config.num_steps = 20_000
     config.num_micro_batches = 4  # faster on CPU for long contexts

@@ -42,6 +42,8 @@ class KVRetrievalConfig:
         noise: share of noise symbols in the context, its closing `|` aside; they stand between
             the pairs, never inside one, and there are equally many in every context.
         queries_per_context: R, different pairs asked for after one WRITE.
+        num_segments: T, parts of N / T pairs that the context comes in, to be written one after
+            the other; each closes with `|`.
         seed: samples are a function of (seed, split, index).
         split: "train" or "validation". No set of pairs ever occurs in both, whatever the seeds.
         num_samples: length of the stream.
@@ -53,6 +55,7 @@ class KVRetrievalConfig:
     alphabet_size: int = 62
     noise: float = 0.0
     queries_per_context: int = 1
+    num_segments: int = 1
     seed: int = 0
     split: str = "train"
     num_samples: int = 2**31 - 1
@@ -79,17 +82,27 @@ class KVRetrievalConfig:
             f"queries_per_context={self.queries_per_context} is more than the {self.num_pairs} "
             "pairs of a context.",
         )
+        require_integer("num_segments", self.num_segments, 1)
+        require(
+            self.num_pairs % self.num_segments == 0,
+            f"num_pairs={self.num_pairs} must be a multiple of num_segments={self.num_segments}.",
+        )
+
+    @property
+    def segment_pairs(self) -> int:
+        """Pairs of a segment."""
+        return self.num_pairs // self.num_segments
 
     @property
     def num_noise(self) -> int:
-        """Noise symbols in a context."""
-        pair_symbols = self.num_pairs * (self.key_length + self.value_length + 3)
+        """Noise symbols in a segment."""
+        pair_symbols = self.segment_pairs * (self.key_length + self.value_length + 3)
         return round(pair_symbols * self.noise / (1 - self.noise))
 
     @property
     def context_length(self) -> int:
-        """S, tokens of a context."""
-        return self.num_pairs * (self.key_length + self.value_length + 3) + self.num_noise + 1
+        """S, tokens of a segment; of the context if there is but one."""
+        return self.segment_pairs * (self.key_length + self.value_length + 3) + self.num_noise + 1
 
     @property
     def query_length(self) -> int:
@@ -106,11 +119,12 @@ class KVRetrievalSource:
     """Random access to the samples of a task, made when asked for.
 
     A sample is a dict of
-        context_ids int32 [S],
-        context_kinds int8 [S], a `TokenKind` for each context token,
+        context_ids int32 [S], or [T, S] if there are several segments,
+        context_kinds int8 like context_ids, a `TokenKind` for each context token,
         query_ids int32 [R, Q], query and target,
         labels int32 [R, Q], the target's ids in their places, -100 elsewhere,
-        value_mask bool [R, Q], true on the target's value symbols.
+        value_mask bool [R, Q], true on the target's value symbols,
+        query_segments int32 [R], the segment of each pair asked for, if there are several.
     """
 
     def __init__(self, config: KVRetrievalConfig):
@@ -135,20 +149,26 @@ class KVRetrievalSource:
         stream = c.seed * len(_SPLITS) + _SPLITS.index(c.split)
         rng = np.random.Generator(np.random.Philox(key=np.array([stream, index], np.uint64)))
         keys, values = self._draw_pairs(rng)
-        context, kinds = self._context(rng, keys, values)
+        count = c.segment_pairs
+        segments = [
+            self._segment(rng, keys[i : i + count], values[i : i + count])
+            for i in range(0, c.num_pairs, count)
+        ]
         asked = rng.permutation(c.num_pairs)[: c.queries_per_context]
         queries, start = self._queries(keys[asked], values[asked])
         labels = np.full_like(queries, IGNORE)
         labels[:, start:] = queries[:, start:]
         value_mask = np.zeros(queries.shape, bool)
         value_mask[:, start : start + c.value_length] = True
+        questions = {"query_ids": queries, "labels": labels, "value_mask": value_mask}
+        if c.num_segments == 1:
+            context, kinds = segments[0]
+            return {"context_ids": context, "context_kinds": kinds} | questions
         return {
-            "context_ids": context,
-            "context_kinds": kinds,
-            "query_ids": queries,
-            "labels": labels,
-            "value_mask": value_mask,
-        }
+            "context_ids": np.stack([ids for ids, _ in segments]),
+            "context_kinds": np.stack([kinds for _, kinds in segments]),
+            "query_segments": (asked // count).astype(np.int32),
+        } | questions
 
     def _draw_pairs(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Draws keys [N, key_length] and values [N, value_length] that belong to the split."""
@@ -179,11 +199,11 @@ class KVRetrievalSource:
         content = b"".join(sorted(row.tobytes() for row in rows))
         return hashlib.blake2b(content, digest_size=1).digest()[0] % _VALIDATION_SHARE == 0
 
-    def _context(
+    def _segment(
         self, rng: np.random.Generator, keys: np.ndarray, values: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         c = self.config
-        column = lambda mark: np.full((c.num_pairs, 1), mark)
+        column = lambda mark: np.full((len(keys), 1), mark)
         bang = column(self._bang)
         pairs = np.concatenate([bang, keys, column(self._colon), values, bang], axis=1)
         kind = (
@@ -193,9 +213,9 @@ class KVRetrievalSource:
             + [TokenKind.VALUE] * c.value_length
             + [TokenKind.DELIMITER]
         )
-        context, kinds = pairs.reshape(-1), np.tile(np.array(kind, np.int8), c.num_pairs)
+        context, kinds = pairs.reshape(-1), np.tile(np.array(kind, np.int8), len(keys))
         if c.num_noise:
-            gaps = rng.integers(c.num_pairs + 1, size=c.num_noise) * pairs.shape[1]
+            gaps = rng.integers(len(keys) + 1, size=c.num_noise) * pairs.shape[1]
             noise = self._symbol_ids[rng.integers(c.alphabet_size, size=c.num_noise)]
             context = np.insert(context, gaps, noise)
             kinds = np.insert(kinds, gaps, TokenKind.NOISE)
@@ -212,8 +232,8 @@ class KVRetrievalSource:
 
 
 def render(sample: dict[str, Any], tokenizer: CharTokenizer) -> str:
-    """Returns a sample as text: the context, then a line for each query and target."""
-    lines = [tokenizer.decode(sample["context_ids"])]
+    """Returns a sample as text: the segments, then a line for each query and target."""
+    lines = [tokenizer.decode(ids) for ids in np.atleast_2d(sample["context_ids"])]
     for ids, labels in zip(sample["query_ids"], sample["labels"], strict=True):
         query, target = tokenizer.decode(ids[labels < 0]), tokenizer.decode(ids[labels >= 0])
         lines.append(f"{query} -> {target}")

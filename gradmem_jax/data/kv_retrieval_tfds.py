@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from gradmem_jax.config import require_integer
+from gradmem_jax.config import require, require_integer
 from gradmem_jax.data.kv_retrieval import KVRetrievalConfig, KVRetrievalSource
 
 
@@ -85,8 +85,9 @@ def prepare(
         `make_iterator`.
 
     Raises:
-        ValueError: a number of samples is not positive.
+        ValueError: a number of samples is not positive, or contexts have several segments.
     """
+    require(task.num_segments == 1, "num_segments must be 1: contexts on disk have one segment.")
     require_integer("num_train", num_train, 1)
     require_integer("num_validation", num_validation, 1)
     name = (

@@ -153,7 +153,7 @@ class TrainTest(parameterized.TestCase):
         )
         self.assertEqual(train.train(config, self.folder / "run")["steps"], 2)
 
-    @parameterized.parameters("rmt", "full_context")
+    @parameterized.parameters("rmt", "full_context", "armt", "mamba", "lact")
     def test_other_methods(self, method):
         config = tiny_config(method, num_steps=2)
         summary = train.train(config, self.folder / "run")
@@ -162,7 +162,7 @@ class TrainTest(parameterized.TestCase):
     def test_unknown_methods(self):
         with self.assertRaisesRegex(ValueError, "method='lstm'"):
             train.train(tiny_config(method="lstm"), self.folder / "other")
-        with self.assertRaisesRegex(ValueError, "write_optimizer needs method='gradmem'"):
+        with self.assertRaisesRegex(ValueError, "write_optimizer.name='sgd' needs"):
             train.train(tiny_config("rmt", **{"write_optimizer.name": "sgd"}), self.folder / "o")
 
     def test_workdir_of_another_run_is_refused(self):

@@ -1,0 +1,45 @@
+"""Small counterpart of the paper's Table 1, for CPU: `kv_small.py:gradmem_n8_k2`.
+
+Keys and values of one symbol out of 16, 2 memory vectors of width 64, 2 layers. Every method of
+experiments/methods.py has rows, `mamba_n4` for example; `_k` is for methods with several steps.
+Runs come in chains (experiments/sweeps/kv_small.py): N = 4 from scratch, then N = 8 from its
+parameters; the other way round for methods that read the context token by token, which leave the
+plateau of guessing sooner with 8 pairs.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import kv_quick
+from experiments.configs.arguments import parse_row
+from gradmem_jax.config import require
+
+FIRST_PAIRS = {"full_context": 8, "mamba": 8}
+NUM_STEPS = {4: {4: 2000, 8: 1000}, 8: {8: 3000, 4: 500}}  # by first N, then by N
+
+
+def get_config(arguments: str = "gradmem_n4_k2") -> ConfigDict:
+    """Returns the configuration of a row."""
+    row = parse_row(arguments)
+    config = kv_quick.get_config(row.method)
+    num_pairs = row.numbers["n"]
+    steps = NUM_STEPS[FIRST_PAIRS.get(row.method, 4)]
+    require(num_pairs in steps, f"N={num_pairs} is not in this table; it is one of {(*steps,)}.")
+    config.num_steps = steps[num_pairs]
+    config.evaluate_every = 250
+    config.num_eval_samples = 1000
+    config.stop_at_exact_match = 0.985
+    config.optimizer.warmup_steps = 100
+    config.lm.num_layers = 2
+    if "state_size" in config.lm:
+        config.lm.state_size = 8
+    if "memory_width" in config.lm:
+        config.lm.memory_width = 32
+    if "chunk_size" in config.lm:
+        config.lm.chunk_size = 16
+    if "num_memory_tokens" in config.model:
+        config.model.num_memory_tokens = row.numbers.get("m", 2)
+    config.model.num_write_steps = row.numbers.get("k", 1)
+    config.data.key_length = config.data.value_length = 1
+    config.data.alphabet_size = 16
+    config.data.num_pairs = config.data.queries_per_context = num_pairs
+    return config

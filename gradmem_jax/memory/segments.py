@@ -1,0 +1,70 @@
+"""Writing a context that comes in segments: one WRITE after the other into the same memory."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gradmem_jax.memory.inner_loop import WriteInfo
+from gradmem_jax.memory.interface import Memory, MemoryModel, Params
+
+
+def write_context(
+    model: MemoryModel, params: Params, context_ids: jax.Array, **options: Any
+) -> tuple[Memory, WriteInfo]:
+    """Writes a context, or its segments one after the other, each WRITE going on from the last.
+
+    The outer gradient passes all of them.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        context_ids: int [B, S], or [B, T, S] for T segments, padded on the right.
+        **options: of `write_memory`, the same for all segments.
+
+    Returns:
+        The memory after the last segment, and a `WriteInfo`; with segments its leaves have a
+        leading axis T.
+
+    Raises:
+        ValueError: what `write_memory` refuses.
+    """
+    if jnp.ndim(context_ids) != 3:
+        return model.write_memory(params, context_ids, **options)
+    segments = jnp.moveaxis(jnp.asarray(context_ids), 1, 0)
+
+    def write(memory: Memory, ids: jax.Array) -> tuple[Memory, WriteInfo]:
+        return model.write_memory(params, ids, memory=memory, **options)
+
+    memory, first = model.write_memory(params, segments[0], **options)
+    shapes = lambda memory: jax.tree.map(jnp.shape, memory)
+    if shapes(jax.eval_shape(write, memory, segments[0])[0]) == shapes(memory):
+        memory, others = jax.lax.scan(write, memory, segments[1:])
+        return memory, jax.tree.map(
+            lambda one, more: jnp.concatenate([one[None], more]), first, others
+        )
+    infos = [first]  # the memory grows, as a key-value cache does
+    for ids in segments[1:]:
+        memory, info = write(memory, ids)
+        infos.append(info)
+    return memory, jax.tree.map(lambda *rows: jnp.stack(rows), *infos)
+
+
+def outer_write_loss(model: MemoryModel, context_ids: jax.Array, info: WriteInfo) -> jax.Array:
+    """The WRITE loss [B] that `inner_loss_weight` adds to the outer loss, a mean over segments."""
+    if jnp.ndim(context_ids) != 3:
+        return model.outer_write_loss(info)
+    return jax.vmap(model.outer_write_loss)(info).mean(axis=0)
+
+
+def write_token_losses(
+    model: MemoryModel, params: Params, memory: Memory, context_ids: jax.Array
+) -> jax.Array:
+    """Loss of every token of the context, or of its segments, given one memory; like context_ids.
+
+    With segments this is a curve of what is forgotten: the first ones were written longest ago.
+    """
+    losses = lambda ids: model.write_token_losses(params, memory, ids)
+    return (
+        losses(context_ids) if jnp.ndim(context_ids) != 3 else jax.vmap(losses, 1, 1)(context_ids)
+    )
