@@ -14,9 +14,9 @@ from typing import Any
 from absl import app, flags
 
 from experiments import figures, paper_results, reporting
-from experiments.runs import NAMES, FinishedRun, differences, find_runs, label, task_name
+from experiments.runs import NAMES, ROOT, FinishedRun, differences, find_runs, label, task_name
 
-_ROOT = flags.DEFINE_string("root", None, "Folder of the runs' folders.", required=True)
+flags.declare_key_flag(ROOT.name)
 _OUT = flags.DEFINE_string("out", None, "Path of the report without suffix.", required=True)
 _TITLE = flags.DEFINE_string("title", "", "Heading of the report; default: names --root.")
 
@@ -258,7 +258,7 @@ def main(_: Sequence[str]) -> None:
     """Runs the program."""
     reporting.set_up_logging()
     out = pathlib.Path(_OUT.value.removesuffix(".md"))
-    print(write_report(pathlib.Path(_ROOT.value), out, _TITLE.value), end="")
+    print(write_report(pathlib.Path(ROOT.value), out, _TITLE.value), end="")
 
 
 if __name__ == "__main__":

@@ -4,9 +4,13 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from absl import flags
+
 from experiments import reporting
 from experiments.reporting import log
 from gradmem_jax.config import require
+
+ROOT = flags.DEFINE_string("root", None, "Folder of the runs' folders.", required=True)
 
 NAMES = {
     "full_context": "full context",

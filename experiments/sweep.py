@@ -28,12 +28,13 @@ from absl import app, flags
 from experiments import reporting
 from experiments.build import build_stages
 from experiments.reporting import log
+from experiments.runs import ROOT
 from gradmem_jax.config import require
 
 _SWEEP = flags.DEFINE_string(
     "sweep", None, "Python file whose get_runs() lists the runs.", required=True
 )
-_ROOT = flags.DEFINE_string("root", None, "Folder of the runs' folders.", required=True)
+flags.declare_key_flag(ROOT.name)
 _INDEX = flags.DEFINE_integer("index", 0, "Number of this worker, from 0.")
 _COUNT = flags.DEFINE_integer("count", 1, "Workers that share the sweep.", lower_bound=1)
 _ONLY = flags.DEFINE_string("only", "", "Regular expression; only runs whose name has it.")
@@ -292,7 +293,7 @@ def main(_: Sequence[str]) -> int:
     reporting.set_up_logging()
     jax.config.update("jax_platforms", "cpu")  # of this process: accelerators are for the children
     runs = select(load_runs(_SWEEP.value), _INDEX.value, _COUNT.value, _ONLY.value)
-    root = pathlib.Path(_ROOT.value)
+    root = pathlib.Path(ROOT.value)
     if _DRY_RUN.value:
         for run in runs:
             done = finished(root / run.name) is not None

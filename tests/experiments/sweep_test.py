@@ -126,6 +126,16 @@ class SweepTest(parameterized.TestCase):
         self.assertIn("3/3 d | starts", text)
         self.assertEqual((self.root / "a" / "train.log").read_text().count("\nline of a\n"), 1)
 
+    def test_time_left_is_that_of_the_runs_to_come(self):
+        runs = [Run(name, "c") for name in "abde"]
+        self.run_all([runs[1]])
+        clock = mock.Mock(monotonic=mock.Mock(side_effect=[0, 60, 100, 280, 300, 300]))
+        with mock.patch.object(sweep, "time", clock):
+            _, text = self.run_all(runs)
+        self.assertIn("1/4 a | exact match 50.0 % | 1:00 | left about 2:00\n", text)
+        self.assertIn("3/4 d | exact match 50.0 % | 3:00 | left about 2:00\n", text)
+        self.assertIn("4/4 e | exact match 50.0 % | 0:00 | left about 0:00\n", text)
+
     def test_unfinished_run_is_started_again_and_the_log_grows(self):
         runs = [Run("a", "c")]
         self.run_all(runs)
