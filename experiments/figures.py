@@ -1,7 +1,7 @@
 """Figures for people who would rather look than read."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -45,5 +45,72 @@ def exact_match_by_steps(
     right.set(xlabel="WRITE steps K", ylabel="WRITE loss, nats a token", ylim=(0, None))
     right.set_title(f"What memory holds of the context, N = {shown}")
     right.legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def panels(
+    path: pathlib.Path,
+    values: Mapping[str, Mapping[str, Mapping[int, tuple[float, float]]]],
+    *,
+    x_label: str,
+    y_label: str,
+    bottom: float = 0,
+    top: float | None = None,
+    log_x: bool = False,
+    columns: int = 3,
+    names: Sequence[str] = (),
+) -> None:
+    """Draws lines with error bars, in panels that share their axes and one legend.
+
+    Args:
+        path: PNG to write.
+        values: (mean, deviation) by title of a panel, then by name of a line, then by x.
+        x_label: what x is.
+        y_label: what the values are.
+        bottom: lower end of the y axis.
+        top: upper end of the y axis; None fits it to the values.
+        log_x: x on a logarithmic axis.
+        columns: panels in a row, at most.
+        names: all lines of a set of figures, so that each has its colour in all of them.
+    """
+    names = list(dict.fromkeys([*names, *(name for lines in values.values() for name in lines)]))
+    columns = min(len(values), columns)
+    rows = -(-len(values) // columns)
+    figure, grid = plt.subplots(
+        rows,
+        columns,
+        figsize=(3.5 * columns + 2.5, 3.5 * rows),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    drawn: dict[str, Any] = {}
+    for axes, (title, lines) in zip(grid.flat, values.items(), strict=False):
+        for name, points in lines.items():
+            i, xs = names.index(name), sorted(points)
+            drawn[name] = axes.errorbar(
+                xs,
+                [points[x][0] for x in xs],
+                [points[x][1] for x in xs],
+                color=f"C{i % 10}",
+                marker="osD^v"[i % 5],
+                linestyle=("-", "--", ":")[i // 10 % 3],
+                capsize=3,
+            )
+        ticks = sorted({x for points in lines.values() for x in points})
+        if log_x:
+            axes.set_xscale("log", base=2)
+            axes.minorticks_off()
+        axes.set_xticks(ticks, [str(x) for x in ticks])
+        axes.set(xlabel=x_label, title=title)
+        axes.tick_params(labelleft=True)
+        axes.grid(alpha=0.3)
+    for axes in grid.flat[len(values) :]:
+        axes.set_axis_off()
+    grid[0, 0].set_ylim(bottom, top)  # of all, they share it
+    for row in grid:
+        row[0].set_ylabel(y_label)
+    figure.legend(list(drawn.values()), list(drawn), loc="outside right upper")
     figure.savefig(path, dpi=110)
     plt.close(figure)

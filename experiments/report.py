@@ -1,0 +1,265 @@
+"""Tables and figures of all finished runs below a folder.
+
+Writes Markdown, to standard output too, and figures next to it. Example:
+
+  python -m experiments.report --root=runs/kv_paper --out=docs/results
+"""
+
+import collections
+import pathlib
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from absl import app, flags
+
+from experiments import figures, paper_results, reporting
+from experiments.runs import NAMES, ROOT, FinishedRun, differences, find_runs, label, task_name
+
+flags.declare_key_flag(ROOT.name)
+_OUT = flags.DEFINE_string("out", None, "Path of the report without suffix.", required=True)
+_TITLE = flags.DEFINE_string("title", "", "Heading of the report; default: names --root.")
+
+METHODS_WITH_WRITE_LOSS = ("gradmem", "kv_prefix", "warm_start")
+Groups = Mapping[tuple[str, int], Sequence[FinishedRun]]  # by name of the method and N
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+    """Returns the mean and the sample standard deviation, 0 of a single value."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def percent(runs: Sequence[FinishedRun]) -> str:
+    """Exact match of the seeds of one setting: `96.1 ± 0.7 (3)`, or `96.1` of one run."""
+    mean, deviation = mean_and_deviation([100 * run.metrics["exact_match"] for run in runs])
+    return f"{mean:.1f} ± {deviation:.1f} ({len(runs)})" if len(runs) > 1 else f"{mean:.1f}"
+
+
+def _group(runs: Sequence[FinishedRun], key: Callable[[FinishedRun], Any]) -> dict[Any, Any]:
+    groups = collections.defaultdict(list)
+    for run in runs:
+        groups[key(run)].append(run)
+    return dict(groups)
+
+
+def _num_memory_tokens(run: FinishedRun) -> int | None:
+    return run.config["model"].get("num_memory_tokens")
+
+
+def _by_method(runs: Sequence[FinishedRun]) -> Groups:
+    """Groups the runs of a task by method and N; the method's name has m where m varies."""
+    sizes = {_num_memory_tokens(run) for run in runs} - {None}
+
+    def key(run: FinishedRun) -> tuple[str, int]:
+        m = _num_memory_tokens(run)
+        with_m = f", m = {m}" if len(sizes) > 1 and m is not None else ""
+        return label(run.config) + with_m, run.num_pairs
+
+    def rank(run: FinishedRun) -> tuple[int, str, int, int, str, int]:
+        method, k = run.config.get("method", "gradmem"), run.config["model"].get("num_write_steps")
+        place = list(NAMES).index(method) if method in NAMES else len(NAMES)
+        return place, method, k or 0, _num_memory_tokens(run) or 0, *key(run)
+
+    return _group(sorted(runs, key=rank), key)
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _paper(runs: Sequence[FinishedRun]) -> float | None:
+    return paper_results.find(runs[0].config, runs[0].metrics.get("memory_floats"))
+
+
+def exact_match_table(groups: Groups) -> str:
+    """Exact match by method and N, with the paper's figure in brackets and notes below."""
+    pairs = sorted({n for _, n in groups})
+    compared = False
+    rows = []
+    for name in dict.fromkeys(name for name, _ in groups):
+        cells = [name]
+        for n in pairs:
+            runs = groups.get((name, n))
+            cell = percent(runs) if runs else ""
+            paper = _paper(runs) if runs else None
+            if paper is not None:
+                cell, compared = f"{cell} [{paper:.1f}]", True
+            cells.append(cell)
+        rows.append(cells)
+    lines = [_markdown(["exact match, %", *(f"N = {n}" for n in pairs)], rows)]
+    notes = ["Mean ± standard deviation over seeds (their number)."]
+    if compared:
+        notes[0] += " In brackets: the paper's figure for this method, K and N."
+    for (name, n), runs in groups.items():
+        fields = [f"{f} ({', '.join(values)})" for f, values in differences(runs).items()]
+        if fields:
+            notes.append(f"Runs of {name}, N = {n} differ in {', '.join(fields)}.")
+        seeds = [run.config.get("seed") for run in runs]
+        if len(set(seeds)) < len(seeds):
+            notes.append(f"Several runs of {name}, N = {n} have the same seed.")
+    return "\n\n".join([*lines, "\n".join(f"- {note}" for note in notes)])
+
+
+def cost_table(groups: Groups) -> str:
+    """Memory, parameters, training steps and minutes by method and N."""
+    head = ["method", "N", "memory, floats", "parameters", "steps", "minutes", "devices"]
+    rows = []
+    for (name, n), runs in groups.items():
+        known = lambda field, runs=runs: [r.metrics[field] for r in runs if field in r.metrics]
+        means = [
+            f"{statistics.fmean(known(field)) / unit:,.{digits}f}" if known(field) else "?"
+            for field, unit, digits in (
+                *(("memory_floats", 1, 0), ("parameters", 1, 0), ("steps", 1, 0)),
+                ("seconds", 60, 1),
+            )
+        ]
+        devices = dict.fromkeys(" and ".join(names) for names in known("devices"))
+        rows.append([name, str(n), *means, ", ".join(devices) or "?"])
+    return _markdown(head, rows) + "\n\nMeans over seeds; memory is that of one sample."
+
+
+def _by_memory(runs: Sequence[FinishedRun]) -> dict[str, dict[str, dict[int, Any]]]:
+    """Groups by (method without K, N), then by K, then by m; empty if there is one m only."""
+    found: dict[str, dict[str, dict[int, Any]]] = {}
+    for run in sorted(runs, key=lambda run: run.config["model"].get("num_write_steps", 0)):
+        m, k = _num_memory_tokens(run), run.config["model"].get("num_write_steps", 1)
+        if m is not None:
+            title = f"{label(run.config).replace(f', K = {k}', '')}, N = {run.num_pairs}"
+            by_m = found.setdefault(title, {}).setdefault(f"K = {k}", {})
+            by_m.setdefault(m, []).append(run)
+    several = lambda lines: len({m for by_m in lines.values() for m in by_m}) > 1
+    return {title: lines for title, lines in found.items() if several(lines)}
+
+
+def memory_table(by_memory: Mapping[str, Mapping[str, Mapping[int, Any]]]) -> str:
+    """Exact match by m (rows) and K (columns), for every method and N with several m."""
+    names = list(dict.fromkeys(k for lines in by_memory.values() for k in lines))
+    rows = []
+    for title, lines in by_memory.items():
+        for m in sorted({m for by_m in lines.values() for m in by_m}):
+            cells = [percent(lines[k][m]) if m in lines.get(k, {}) else "" for k in names]
+            rows.append([title, str(m), *cells])
+    return _markdown(["exact match, %", "m", *names], rows)
+
+
+def _curves(
+    groups: Groups, value: Callable[[Mapping[str, Any]], float | None]
+) -> dict[str, dict[str, dict[int, tuple[float, float]]]]:
+    """Values by N, method and number of WRITE steps at evaluation, where runs have them."""
+    panels: dict[str, dict[str, dict[int, tuple[float, float]]]] = {}
+    for (name, n), runs in sorted(groups.items(), key=lambda item: item[0][1]):
+        points = collections.defaultdict(list)
+        for run in runs:
+            for k, row in run.metrics["by_num_write_steps"].items():
+                if (number := value(row)) is not None:
+                    points[int(k)].append(number)
+        if points:
+            lines = panels.setdefault(f"N = {n}", {})
+            lines[name] = {k: mean_and_deviation(numbers) for k, numbers in points.items()}
+    return panels
+
+
+def _loss_of(kind: str) -> Callable[[Mapping[str, Any]], float | None]:
+    return lambda row: row.get("write_loss_of", {}).get(kind)
+
+
+def draw(prefix: str, folder: pathlib.Path, runs: Sequence[FinishedRun]) -> dict[str, str]:
+    """Draws the figures of a task and returns their captions by file name."""
+    groups = _by_method(runs)
+    rates = lambda runs: mean_and_deviation([100 * run.metrics["exact_match"] for run in runs])
+    by_pairs: dict[str, dict[int, tuple[float, float]]] = {}
+    for (name, n), members in groups.items():
+        by_pairs.setdefault(name, {})[n] = rates(members)
+    by_memory = {
+        title: {k: {m: rates(members) for m, members in by_m.items()} for k, by_m in lines.items()}
+        for title, lines in _by_memory(runs).items()
+    }
+    descent = {
+        key: members
+        for key, members in groups.items()
+        if members[0].config.get("method", "gradmem") in METHODS_WITH_WRITE_LOSS
+    }
+    loss_of = {kind: _curves(descent, _loss_of(kind)) for kind in ("value", "key")}
+    losses = {
+        f"{n}, {kind} tokens": curves[n]
+        for n in loss_of["value"]
+        for kind, curves in loss_of.items()
+        if n in curves
+    }
+    captions: dict[str, str] = {}
+
+    def add(name: str, caption: str, values: Mapping[str, Any], **options: Any) -> None:
+        if values:
+            file = f"{prefix}_{name}.png"
+            figures.panels(folder / file, values, **options)
+            captions[file] = caption
+
+    methods, steps = list(by_pairs), "WRITE steps K at evaluation"
+    rate: dict[str, Any] = {"y_label": "exact match, %", "bottom": -2, "top": 102}
+    add(
+        *("pairs", "Exact match by pairs N", {"": by_pairs}),
+        **rate | {"x_label": "pairs N", "names": methods, "log_x": True},
+    )
+    add(
+        *("steps", "Exact match by WRITE steps"),
+        _curves(groups, lambda row: 100 * row["exact_match"]),
+        **rate | {"x_label": steps, "names": methods},
+    )
+    loss: dict[str, Any] = {"y_label": "WRITE loss, nats a token", "columns": 4}
+    add(
+        *("write_loss", "WRITE loss by WRITE steps", losses),
+        **loss | {"x_label": steps, "names": methods},
+    )
+    add(
+        *("memory", "Exact match by memory tokens m", by_memory),
+        **rate | {"x_label": "memory tokens m", "log_x": True},
+    )
+    return captions
+
+
+def write_report(root: pathlib.Path, out: pathlib.Path, title: str = "") -> str:
+    """Writes `<out>.md` and its figures, and returns the Markdown.
+
+    Args:
+        root: folder that holds the runs.
+        out: path without suffix.
+        title: heading; "" names the root.
+
+    Raises:
+        ValueError: there is no finished run below the root.
+    """
+    found = find_runs(root)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    tasks = _group(found.runs, lambda run: task_name(run.config))
+    parts = [f"# {title or f'Results of {root}'}"]
+    parts.append(f"Made by `python -m experiments.report --root={root} --out={out}`.")
+    for i, (name, runs) in enumerate(sorted(tasks.items()), 1):
+        groups, by_memory = _by_method(runs), _by_memory(runs)
+        parts += [f"## {name}", exact_match_table(groups), cost_table(groups)]
+        if by_memory:
+            parts.append(memory_table(by_memory))
+        prefix = out.name if len(tasks) == 1 else f"{out.name}_{i}"
+        drawn = draw(prefix, out.parent, runs)
+        parts += [f"![{caption}]({file})" for file, caption in drawn.items()]
+    for what, names in (
+        ("not finished", found.unfinished),
+        ("damaged and left out", found.damaged),
+    ):
+        if names:
+            count = f"{len(names)} runs are" if len(names) > 1 else "1 run is"
+            parts.append(f"{count} {what}: {', '.join(names)}.")
+    text = "\n\n".join(parts) + "\n"
+    (out.parent / f"{out.name}.md").write_text(text)
+    return text
+
+
+def main(_: Sequence[str]) -> None:
+    """Runs the program."""
+    reporting.set_up_logging()
+    out = pathlib.Path(_OUT.value.removesuffix(".md"))
+    print(write_report(pathlib.Path(ROOT.value), out, _TITLE.value), end="")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,142 @@
+"""Finished runs below a folder: what they are called and in what they differ."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from experiments import reporting
+from experiments.reporting import log
+from gradmem_jax.config import require
+
+ROOT = flags.DEFINE_string("root", None, "Folder of the runs' folders.", required=True)
+
+NAMES = {
+    "full_context": "full context",
+    "mamba": "Mamba",
+    "mamba2": "Mamba-2",
+    "ttt_linear": "TTT-Linear",
+    "lact": "LaCT",
+    "armt": "ARMT",
+    "rmt": "RMT",
+    "kv_prefix": "KV prefix",
+    "warm_start": "warm start",
+    "gradmem": "GradMem",
+}
+METHODS_WITH_STEPS = ("gradmem", "rmt", "kv_prefix", "warm_start")
+GRADIENT_MODES = {"second": "", "first": ", first order", "none": ", no gradient through WRITE"}
+NOT_COMPARED = ("seed", "init_from")
+
+
+class FinishedRun(NamedTuple):
+    """A finished run.
+
+    Attributes:
+        name: its folder below the root.
+        config: config.json.
+        metrics: metrics.json.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+
+    @property
+    def num_pairs(self) -> int:
+        """N, pairs in a context."""
+        return self.config["data"]["num_pairs"]
+
+
+class Found(NamedTuple):
+    """What lies below a folder.
+
+    Attributes:
+        runs: finished runs.
+        unfinished: names of runs without metrics.json.
+        damaged: what is wrong with runs that cannot be read.
+    """
+
+    runs: list[FinishedRun]
+    unfinished: list[str]
+    damaged: list[str]
+
+
+def find_runs(root: pathlib.Path) -> Found:
+    """Reads all runs below a folder.
+
+    Raises:
+        ValueError: there is no finished run.
+    """
+    require(root.is_dir(), f"--root={root} is not a folder; give the one that holds the runs.")
+    found = Found([], [], [])
+    for path in sorted(root.rglob("config.json")):
+        name = path.parent.relative_to(root).as_posix()
+        if not path.with_name("metrics.json").exists():
+            found.unfinished.append(name)
+            continue
+        try:
+            run = FinishedRun(
+                name, reporting.read_json(path), reporting.read_json(path.with_name("metrics.json"))
+            )
+            rows = [run.metrics, *run.metrics["by_num_write_steps"].values()]
+            require(all(0 <= row["exact_match"] <= 1 for row in rows), "exact_match not in [0, 1]")
+            require(run.num_pairs >= 1 and label(run.config) != "", "no num_pairs or no method")
+            found.runs.append(run)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            found.damaged.append(f"{name} ({error})")
+            log.warning("left out, damaged: %s: %r", name, error)
+    there = [f"{name} (not finished)" for name in found.unfinished] + found.damaged
+    there = there or sorted(path.name for path in root.iterdir())
+    require(
+        found.runs != [],
+        f"{root} holds no finished run, a folder with config.json and metrics.json. There is: "
+        f"{', '.join(there) or 'nothing'}.",
+    )
+    return found
+
+
+def label(config: Mapping[str, Any]) -> str:
+    """Names a run's method for people, such as "GradMem, K = 2"."""
+    method, model = config.get("method", "gradmem"), config["model"]
+    text = NAMES.get(method, method)
+    if method in METHODS_WITH_STEPS:
+        text += f", K = {model['num_write_steps']}"
+    mode = model.get("gradient_mode", "second")
+    text += GRADIENT_MODES.get(mode, f", {mode}")
+    if model.get("second_order_steps") is not None:
+        text += f", second order in the last {model['second_order_steps']}"
+    return text
+
+
+def task_name(config: Mapping[str, Any]) -> str:
+    """Names a run's task, the number of pairs aside."""
+    left_out = ("num_pairs", "queries_per_context", "seed")
+    fields = {name: value for name, value in config["data"].items() if name not in left_out}
+    text = ""
+    if {"key_length", "value_length", "alphabet_size"} <= fields.keys():
+        lengths = fields.pop("key_length"), fields.pop("value_length")
+        text = "Keys of {}, values of {} symbols".format(*lengths)
+        text += f" out of {fields.pop('alphabet_size')}"
+        if not fields.get("noise"):
+            fields.pop("noise", None)
+    return ", ".join([text] * bool(text) + [f"{name} {value}" for name, value in fields.items()])
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        is_group = isinstance(value, Mapping) and value
+        flat |= _flatten(value, f"{prefix}{name}.") if is_group else {prefix + name: value}
+    return flat
+
+
+def differences(runs: Sequence[FinishedRun]) -> dict[str, list[str]]:
+    """Returns the values of every field, seed and init_from aside, that runs do not agree on."""
+    flat = [_flatten(run.config) for run in runs]
+    differing = {}
+    for name in dict.fromkeys(name for fields in flat for name in fields):
+        values = list(dict.fromkeys(repr(fields.get(name, "missing")) for fields in flat))
+        if len(values) > 1 and name not in NOT_COMPARED:
+            differing[name] = values
+    return differing

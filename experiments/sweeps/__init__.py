@@ -1,0 +1,1 @@
+"""Lists of runs for experiments/sweep.py, one file a sweep."""
