@@ -9,9 +9,11 @@ from gradmem_jax.lm.mamba import MambaConfig
 from gradmem_jax.memory.full_context import FullContext, FullContextConfig
 from gradmem_jax.memory.gradient import GradMem
 from gradmem_jax.memory.interface import MemoryModel
-from gradmem_jax.memory.layer_memory import LayerMemory, LayerMemoryConfig
+from gradmem_jax.memory.kv_prefix import KVPrefix, KVPrefixConfig
+from gradmem_jax.memory.layer_memory import ARMTConfig, LayerMemory, LayerMemoryConfig
 from gradmem_jax.memory.recurrent import RMT, RMTConfig
 from gradmem_jax.memory.state_space import StateSpace, StateSpaceConfig
+from gradmem_jax.memory.warm_start import WarmStart, WarmStartConfig
 
 
 class Method(NamedTuple):
@@ -30,8 +32,10 @@ class Method(NamedTuple):
 
 METHODS = {
     "gradmem": Method(GradMem, GradMemConfig),
+    "warm_start": Method(WarmStart, WarmStartConfig),
+    "kv_prefix": Method(KVPrefix, KVPrefixConfig),
     "rmt": Method(RMT, RMTConfig),
-    "armt": Method(LayerMemory, LayerMemoryConfig, AssociativeConfig),
+    "armt": Method(LayerMemory, ARMTConfig, AssociativeConfig),
     "mamba": Method(StateSpace, StateSpaceConfig, MambaConfig),
     "lact": Method(LayerMemory, LayerMemoryConfig, LaCTConfig),
     "full_context": Method(FullContext, FullContextConfig),

@@ -2,24 +2,50 @@
 
 from gradmem_jax.config import GradMemConfig, LlamaConfig, RopeScaling
 from gradmem_jax.generate import generate
+from gradmem_jax.lm.associative import AssociativeConfig
+from gradmem_jax.lm.lact import LaCTConfig
+from gradmem_jax.lm.mamba import MambaConfig
 from gradmem_jax.memory.full_context import ContextMemory, FullContext, FullContextConfig
 from gradmem_jax.memory.gradient import GradMem, ProjectedMemory
 from gradmem_jax.memory.inner_loop import WriteInfo
+from gradmem_jax.memory.interface import MemoryModel, memory_floats
+from gradmem_jax.memory.kv_prefix import KVMemory, KVPrefix, KVPrefixConfig
+from gradmem_jax.memory.layer_memory import ARMTConfig, LayerMemory, LayerMemoryConfig
 from gradmem_jax.memory.recurrent import RMT, RMTConfig
+from gradmem_jax.memory.segments import write_context
+from gradmem_jax.memory.state_space import StateMemory, StateSpace, StateSpaceConfig
+from gradmem_jax.memory.warm_start import WarmStart, WarmStartConfig
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ARMTConfig",
+    "AssociativeConfig",
     "ContextMemory",
     "FullContext",
     "FullContextConfig",
     "GradMem",
     "GradMemConfig",
+    "KVMemory",
+    "KVPrefix",
+    "KVPrefixConfig",
+    "LaCTConfig",
+    "LayerMemory",
+    "LayerMemoryConfig",
     "LlamaConfig",
+    "MambaConfig",
+    "MemoryModel",
     "ProjectedMemory",
     "RMT",
     "RMTConfig",
     "RopeScaling",
+    "StateMemory",
+    "StateSpace",
+    "StateSpaceConfig",
+    "WarmStart",
+    "WarmStartConfig",
     "WriteInfo",
     "generate",
+    "memory_floats",
+    "write_context",
 ]

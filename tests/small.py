@@ -1,10 +1,12 @@
 """A model small enough to compile in no time, and token ids for it."""
 
+import dataclasses
 from typing import Any
 
 import jax
 import numpy as np
 
+from experiments.methods import METHODS
 from gradmem_jax import RMT, GradMem, GradMemConfig, LlamaConfig, RMTConfig
 from gradmem_jax.memory.interface import MemoryModel
 
@@ -38,6 +40,20 @@ def small_rmt(**changes: Any) -> RMT:
     lm = small_model(lm=changes.pop("lm", {})).config.lm
     options = dict(lm=lm, num_memory_tokens=3, num_write_steps=2, memory_init_std=1.0)
     return RMT(RMTConfig(**(options | changes)))
+
+
+def small_writer(name: str, **changes: Any) -> MemoryModel:
+    """The method of experiments/methods.py with this name, of width 8."""
+    method = METHODS[name]
+    fields = {field.name for field in dataclasses.fields(method.lm)}
+    lm = dataclasses.asdict(small_model().config.lm) | {"num_kv_heads": None, "rope_scaling": None}
+    lm |= {"memory_width": 4, "state_size": 3, "chunk_size": 4, "window_size": 4}
+    lm |= {"mini_batch_size": 4, "inner_learning_rate": 0.5} | changes.pop("lm", {})
+    options = dict(num_memory_tokens=3, memory_init_std=1.0, write_learning_rate=2.0)
+    known = {field.name for field in dataclasses.fields(method.config)}
+    options = {key: value for key, value in options.items() if key in known}
+    lm_config = method.lm(**{key: value for key, value in lm.items() if key in fields})
+    return method.model(method.config(lm=lm_config, **(options | changes)))
 
 
 def small_params(model: MemoryModel, seed: int = 0) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """The CPU table of docs/results.md: every method at N = 4 and N = 8 pairs, three seeds."""
 
+from typing import Any
+
 from experiments.configs.kv_small import FIRST_PAIRS
 from experiments.sweep import Run, chain, seeds
 
-ROWS = (
+ROWS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     ("gradmem_k5", "gradmem", "k5", {}),
     ("gradmem_k2", "gradmem", "k2", {}),
     ("rmt_k2", "rmt", "k2", {}),

@@ -94,7 +94,7 @@ class GradMem(PrefixMemory):
             params["log_write_learning_rate"] = rates
         return params
 
-    def initial_memory(self, params: Params, batch_size: int) -> Memory:
+    def initial_memory(self, params: Params, batch_size: int) -> Any:
         """Returns a copy of M0 for each sample.
 
         Args:
@@ -205,7 +205,7 @@ class GradMem(PrefixMemory):
             return jax.tree.map(descend(c.write_learning_rate), memory, gradient), state
         rates = jax.tree.map(jnp.exp, params["log_write_learning_rate"])
         if not isinstance(memory, ProjectedMemory):
-            return descend(rates["tokens"])(memory, gradient), state
+            return jax.tree.map(descend(rates["tokens"]), memory, gradient), state
         return ProjectedMemory(
             *(descend(rates[n])(getattr(memory, n), getattr(gradient, n)) for n in memory._fields)
         ), state

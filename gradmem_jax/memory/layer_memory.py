@@ -15,37 +15,57 @@ from gradmem_jax.validation import check_memory, resolve_steps
 
 @dataclasses.dataclass(frozen=True)
 class LayerMemoryConfig(MemoryConfig):
-    """A memory in every layer: `lm` is an `AssociativeConfig` (ARMT) or a `LaCTConfig`.
+    """A memory in every layer, written by the context's own tokens: LaCT, `lm` is a `LaCTConfig`.
 
     K passes over the same context can be made, each from the memory that the last one left.
 
     Attributes:
-        num_memory_tokens: m, vectors behind the context whose hidden states are what ARMT writes
-            into its layers; LaCT needs none and ignores them.
-        memory_init_std: deviation of the normal distribution the memory tokens and the vector in
-            front of a query start from.
+        memory_init_std: deviation of the normal distribution that learned vectors start from.
     """
 
-    num_memory_tokens: int = 8
     memory_init_std: float = 0.02
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        least = 1 if isinstance(self.lm, AssociativeConfig) else 0
-        require_integer("num_memory_tokens", self.num_memory_tokens, least)
         require_number("memory_init_std", self.memory_init_std, above=0)
         require(
             not self.inner_loss_weight,
             f"inner_loss_weight={self.inner_loss_weight} must be 0: this WRITE has no loss.",
         )
 
+    @property
+    def tokens_behind(self) -> int:
+        """Memory tokens behind the context."""
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ARMTConfig(LayerMemoryConfig):
+    """ARMT: memory tokens behind the context are written into the layers.
+
+    Attributes:
+        num_memory_tokens: m.
+    """
+
+    lm: AssociativeConfig
+    num_memory_tokens: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_integer("num_memory_tokens", self.num_memory_tokens, 1)
+
+    @property
+    def tokens_behind(self) -> int:
+        """Memory tokens behind the context."""
+        return self.num_memory_tokens
+
 
 @dataclasses.dataclass(frozen=True)
 class LayerMemory(MemoryModel):
     """Pure functions of (params, arrays) of a Transformer with a memory in every layer.
 
-    WRITE runs `[C; memory tokens]`, READ `[start; Q]` with a learned start vector; only what the
-    layers hold passes from one to the other.
+    WRITE runs `[C]`, for ARMT `[C; memory tokens]`, READ runs `[start; Q]` with a learned start
+    vector; only what the layers hold passes from one to the other.
 
     Attributes:
         config: the model.
@@ -60,18 +80,17 @@ class LayerMemory(MemoryModel):
             key: a JAX random key.
 
         Returns:
-            Nested dict: "lm", "memory_tokens" [m, d] and "read_start" [1, d].
+            Nested dict: "lm", "read_start" [1, d] and, for ARMT, "memory_tokens" [m, d].
         """
         c = self.config
         lm_key, token_key, start_key = jax.random.split(key, 3)
         draw = lambda key, rows: (
             c.memory_init_std * jax.random.normal(key, (rows, c.lm.width), c.lm.param_dtype)
         )
-        return {
-            "lm": self.init_lm(lm_key),
-            "memory_tokens": draw(token_key, c.num_memory_tokens),
-            "read_start": draw(start_key, 1),
-        }
+        params = {"lm": self.init_lm(lm_key), "read_start": draw(start_key, 1)}
+        if c.tokens_behind:
+            params["memory_tokens"] = draw(token_key, c.tokens_behind)
+        return params
 
     def write_memory(
         self,
@@ -99,7 +118,7 @@ class LayerMemory(MemoryModel):
                 positions, or a wrong number of steps.
         """
         c = self.config
-        context_ids = self.check_context(context_ids, c.num_memory_tokens)
+        context_ids = self.check_context(context_ids, c.tokens_behind)
         batch_size = len(context_ids)
         num_steps = c.num_write_steps if num_steps is None else num_steps
         steps, traced_steps = resolve_steps(num_steps, max_steps)
@@ -109,11 +128,13 @@ class LayerMemory(MemoryModel):
         else:
             self.check_memory(params, memory, batch_size)
             start = _swap_axes(memory)
-        tokens = params["memory_tokens"].astype(c.lm.dtype)
-        tokens = jnp.broadcast_to(tokens, (batch_size, *tokens.shape))
-        embeddings = jnp.concatenate([self.embed(params, context_ids), tokens], axis=1)
+        embeddings = self.embed(params, context_ids)
+        if c.tokens_behind:
+            tokens = params["memory_tokens"].astype(c.lm.dtype)
+            tokens = jnp.broadcast_to(tokens, (batch_size, *tokens.shape))
+            embeddings = jnp.concatenate([embeddings, tokens], axis=1)
         real = jnp.pad(
-            context_ids != c.pad_id, ((0, 0), (0, c.num_memory_tokens)), constant_values=True
+            context_ids != c.pad_id, ((0, 0), (0, c.tokens_behind)), constant_values=True
         )
 
         def one_pass(memory: Memory, k: jax.Array) -> tuple[Memory, None]:
@@ -123,7 +144,7 @@ class LayerMemory(MemoryModel):
                 memory=memory,
                 real=real,
                 write=True,
-                num_memory_tokens=c.num_memory_tokens,
+                num_memory_tokens=c.tokens_behind,
             )
             return jax.tree.map(lambda new, old: jnp.where(k < last, new, old), new, memory), None
 

@@ -43,12 +43,17 @@ class PrefixMemory(MemoryModel):
             head = self.lm.apply({"params": lm_params}, method="head_kernel")
             params["write_head"] = jnp.array(head)
         if c.num_control_tokens:
-            names = ("write_start", "write_end", "read_start", "read_end")
-            keys = jax.random.split(control_key, len(names))
+            keys = jax.random.split(control_key, len(self.control_names))
             params["control"] = {
-                name: draw(key, c.num_control_tokens) for name, key in zip(names, keys, strict=True)
+                name: draw(key, c.num_control_tokens)
+                for name, key in zip(self.control_names, keys, strict=True)
             }
         return params
+
+    @property
+    def control_names(self) -> tuple[str, ...]:
+        """Names of the groups of control tokens."""
+        return ("write_start", "write_end", "read_start", "read_end")
 
     def initial_memory(self, params: Params, batch_size: int) -> Memory:
         """Returns a copy of M0 for each sample.
@@ -111,15 +116,13 @@ class PrefixMemory(MemoryModel):
         self, params: Params, memory: Memory, query_ids: jax.Array, room: int | None = None
     ) -> tuple[jax.Array, KVCache | None]:
         """Runs `[read_start; M; read_end; Q]`; see `MemoryModel.read_logits`."""
-        cache = None
-        if room is not None:
-            batch_size, query_length = query_ids.shape
-            cache = self.lm.empty_cache(batch_size, self.config.prefix_length + query_length + room)
         prefix = self._prefix(params, memory, "read")
         inputs = jnp.concatenate([prefix, self.embed(params, query_ids)], axis=1)
+        cache = self._cache(memory, inputs.shape[1], room)
         hidden, cache = self.apply_lm(params, inputs, cache=cache)
         if cache is not None:
-            cache = cache._replace(length=prefix.shape[1] + self.query_lengths(query_ids))
+            length = self.config.prefix_length + self.query_lengths(query_ids)
+            cache = cache._replace(length=length)
         hidden = hidden[:, prefix.shape[1] - 1 :]
         return self.apply_lm(params, hidden, method="unembed"), cache
 
@@ -139,6 +142,12 @@ class PrefixMemory(MemoryModel):
         )
         return jnp.concatenate([start, tokens, end], axis=1)
 
+    def _cache(self, memory: Memory, length: int, room: int | None) -> KVCache | None:
+        """A cache for `length` tokens and `room` more, if decoding follows; else None."""
+        if room is None:
+            return None
+        return self.lm.empty_cache(len(jax.tree.leaves(memory)[0]), length + room)
+
     def _write_losses(self, params: Params, hidden: jax.Array, labels: jax.Array) -> jax.Array:
         """WRITE loss of each context token [B, S] from hidden states [B, S, d] before it."""
         if self.config.write_head:
@@ -154,6 +163,7 @@ class PrefixMemory(MemoryModel):
         params, embeddings = slow
         prefix = self._prefix(params, memory, "write")
         inputs = jnp.concatenate([prefix, embeddings[:, :-1]], axis=1)
-        hidden, _ = self.apply_lm(params, inputs)
+        cache = self._cache(memory, inputs.shape[1], None)
+        hidden, _ = self.apply_lm(params, inputs, cache=cache)
         hidden = hidden[:, prefix.shape[1] - 1 :]
         return self._write_losses(params, hidden, labels)

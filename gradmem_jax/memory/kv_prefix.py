@@ -1,0 +1,97 @@
+"""Keys and values in every layer in place of input vectors, written by gradient descent.
+
+The paper's appendix J. All but what the memory is and how it enters the model is GradMem's.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gradmem_jax.config import GradMemConfig, LlamaConfig, require, require_choice
+from gradmem_jax.lm.attention import KVCache
+from gradmem_jax.memory.gradient import GradMem
+from gradmem_jax.memory.interface import Params
+
+
+class KVMemory(NamedTuple):
+    """What attention sees before the tokens.
+
+    Attributes:
+        keys: [B, L, m, Hkv, Dh], as they are compared, rotary embedding included.
+        values: [B, L, m, Hkv, Dh].
+    """
+
+    keys: jax.Array
+    values: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class KVPrefixConfig(GradMemConfig):
+    """GradMem whose memory is a prefix of `num_memory_tokens` keys and values in every layer.
+
+    A prefix of keys has no output of its own, so `num_control_tokens` of at least one learned
+    vector stand behind it and predict the first token.
+    """
+
+    lm: LlamaConfig
+    num_control_tokens: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.num_control_tokens >= 1,
+            "num_control_tokens must be at least 1: what stands behind the keys and values "
+            "predicts the first token.",
+        )
+        require_choice("memory_projection", self.memory_projection, ("none",))
+        require_choice(
+            "learned_write_learning_rate", self.learned_write_learning_rate, ("none", "shared")
+        )
+
+    @property
+    def prefix_length(self) -> int:
+        """Positions before the first context or query token."""
+        return self.num_memory_tokens + self.num_control_tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class KVPrefix(GradMem):
+    """GradMem over keys and values; see `GradMem`."""
+
+    config: KVPrefixConfig
+
+    @property
+    def control_names(self) -> tuple[str, ...]:
+        """Names of the groups of control tokens: those behind the memory only."""
+        return ("write_end", "read_end")
+
+    def init(self, key: jax.Array) -> Params:
+        """Draws all parameters: those of GradMem, "initial_memory" being {"keys", "values"}."""
+        c = self.config
+        shape = (c.lm.num_layers, c.num_memory_tokens, c.lm.kv_heads, c.lm.head_size)
+        own_key, memory_key = jax.random.split(key)
+        keys, values = c.memory_init_std * jax.random.normal(
+            memory_key, (2, *shape), c.lm.param_dtype
+        )
+        return super().init(own_key) | {"initial_memory": {"keys": keys, "values": values}}
+
+    def initial_memory(self, params: Params, batch_size: int) -> KVMemory:
+        """Returns a copy of M0 for each sample."""
+        memory = KVMemory(**params["initial_memory"])
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (batch_size, *x.shape)), memory)
+
+    def _prefix(self, params: Params, memory: KVMemory, phase: str) -> jax.Array:
+        """The control tokens behind the memory: [B, c, d]."""
+        return self._control(params, f"{phase}_end", len(memory.keys))
+
+    def _cache(self, memory: KVMemory, length: int, room: int | None) -> KVCache:
+        """The memory as a cache with room for the tokens."""
+        rows = length + (room or 0)
+        grow = lambda x: jnp.pad(
+            jnp.moveaxis(x, 1, 0).astype(self.config.lm.dtype),
+            ((0, 0), (0, 0), (0, rows), (0, 0), (0, 0)),
+        )
+        lengths = jnp.full(len(memory.keys), self.config.num_memory_tokens, jnp.int32)
+        return KVCache(grow(memory.keys), grow(memory.values), lengths)

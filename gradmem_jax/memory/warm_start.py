@@ -1,0 +1,60 @@
+"""GradMem that starts from a forward write: RMT's output first, gradient steps after it."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from gradmem_jax.config import GradMemConfig, require_choice, require_integer
+from gradmem_jax.memory.gradient import GradMem
+from gradmem_jax.memory.inner_loop import WriteInfo
+from gradmem_jax.memory.interface import Memory, Params
+from gradmem_jax.memory.recurrent import RMT, RMTConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmStartConfig(GradMemConfig):
+    """GradMem whose K gradient steps start from the memory that forward passes wrote.
+
+    With K = 0 the forward write remains.
+
+    Attributes:
+        num_forward_passes: how often RMT reads the context before the gradient steps.
+    """
+
+    num_forward_passes: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_integer("num_forward_passes", self.num_forward_passes, 1)
+        require_choice("memory_projection", self.memory_projection, ("none", "proj"))
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmStart(GradMem):
+    """GradMem after a forward write with the same parameters; see `GradMem`."""
+
+    config: WarmStartConfig
+
+    def write_memory(
+        self,
+        params: Params,
+        context_ids: jax.Array,
+        *,
+        memory: Memory | None = None,
+        **options: Any,
+    ) -> tuple[Memory, WriteInfo]:
+        """Forward passes, then gradient steps; see `GradMem.write_memory` for the arguments."""
+        c = self.config
+        forward = RMT(
+            RMTConfig(
+                lm=c.lm,
+                pad_id=c.pad_id,
+                num_write_steps=c.num_forward_passes,
+                num_memory_tokens=c.num_memory_tokens,
+                num_control_tokens=c.num_control_tokens,
+                memory_init_std=c.memory_init_std,
+            )
+        )
+        memory, _ = forward.write_memory(params, context_ids, memory=memory)
+        return super().write_memory(params, context_ids, memory=memory, **options)
