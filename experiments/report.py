@@ -110,7 +110,7 @@ def cost_table(groups: Groups) -> str:
         means = [
             f"{statistics.fmean(known(field)) / unit:,.{digits}f}" if known(field) else "?"
             for field, unit, digits in (
-                *(("memory_floats", 1, 0), ("parameters", 1, 0), ("steps", 1, 0)),
+                *(("memory_floats", 1, 0), ("num_parameters", 1, 0), ("steps", 1, 0)),
                 ("seconds", 60, 1),
             )
         ]

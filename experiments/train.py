@@ -90,7 +90,7 @@ def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
     if path.exists():
         earlier = ConfigDict(reporting.read_json(path))
         current = ConfigDict(reporting.to_json(config.to_dict()))
-        ignored = ("num_steps", "final_num_write_steps", "stop_at_exact_match")
+        ignored = ("num_steps", "final_num_write_steps", "stop_at_exact_match", "init_from")
         different = [
             name
             for name in {*earlier.keys(), *current.keys()} - set(ignored)

@@ -1,6 +1,7 @@
 """A model small enough to compile in no time, and token ids for it."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -56,10 +57,9 @@ def small_writer(name: str, **changes: Any) -> MemoryModel:
     return method.model(method.config(lm=lm_config, **(options | changes)))
 
 
-def small_params(model: MemoryModel, seed: int = 0) -> dict[str, Any]:
+def numpy_params(init: Callable[[], Any], seed: int = 0) -> Any:
     """Parameters in which nothing is zero, equal, or the identity; drawn without a compile."""
     rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
 
     def draw(path: Any, x: jax.ShapeDtypeStruct) -> np.ndarray:
         values = rng.standard_normal(x.shape)
@@ -67,10 +67,15 @@ def small_params(model: MemoryModel, seed: int = 0) -> dict[str, Any]:
         if name in ("scale", "tokens") or path[0].key == "log_write_learning_rate":
             values = 1 + 0.1 * values
         elif x.ndim > 1 and path[0].key != "initial_memory" and name != "embedding":
-            values = values / np.sqrt(model.config.lm.width)
+            values = values / np.sqrt(max(x.shape))
         return values.astype(x.dtype)
 
-    return jax.tree.map_with_path(draw, shapes)
+    return jax.tree.map_with_path(draw, jax.eval_shape(init))
+
+
+def small_params(model: MemoryModel, seed: int = 0) -> dict[str, Any]:
+    """Parameters of a model by `numpy_params`."""
+    return numpy_params(lambda: model.init(jax.random.key(0)), seed)
 
 
 def random_ids(seed: int, *shape: int) -> np.ndarray:

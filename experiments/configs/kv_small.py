@@ -14,7 +14,7 @@ from experiments.configs.arguments import parse_row
 from gradmem_jax.config import require
 
 FIRST_PAIRS = {"full_context": 8, "mamba": 8}
-NUM_STEPS = {4: {4: 2000, 8: 1000}, 8: {8: 3000, 4: 500}}  # by first N, then by N
+NUM_STEPS = {4: {4: 1000, 8: 1000}, 8: {8: 3000, 4: 500}}  # by first N, then by N
 
 
 def get_config(arguments: str = "gradmem_n4_k2") -> ConfigDict:

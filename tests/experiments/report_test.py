@@ -131,7 +131,7 @@ class ReportTest(parameterized.TestCase):
         self.assertNotIn("of RMT", text)
 
     def test_cost(self):
-        size = {"memory_floats": 1024, "parameters": 1_050_000, "seconds": 60.0, "steps": 500}
+        size = {"memory_floats": 1024, "num_parameters": 1_050_000, "seconds": 60.0, "steps": 500}
         self.add("a", 0.2, metrics=size)
         self.add("b", 0.4, seed=1, metrics=size | {"seconds": 240.0, "steps": 1500})
         self.add("c", 0.6, "full_context")
