@@ -24,7 +24,7 @@ def parse_row(arguments: str, letters: str = "nkm") -> Row:
 
     Args:
         arguments: the text; n is always needed.
-        letters: those that may occur: n pairs, k WRITE steps, m memory tokens.
+        letters: those that may occur: n pairs, k WRITE steps, m memory tokens, t segments.
 
     Raises:
         ValueError: the text has another form.

@@ -1,7 +1,8 @@
 """Small counterpart of the paper's Table 1, for CPU: `kv_small.py:gradmem_n8_k2`.
 
 Keys and values of one symbol out of 16, 2 memory vectors of width 64, 2 layers. Every method of
-experiments/methods.py has rows, `mamba_n4` for example; `_k` is for methods with several steps.
+experiments/methods.py has rows, `mamba_n4` for example; `_k` is for methods with several steps, `_m`
+changes the memory vectors, `_t` splits the context into segments that are written one by one.
 Runs come in chains (experiments/sweeps/kv_small.py): N = 4 from scratch, then N = 8 from its
 parameters; the other way round for methods that read the context token by token, which leave the
 plateau of guessing sooner with 8 pairs.
@@ -19,7 +20,7 @@ NUM_STEPS = {4: {4: 1000, 8: 1000}, 8: {8: 3000, 4: 500}}  # by first N, then by
 
 def get_config(arguments: str = "gradmem_n4_k2") -> ConfigDict:
     """Returns the configuration of a row."""
-    row = parse_row(arguments)
+    row = parse_row(arguments, "nkmt")
     config = kv_quick.get_config(row.method)
     num_pairs = row.numbers["n"]
     steps = NUM_STEPS[FIRST_PAIRS.get(row.method, 4)]
@@ -41,5 +42,6 @@ def get_config(arguments: str = "gradmem_n4_k2") -> ConfigDict:
     config.model.num_write_steps = row.numbers.get("k", 1)
     config.data.key_length = config.data.value_length = 1
     config.data.alphabet_size = 16
+    config.data.num_segments = row.numbers.get("t", 1)
     config.data.num_pairs = config.data.queries_per_context = num_pairs
     return config

@@ -1,0 +1,89 @@
+"""Contexts in segments: one WRITE after the other."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from gradmem_jax import write_context
+from gradmem_jax.memory.segments import outer_write_loss, write_token_losses
+from gradmem_jax.training import evaluate_batch, loss_and_metrics
+from tests.small import random_ids, small_batch, small_params, small_writer
+
+SEGMENTS = random_ids(0, 3, 3, 6)  # [B, T, S]
+SEGMENTS[1, 1, 4:] = 0
+
+
+class SegmentsTest(parameterized.TestCase):
+    @parameterized.parameters("gradmem", "rmt", "full_context", "mamba")
+    def test_each_segment_goes_on_from_the_memory_of_the_last(self, name):
+        model = small_writer(name)
+        params = small_params(model)
+        memory, info = jax.jit(lambda p, ids: write_context(model, p, ids))(params, SEGMENTS)
+        want = None
+        for t in range(3):
+            want, _ = model.write_memory(params, SEGMENTS[:, t], memory=want)
+        for got, expected in zip(jax.tree.leaves(memory), jax.tree.leaves(want), strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+        self.assertEqual(info.num_steps.shape, (3, 3))
+
+    def test_one_segment_is_a_context(self):
+        model = small_writer("gradmem", num_write_steps=2)
+        params = small_params(model)
+        memory, info = write_context(model, params, SEGMENTS[:, :1])
+        want, want_info = write_context(model, params, SEGMENTS[:, 0])
+        np.testing.assert_allclose(memory, want, rtol=1e-5)
+        np.testing.assert_allclose(info.losses[0], want_info.losses, rtol=1e-5)
+
+    def test_the_outer_gradient_passes_all_segments(self):
+        model = small_writer("gradmem", num_write_steps=2, inner_loss_weight=0.5)
+        params = small_params(model)
+        batch = small_batch() | {"context_ids": SEGMENTS}
+
+        def by_hand(params):
+            memory, losses = None, []
+            for t in range(3):
+                memory, info = model.write_memory(params, SEGMENTS[:, t], memory=memory)
+                losses.append(info.losses[-1])
+            logits = model.read_memory(params, memory, batch["query_ids"])[:, :, :-1]
+            log_likelihood = jax.nn.log_softmax(logits)
+            targets = np.maximum(batch["labels"], 0)[..., None]
+            chosen = jnp.take_along_axis(log_likelihood, targets, axis=-1)[..., 0]
+            read = -(chosen * (batch["labels"] >= 0)).sum() / (batch["labels"] >= 0).sum()
+            return read + 0.5 * sum(loss.mean() for loss in losses) / 3
+
+        run = lambda params: loss_and_metrics(model, params, batch)[0]
+        got, want = (jax.jit(jax.value_and_grad(f))(params) for f in (run, by_hand))
+        np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
+        for a, b in zip(jax.tree.leaves(got[1]), jax.tree.leaves(want[1]), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+    def test_losses_of_every_segment_under_one_memory(self):
+        model = small_writer("gradmem")
+        params = small_params(model)
+        memory, info = write_context(model, params, SEGMENTS)
+        losses = np.asarray(write_token_losses(model, params, memory, SEGMENTS))
+        want = model.write_token_losses(params, memory, SEGMENTS[:, 1])
+        np.testing.assert_allclose(losses[:, 1], want, rtol=1e-5)
+        self.assertEqual(outer_write_loss(model, SEGMENTS, info).shape, (3,))
+
+    def test_exact_match_by_segment(self):
+        model = small_writer("gradmem")
+        params = small_params(model)
+        batch = small_batch() | {
+            "context_ids": SEGMENTS,
+            "query_segments": np.array([[0, 1], [1, 1], [2, 0]], np.int32),
+            "valid": np.array([True, True, False]),
+        }
+        memory, _ = write_context(model, params, SEGMENTS, num_steps=1)
+        logits = model.read_memory(params, memory, batch["query_ids"])[:, :, :-1]
+        right = np.asarray(logits.argmax(-1) == batch["labels"]) | (batch["labels"] < 0)
+        batch["labels"][0, 0, 3:] = np.asarray(logits.argmax(-1))[0, 0, 3:]  # one is right
+        metrics, totals = evaluate_batch(model, params, batch, np.int32(1), max_steps=1)
+        np.testing.assert_array_equal(totals["segment_queries"], [1, 3, 0])
+        others = right.all(-1)[[0, 1, 1], [1, 0, 1]].mean()
+        np.testing.assert_allclose(metrics["exact_match_by_segment"], [1, others, 0], atol=1e-6)
+
+
+if __name__ == "__main__":
+    absltest.main()
