@@ -1,0 +1,370 @@
+"""Recurrent language models: against token by token loops, in pieces, with padding, in dtypes."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from gradmem_jax.lm.families import make_lm
+from gradmem_jax.lm.mamba import MambaConfig, MambaState
+from gradmem_jax.lm.mamba2 import Mamba2Config, Mamba2State
+from gradmem_jax.lm.ttt_linear import TTTLinearConfig, TTTState
+from gradmem_jax.memory.state_space import StateSpace, StateSpaceConfig
+from tests.small import random_ids, small_params
+
+BASE = dict(vocab_size=11, width=8, num_layers=1, init="fan_in")
+SIZES = {
+    MambaConfig: dict(state_size=3, conv_size=3, dt_rank=2, chunk_size=3),
+    Mamba2Config: dict(state_size=3, conv_size=3, head_width=4, chunk_size=3),
+    TTTLinearConfig: dict(num_heads=2, mlp_width=6, mini_batch_size=4, rope_base=50.0),
+}
+FAMILIES = tuple(SIZES)
+BATCH, LENGTH = 3, 10
+LENGTHS = np.array([10, 7, 4])
+REAL = np.arange(LENGTH) < LENGTHS[:, None]
+
+
+def make(config_class, **changes):
+    return make_lm(config_class(**(BASE | SIZES[config_class] | changes)))
+
+
+def draw_params(lm, seed=0):
+    """Parameters in which nothing is zero, equal, or the identity."""
+    rng = np.random.default_rng(seed)
+    ids = np.zeros((1, 1), np.int32)
+    init = lambda: lm.init(jax.random.key(0), ids, method="everything")["params"]
+
+    def draw(path, x):
+        values = rng.standard_normal(x.shape)
+        if "scale" in path[-1].key or path[-1].key == "D":
+            values = 1 + 0.1 * values
+        elif x.ndim > 1:
+            values = values / np.sqrt(lm.config.width)
+        else:
+            values = 0.3 * values
+        return values.astype(x.dtype)
+
+    return jax.tree.map_with_path(draw, jax.eval_shape(init))
+
+
+def draw_embeddings(dtype="float32", seed=1):
+    return np.random.default_rng(seed).standard_normal((BATCH, LENGTH, 8)).astype(dtype)
+
+
+def runner(lm):
+    return jax.jit(
+        lambda params, x, real=None, state=None: lm.apply(
+            {"params": params}, x, real=real, state=state
+        )
+    )
+
+
+def stack_layers(params):
+    layers = [params[name] for name in sorted(params) if name.startswith("layers_")]
+    others = {name: x for name, x in params.items() if not name.startswith("layers_")}
+    return others | {"layers": jax.tree.map(lambda *leaves: np.stack(leaves), *layers)}
+
+
+def rms(p, x, eps=1e-5):
+    return x / jnp.sqrt((x**2).mean() + eps) * p["scale"]
+
+
+def layer_norm(x, scale, bias, eps=1e-5):
+    return (x - x.mean()) / jnp.sqrt(x.var() + eps) * scale + bias
+
+
+def convolve(p, inputs, t):
+    taps = p["conv_kernel"]
+    y = p["conv_bias"]
+    for j in range(len(taps)):
+        if t - j >= 0:
+            y = y + taps[-1 - j] * inputs[t - j]
+    return jax.nn.silu(y)
+
+
+def mamba_by_hand(c, p, xs):
+    channels, rank, size = c.channels, c.time_step_rank, c.state_size
+    inputs, outputs, h = [], [], jnp.zeros((channels, size))
+    for t, x in enumerate(xs):
+        projected = rms(p["norm"], x) @ p["in_proj"]["kernel"]
+        inputs.append(projected[:channels])
+        u = convolve(p, inputs, t)
+        mixed = u @ p["x_proj"]["kernel"]
+        step = mixed[:rank] @ p["dt_proj"]["kernel"] + p["dt_proj"]["bias"]
+        step = jnp.log(1 + jnp.exp(step))
+        write, read = mixed[rank : rank + size], mixed[rank + size :]
+        h = jnp.exp(-step[:, None] * jnp.exp(p["A_log"])) * h + jnp.outer(step * u, write)
+        y = (h @ read + p["D"] * u) * jax.nn.silu(projected[channels:])
+        outputs.append(x + y @ p["out_proj"]["kernel"])
+    return outputs, MambaState(jnp.stack(inputs[1 - c.conv_size :]), h)
+
+
+def mamba2_by_hand(c, p, xs):
+    channels, size = c.channels, c.state_size
+    mixed = channels + 2 * size
+    inputs, outputs = [], []
+    h = jnp.zeros((c.num_heads, c.head_width, size))
+    for t, x in enumerate(xs):
+        projected = rms(p["norm"], x) @ p["in_proj"]["kernel"]
+        inputs.append(projected[channels : channels + mixed])
+        u = convolve(p, inputs, t)
+        write, read = u[channels : channels + size], u[channels + size :]
+        steps = jnp.log(1 + jnp.exp(projected[channels + mixed :] + p["dt_bias"]))
+        heads, ys = [], []
+        for i in range(c.num_heads):
+            v = u[i * c.head_width : (i + 1) * c.head_width]
+            decay = jnp.exp(-steps[i] * jnp.exp(p["A_log"][i]))
+            heads.append(decay * h[i] + steps[i] * jnp.outer(v, write))
+            ys.append(heads[-1] @ read + p["D"][i] * v)
+        h = jnp.stack(heads)
+        y = rms(p["gated_norm"], jnp.concatenate(ys) * jax.nn.silu(projected[:channels]))
+        outputs.append(x + y @ p["out_proj"]["kernel"])
+    return outputs, Mamba2State(jnp.stack(inputs[1 - c.conv_size :]), h)
+
+
+def turn(x, position, base):
+    """Rotary embedding by complex numbers."""
+    half = len(x) // 2
+    pairs = x[:half] + 1j * x[half:]
+    angles = position * base ** (-2 * np.arange(half) / len(x))
+    pairs = pairs * np.exp(1j * angles)
+    return jnp.concatenate([pairs.real, pairs.imag])
+
+
+def ttt_by_hand(c, p, xs):
+    q = p["ttt"]
+
+    def inner_loss(inner, head, key, value):
+        out = layer_norm(
+            inner[0].T @ key + inner[1], q["inner_norm_scale"][head], q["inner_norm_bias"][head]
+        )
+        return 0.5 * ((out - (value - key)) ** 2).sum()
+
+    gradient_of = jax.grad(inner_loss)
+    add = lambda a, b: (a[0] + b[0], a[1] + b[1])
+    nothing = (jnp.zeros((c.head_width,) * 2), jnp.zeros(c.head_width))
+    starts = [(q["inner_weights"][i], q["inner_bias"][i]) for i in range(c.num_heads)]
+    sums = [nothing] * c.num_heads
+    outputs = []
+    for s, x in enumerate(xs):
+        t = s % c.mini_batch_size
+        z = rms(p["ttt_norm"], x)
+        rates = jax.nn.sigmoid(z @ q["inner_rate"]["kernel"] + q["inner_rate"]["bias"])
+        step = jnp.maximum(1 / (t + 1) + q["step_offsets"][t], 0)
+        ys = []
+        for i in range(c.num_heads):
+            query = turn(z @ q["query"]["kernel"][:, i], t, c.rope_base)
+            key = turn(z @ q["key"]["kernel"][:, i], t, c.rope_base)
+            value = z @ q["value"]["kernel"][:, i]
+            rate = c.inner_learning_rate / c.head_width * rates[i]
+            gradient = gradient_of(starts[i], i, key, value)
+            sums[i] = add(sums[i], (rate * gradient[0], rate * gradient[1]))
+            weights, bias = add(starts[i], (-step * sums[i][0], -step * sums[i][1]))
+            out = weights.T @ query + bias
+            ys.append(query + layer_norm(out, q["inner_norm_scale"][i], q["inner_norm_bias"][i]))
+            if t + 1 == c.mini_batch_size:
+                starts[i], sums[i] = (weights, bias), nothing
+        y = layer_norm(jnp.concatenate(ys), q["output_norm"]["scale"], q["output_norm"]["bias"])
+        x = x + y @ q["output"]["kernel"]
+        z = rms(p["mlp_norm"], x)
+        gated = jax.nn.silu(z @ p["gate"]["kernel"]) * (z @ p["up"]["kernel"])
+        outputs.append(x + gated @ p["down"]["kernel"])
+    stacked = [jnp.stack(leaves) for leaves in (*zip(*starts), *zip(*sums))]
+    return outputs, TTTState(*stacked, len(xs) % c.mini_batch_size)
+
+
+BY_HAND = {
+    MambaConfig: mamba_by_hand,
+    Mamba2Config: mamba2_by_hand,
+    TTTLinearConfig: ttt_by_hand,
+}
+
+
+class DefinitionTest(parameterized.TestCase):
+    """In float64 with one sample and one layer."""
+
+    def setUp(self):
+        super().setUp()
+        self.enter_context(jax.enable_x64(True))
+
+    @parameterized.named_parameters(
+        ("mamba", MambaConfig, {}),
+        ("mamba2", Mamba2Config, {}),
+        ("ttt", TTTLinearConfig, dict(inner_learning_rate=1.7)),
+        ("ttt_one_token", TTTLinearConfig, dict(mini_batch_size=1)),
+        ("ttt_long_mini_batch", TTTLinearConfig, dict(mini_batch_size=64)),
+    )
+    def test_outputs_state_and_gradients(self, config_class, changes):
+        lm = make(config_class, dtype="float64", param_dtype="float64", **changes)
+        params = draw_params(lm)
+        x = draw_embeddings("float64")[0, :6]
+
+        def ours(params, x):
+            hidden, state = lm.apply({"params": params}, x[None])
+            return hidden[0], jax.tree.map(lambda leaf: leaf[0, 0], state)
+
+        def by_hand(params, x):
+            outputs, state = BY_HAND[config_class](lm.config, params["layers_0"], x)
+            return jnp.stack([rms(params["final_norm"], y) for y in outputs]), state
+
+        def loss(function, params, x):
+            out = function(params, x)
+            rng = np.random.default_rng(5)
+            leaves = [leaf for leaf in jax.tree.leaves(out) if jnp.ndim(leaf)]
+            return sum((rng.standard_normal(leaf.shape) * leaf).sum() for leaf in leaves), out
+
+        got, want = (
+            jax.jit(jax.value_and_grad(functools.partial(loss, f), argnums=(0, 1), has_aux=True))(
+                params, x
+            )
+            for f in (ours, by_hand)
+        )
+        chex.assert_trees_all_close(got[0], want[0], rtol=1e-9, atol=1e-9)
+        chex.assert_trees_all_close(got[1], want[1], rtol=1e-7, atol=1e-8)
+        layer = got[1][0]["layers_0"]
+        for leaf in jax.tree.leaves(layer):
+            self.assertGreater(np.abs(leaf).max(), 1e-6)
+
+    @parameterized.parameters(MambaConfig, Mamba2Config)
+    def test_chunks_change_nothing(self, config_class):
+        results = []
+        for chunk_size in (1, 3, 64):
+            lm = make(config_class, chunk_size=chunk_size, dtype="float64", param_dtype="float64")
+            x = draw_embeddings("float64")
+            loss = lambda params, lm=lm, x=x: (lm.apply({"params": params}, x, real=REAL)[0]).var()
+            results.append(
+                (runner(lm)(draw_params(lm), x, REAL), jax.jit(jax.grad(loss))(draw_params(lm)))
+            )
+        chex.assert_trees_all_close(results[0], results[1], rtol=1e-9, atol=1e-12)
+        chex.assert_trees_all_close(results[0], results[2], rtol=1e-9, atol=1e-12)
+
+
+class StateTest(parameterized.TestCase):
+    @parameterized.parameters(*FAMILIES)
+    def test_pieces_are_the_same_as_one_call(self, config_class):
+        lm = make(config_class)
+        run, params, x = runner(lm), draw_params(lm), draw_embeddings()
+        hidden, state = run(params, x, REAL)
+        for cuts in (
+            np.array([[0, 5, 10], [0, 3, 7], [0, 1, 4]]),  # mini-batches are open by 1, 3 and 1
+            np.array([[0, 3, 9, 10], [0, 1, 1, 7], [0, 4, 4, 4]]),
+            np.minimum(np.arange(11), LENGTHS[:, None]),
+        ):
+            got, pieces = None, np.zeros_like(hidden)
+            for piece in range(cuts.shape[1] - 1):
+                lengths = cuts[:, piece + 1] - cuts[:, piece]
+                places = cuts[:, piece, None] + np.arange(lengths.max())
+                real = np.arange(lengths.max()) < lengths[:, None]
+                rows, inside = np.arange(BATCH)[:, None], np.minimum(places, LENGTH - 1)
+                y, got = run(params, x[rows, inside], real, got)
+                pieces[np.broadcast_to(rows, real.shape)[real], places[real]] = np.asarray(y)[real]
+            chex.assert_trees_all_close(got, state, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(pieces[REAL], hidden[REAL], rtol=1e-4, atol=1e-5)
+
+    @parameterized.parameters(*FAMILIES)
+    def test_padding_and_batch_mates_change_nothing(self, config_class):
+        lm = make(config_class)
+        run, params, x = runner(lm), draw_params(lm), draw_embeddings()
+        hidden, state = run(params, x, REAL)
+        other = np.where(REAL[..., None], x, draw_embeddings(seed=2))
+        chex.assert_trees_all_equal(run(params, other, REAL)[1], state)
+        for i in (1, 2):
+            alone, own = run(params, x[i : i + 1, : LENGTHS[i]])
+            np.testing.assert_allclose(alone[0], hidden[i, : LENGTHS[i]], rtol=1e-4, atol=1e-5)
+            mine = jax.tree.map(lambda leaf, i=i: leaf[:, i : i + 1], state)
+            chex.assert_trees_all_close(own, mine, rtol=1e-4, atol=1e-5)
+        _, empty = run(params, x, np.zeros_like(REAL))
+        _, later = run(params, x, REAL, empty)
+        chex.assert_trees_all_close(later, state, rtol=1e-4, atol=1e-5)
+
+    @parameterized.parameters(*FAMILIES)
+    def test_scanned_layers_and_remat_change_nothing(self, config_class):
+        loop = make(config_class, num_layers=2)
+        scan = make(config_class, num_layers=2, scan_layers=True, remat="full")
+        x = draw_embeddings()
+
+        def loss(lm, params):
+            hidden, state = lm.apply({"params": params}, x, real=REAL)
+            return (hidden * REAL[..., None]).var(), state
+
+        grad = lambda lm: jax.jit(jax.value_and_grad(functools.partial(loss, lm), has_aux=True))
+        params = draw_params(loop)
+        value, gradient = grad(loop)(params)
+        got, stacked = grad(scan)(stack_layers(params))
+        chex.assert_trees_all_close(got, value, rtol=1e-4, atol=1e-5)
+        chex.assert_trees_all_close(stacked, stack_layers(gradient), rtol=1e-3, atol=1e-5)
+
+    @parameterized.parameters(*FAMILIES)
+    def test_bfloat16_keeps_its_state_in_float32(self, config_class):
+        lm = make(config_class, dtype="bfloat16")
+        run, params, x = runner(lm), draw_params(lm), draw_embeddings()
+        hidden, state = run(params, x[:, :6], REAL[:, :6])
+        later, state = run(params, x[:, 6:], REAL[:, 6:], state)
+        self.assertEqual(hidden.dtype, jnp.bfloat16)
+        for leaf in jax.tree.leaves((hidden, later, state)):
+            self.assertTrue(np.isfinite(np.asarray(leaf, np.float32)).all())
+        kept = state._replace(conv=()) if hasattr(state, "conv") else state
+        dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(kept)}
+        self.assertContainsSubset({"float32"}, dtypes)
+        self.assertNotIn("bfloat16", dtypes)
+        full, _ = runner(make(config_class))(params, x[:, :6], REAL[:, :6])
+        error = np.abs(np.asarray(hidden, np.float32) - full)[REAL[:, :6]].max()
+        self.assertLess(error, 0.3)
+
+    def test_first_inner_weights_have_unit_scale(self):
+        lm = make(TTTLinearConfig, width=64, init="normal")
+        params = jax.jit(lambda key: lm.init(key, np.ones((1, 1), int), method="everything"))(
+            jax.random.key(0)
+        )
+        weights = params["params"]["layers_0"]["ttt"]["inner_weights"]
+        np.testing.assert_allclose(np.std(weights), 32**-0.5, rtol=0.1)
+
+
+class MemoryTest(parameterized.TestCase):
+    @parameterized.parameters(*FAMILIES)
+    def test_write_and_read_are_one_run_of_the_model(self, config_class):
+        lm = make(config_class)
+        model = StateSpace(StateSpaceConfig(lm=lm.config))
+        params = small_params(model)
+        tokens, queries = random_ids(0, BATCH, LENGTH), random_ids(1, BATCH, 2, 6)
+        contexts = np.where(REAL, tokens, 0)
+        queries[1, 1, 4:] = 0
+        memory, info = jax.jit(model.write_memory)(params, contexts)
+        np.testing.assert_array_equal(info.num_steps, 1)
+        logits = jax.jit(model.read_memory)(params, memory, queries)
+        everything = jax.jit(
+            lambda ids: lm.apply({"params": params["lm"]}, ids, method="everything")
+        )
+        for i in range(BATCH):
+            for r in range(2):
+                num = (queries[i, r] > 0).sum()
+                ids = np.concatenate([contexts[i, : LENGTHS[i]], queries[i, r, :num]])
+                padded = np.zeros((1, LENGTH + 6), int)  # what is behind does not matter
+                padded[0, : len(ids)] = ids
+                want = everything(padded)[0, LENGTHS[i] - 1 : len(ids)]
+                np.testing.assert_allclose(logits[i, r, : num + 1], want, rtol=1e-4, atol=1e-4)
+
+
+class ConfigTest(parameterized.TestCase):
+    @parameterized.parameters(
+        (MambaConfig, dict(chunk_size=0), "chunk_size=0 must be an integer >= 1"),
+        (Mamba2Config, dict(state_size=0), "state_size=0 must be an integer >= 1"),
+        (Mamba2Config, dict(head_width=3), "= 16 is not a multiple of head_width=3"),
+        (TTTLinearConfig, dict(mini_batch_size=0), "mini_batch_size=0 must be an integer >= 1"),
+        (TTTLinearConfig, dict(num_heads=3), "width=8 is not a multiple of num_heads=3"),
+        (TTTLinearConfig, dict(num_heads=8), "make heads of 1; a head must be even"),
+        (TTTLinearConfig, dict(mlp_width=0), "mlp_width=0 must be an integer >= 1"),
+        (TTTLinearConfig, dict(inner_learning_rate=0), "inner_learning_rate=0 must be greater"),
+        (TTTLinearConfig, dict(rope_base=-1.0), "rope_base=-1.0 must be greater than 0"),
+        (TTTLinearConfig, dict(vocab_size=0), "vocab_size=0 must be an integer >= 1"),
+    )
+    def test_refusals(self, config_class, changes, message):
+        with self.assertRaisesRegex(ValueError, message):
+            config_class(**(BASE | changes))
+
+
+if __name__ == "__main__":
+    absltest.main()
