@@ -291,19 +291,18 @@ class StateTest(parameterized.TestCase):
         hidden, state = run(params, x, REAL)
         other = np.where(REAL[..., None], x, draw_embeddings(seed=2))
         chex.assert_trees_all_equal(run(params, other, REAL)[1], state)
-        for i in (1, 2):
-            alone, own = run(params, x[i : i + 1, : LENGTHS[i]])
-            np.testing.assert_allclose(alone[0], hidden[i, : LENGTHS[i]], rtol=1e-4, atol=1e-5)
-            mine = jax.tree.map(lambda leaf, i=i: leaf[:, i : i + 1], state)
-            chex.assert_trees_all_close(own, mine, rtol=1e-4, atol=1e-5)
+        alone, own = run(params, x[1:2, : LENGTHS[1]])
+        np.testing.assert_allclose(alone[0], hidden[1, : LENGTHS[1]], rtol=1e-4, atol=1e-5)
+        mine = jax.tree.map(lambda leaf: leaf[:, 1:2], state)
+        chex.assert_trees_all_close(own, mine, rtol=1e-4, atol=1e-5)
         _, empty = run(params, x, np.zeros_like(REAL))
         _, later = run(params, x, REAL, empty)
         chex.assert_trees_all_close(later, state, rtol=1e-4, atol=1e-5)
 
     @parameterized.parameters(*FAMILIES)
-    def test_scanned_layers_and_remat_change_nothing(self, config_class):
+    def test_scanned_layers_change_nothing(self, config_class):
         loop = make(config_class, num_layers=2)
-        scan = make(config_class, num_layers=2, scan_layers=True, remat="full")
+        scan = make(config_class, num_layers=2, scan_layers=True)
         x = draw_embeddings()
 
         def loss(lm, params):
