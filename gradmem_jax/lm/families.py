@@ -6,12 +6,16 @@ from gradmem_jax.lm.lact import LaCT, LaCTConfig
 from gradmem_jax.lm.language_model import LanguageModel
 from gradmem_jax.lm.llama import Llama
 from gradmem_jax.lm.mamba import Mamba, MambaConfig
+from gradmem_jax.lm.mamba2 import Mamba2, Mamba2Config
+from gradmem_jax.lm.ttt_linear import TTTLinear, TTTLinearConfig
 
 _FAMILIES: dict[type[LMConfig], type[LanguageModel]] = {
     LlamaConfig: Llama,
     MambaConfig: Mamba,
     AssociativeConfig: AssociativeLlama,
     LaCTConfig: LaCT,
+    Mamba2Config: Mamba2,
+    TTTLinearConfig: TTTLinear,
 }
 
 
