@@ -6,6 +6,8 @@ from gradmem_jax.config import GradMemConfig, LlamaConfig, LMConfig, MemoryConfi
 from gradmem_jax.lm.associative import AssociativeConfig
 from gradmem_jax.lm.lact import LaCTConfig
 from gradmem_jax.lm.mamba import MambaConfig
+from gradmem_jax.lm.mamba2 import Mamba2Config
+from gradmem_jax.lm.ttt_linear import TTTLinearConfig
 from gradmem_jax.memory.full_context import FullContext, FullContextConfig
 from gradmem_jax.memory.gradient import GradMem
 from gradmem_jax.memory.interface import MemoryModel
@@ -37,6 +39,8 @@ METHODS = {
     "rmt": Method(RMT, RMTConfig),
     "armt": Method(LayerMemory, ARMTConfig, AssociativeConfig),
     "mamba": Method(StateSpace, StateSpaceConfig, MambaConfig),
+    "mamba2": Method(StateSpace, StateSpaceConfig, Mamba2Config),
+    "ttt_linear": Method(StateSpace, StateSpaceConfig, TTTLinearConfig),
     "lact": Method(LayerMemory, LayerMemoryConfig, LaCTConfig),
     "full_context": Method(FullContext, FullContextConfig),
 }

@@ -5,6 +5,8 @@ from gradmem_jax.generate import generate
 from gradmem_jax.lm.associative import AssociativeConfig
 from gradmem_jax.lm.lact import LaCTConfig
 from gradmem_jax.lm.mamba import MambaConfig
+from gradmem_jax.lm.mamba2 import Mamba2Config
+from gradmem_jax.lm.ttt_linear import TTTLinearConfig
 from gradmem_jax.memory.full_context import ContextMemory, FullContext, FullContextConfig
 from gradmem_jax.memory.gradient import GradMem, ProjectedMemory
 from gradmem_jax.memory.inner_loop import WriteInfo
@@ -33,6 +35,7 @@ __all__ = [
     "LayerMemory",
     "LayerMemoryConfig",
     "LlamaConfig",
+    "Mamba2Config",
     "MambaConfig",
     "MemoryModel",
     "ProjectedMemory",
@@ -42,6 +45,7 @@ __all__ = [
     "StateMemory",
     "StateSpace",
     "StateSpaceConfig",
+    "TTTLinearConfig",
     "WarmStart",
     "WarmStartConfig",
     "WriteInfo",

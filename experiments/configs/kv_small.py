@@ -1,11 +1,11 @@
 """Small counterpart of the paper's Table 1, for CPU: `kv_small.py:gradmem_n8_k2`.
 
 Keys and values of one symbol out of 16, 2 memory vectors of width 64, 2 layers. Every method of
-experiments/methods.py has rows, `mamba_n4` for example; `_k` is for methods with several steps, `_m`
-changes the memory vectors, `_t` splits the context into segments that are written one by one.
+experiments/methods.py has rows, `mamba_n4` for example; `_k` is for methods with several steps,
+`_m` changes the memory vectors, `_t` splits the context into segments that are written one by one.
 Runs come in chains (experiments/sweeps/kv_small.py): N = 4 from scratch, then N = 8 from its
-parameters; the other way round for methods that read the context token by token, which leave the
-plateau of guessing sooner with 8 pairs.
+parameters; the other way round for the full context, which leaves the plateau of guessing among
+the values it has seen sooner with 8 pairs.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ from experiments.configs import kv_quick
 from experiments.configs.arguments import parse_row
 from gradmem_jax.config import require
 
-FIRST_PAIRS = {"full_context": 8, "mamba": 8}
+FIRST_PAIRS = {"full_context": 8}
 NUM_STEPS = {4: {4: 1000, 8: 1000}, 8: {8: 3000, 4: 500}}  # by first N, then by N
 
 

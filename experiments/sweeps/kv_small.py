@@ -16,6 +16,10 @@ ROWS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     ("armt", "armt", "k1", {}),
     ("mamba", "mamba", "k1", {}),
     ("lact", "lact", "k1", {}),
+    ("mamba2", "mamba2", "k1", {}),
+    ("ttt_linear", "ttt_linear", "k1", {}),
+    ("kv_prefix_k2", "kv_prefix", "k2", {}),
+    ("warm_start_k2", "warm_start", "k2", {}),
 )
 
 

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from gradmem_jax.config import LMConfig, require_integer
 from gradmem_jax.lm.language_model import dense, rms_norm
-from gradmem_jax.lm.recurrent_lm import RecurrentLM, causal_convolution
+from gradmem_jax.lm.recurrent_lm import RecurrentLM, causal_convolution, conv_init
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,12 +170,6 @@ def rate_init(key: jax.Array, shape: tuple[int, int], dtype: str) -> jax.Array:
     """Logarithms of 1, 2, ..., N for every channel."""
     del key
     return jnp.broadcast_to(jnp.log(jnp.arange(1, shape[1] + 1, dtype=dtype)), shape)
-
-
-def conv_init(key: jax.Array, shape: tuple[int, int], dtype: str) -> jax.Array:
-    """Uniform with a bound of 1 / sqrt(k)."""
-    bound = shape[0] ** -0.5
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 class Mamba(RecurrentLM):

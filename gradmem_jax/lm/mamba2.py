@@ -9,8 +9,8 @@ from flax import linen as nn
 
 from gradmem_jax.config import LMConfig, require, require_integer
 from gradmem_jax.lm.language_model import dense, rms_norm
-from gradmem_jax.lm.mamba import conv_init, dt_bias_init
-from gradmem_jax.lm.recurrent_lm import RecurrentLM, causal_convolution
+from gradmem_jax.lm.mamba import dt_bias_init
+from gradmem_jax.lm.recurrent_lm import RecurrentLM, causal_convolution, conv_init
 
 
 @dataclasses.dataclass(frozen=True)

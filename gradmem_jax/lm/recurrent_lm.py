@@ -51,3 +51,9 @@ def causal_convolution(
     y = sum(inputs[:, j : j + length] * kernel[j].astype(x.dtype) for j in range(size))
     newest = lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, size - 1)
     return y + bias.astype(x.dtype), jax.vmap(newest)(inputs, real.sum(axis=1))
+
+
+def conv_init(key: jax.Array, shape: tuple[int, int], dtype: str) -> jax.Array:
+    """Uniform with a bound of 1 / sqrt(k)."""
+    bound = shape[0] ** -0.5
+    return jax.random.uniform(key, shape, dtype, -bound, bound)

@@ -10,17 +10,18 @@ from flax import linen as nn
 
 from gradmem_jax.config import LMConfig, require, require_integer, require_number
 from gradmem_jax.lm.attention import append_to_cache, rotary_frequencies, rotate
-from gradmem_jax.lm.language_model import dense, rms_norm
-from gradmem_jax.lm.recurrent_lm import RecurrentLM
+from gradmem_jax.lm.language_model import dense, rms_norm, swiglu
+from gradmem_jax.lm.recurrent_lm import RecurrentLM, causal_convolution, conv_init
 
 
 @dataclasses.dataclass(frozen=True)
 class TTTLinearConfig(LMConfig):
-    """A TTT-Linear language model on the Transformer backbone.
+    """A TTT-Linear language model: a Transformer with TTT in place of attention.
 
     Attributes:
         num_heads: H, inner models of a layer.
         mlp_width: hidden size of the SwiGLU MLP; None means `4 * width`.
+        conv_size: k, taps of the convolution in front of TTT; 1 sees the token itself only.
         mini_batch_size: m, tokens whose inner gradients are taken at the same weights.
         inner_learning_rate: base of the inner learning rates.
         rope_base: base of the rotary frequencies.
@@ -29,6 +30,7 @@ class TTTLinearConfig(LMConfig):
 
     num_heads: int = 4
     mlp_width: int | None = None
+    conv_size: int = 4
     mini_batch_size: int = 16
     inner_learning_rate: float = 1.0
     rope_base: float = 10_000.0
@@ -36,7 +38,7 @@ class TTTLinearConfig(LMConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_heads", "mini_batch_size"):
+        for name in ("num_heads", "conv_size", "mini_batch_size"):
             require_integer(name, getattr(self, name), 1)
         if self.mlp_width is not None:
             require_integer("mlp_width", self.mlp_width, 1)
@@ -65,7 +67,7 @@ class TTTLinearConfig(LMConfig):
 
 
 class TTTState(NamedTuple):
-    """What a layer carries from token to token, float32 at least.
+    """What the inner models of a layer carry from token to token, float32 at least.
 
     A mini-batch that is full is closed at once: its step is taken, the sums are zero again.
 
@@ -289,22 +291,43 @@ class TTT(nn.Module):
         return dense(c, c.width, "output")(y), state
 
 
+class TTTLayerState(NamedTuple):
+    """What a layer carries from token to token.
+
+    Attributes:
+        conv: [B, k - 1, d], the last inputs of the convolution.
+        inner: the inner models.
+    """
+
+    conv: jax.Array
+    inner: TTTState
+
+
 class TTTLinearLayer(nn.Module):
-    """One layer: TTT and MLP, each behind a norm and added to the residual stream."""
+    """One layer: convolution, TTT and MLP, each behind a norm and added to the residual stream."""
 
     config: TTTLinearConfig
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, real: jax.Array, state: TTTState | None
-    ) -> tuple[jax.Array, TTTState]:
+        self, x: jax.Array, real: jax.Array, state: TTTLayerState | None
+    ) -> tuple[jax.Array, TTTLayerState]:
         """Maps x [B, S, d] to [B, S, d]; see `RecurrentLM`."""
         c = self.config
-        y, state = TTT(c, name="ttt")(rms_norm(c, "ttt_norm")(x), real, state)
+        past = jnp.zeros((len(x), c.conv_size - 1, c.width), c.dtype)
+        y, conv = causal_convolution(
+            rms_norm(c, "conv_norm")(x),
+            self.param("conv_kernel", conv_init, (c.conv_size, c.width), c.param_dtype),
+            self.param("conv_bias", nn.initializers.zeros, (c.width,), c.param_dtype),
+            past if state is None else state.conv,
+            real,
+        )
         x = x + y
-        y = rms_norm(c, "mlp_norm")(x)
-        gate = nn.silu(dense(c, c.mlp_size, "gate")(y))
-        return x + dense(c, c.width, "down")(gate * dense(c, c.mlp_size, "up")(y)), state
+        inner = None if state is None else state.inner
+        y, inner = TTT(c, name="ttt")(rms_norm(c, "ttt_norm")(x), real, inner)
+        x = x + y
+        x = x + swiglu(c, c.mlp_size, rms_norm(c, "mlp_norm")(x))
+        return x, TTTLayerState(conv, inner)
 
 
 class TTTLinear(RecurrentLM):

@@ -11,7 +11,7 @@ from absl.testing import absltest, parameterized
 from gradmem_jax.lm.families import make_lm
 from gradmem_jax.lm.mamba import MambaConfig, MambaState
 from gradmem_jax.lm.mamba2 import Mamba2Config, Mamba2State
-from gradmem_jax.lm.ttt_linear import TTTLinearConfig, TTTState
+from gradmem_jax.lm.ttt_linear import TTTLayerState, TTTLinearConfig, TTTState
 
 BASE = dict(vocab_size=11, width=8, num_layers=1, init="fan_in")
 SIZES = {
@@ -157,8 +157,11 @@ def inner_gradient(inner, norm, key, value):
 
 
 def ttt_by_hand(c, p, xs):
-    def take(p, x, t, starts, sums):
+    def take(p, x, t, past, starts, sums):
         q, ys, now = p["ttt"], [], []
+        newest = (*past, rms(p["conv_norm"], x))
+        taps = zip(p["conv_kernel"], newest, strict=True)
+        x = x + p["conv_bias"] + sum(tap * z for tap, z in taps)
         z = rms(p["ttt_norm"], x)
         rates = sigmoid(z @ q["inner_rate"]["kernel"] + q["inner_rate"]["bias"])
         step = np.maximum(1 / (t + 1) + q["step_offsets"][t], 0)
@@ -178,21 +181,22 @@ def ttt_by_hand(c, p, xs):
         x = x + y @ q["output"]["kernel"]
         z = rms(p["mlp_norm"], x)
         gated = silu(z @ p["gate"]["kernel"]) * (z @ p["up"]["kernel"])
-        return x + gated @ p["down"]["kernel"], now, sums
+        return x + gated @ p["down"]["kernel"], newest[1:], now, sums
 
     nothing = (np.zeros((c.head_width, c.head_width)), np.zeros(c.head_width))
     starts = [(p["ttt"]["inner_weights"][i], p["ttt"]["inner_bias"][i]) for i in range(c.num_heads)]
     sums = [nothing] * c.num_heads
-    outputs = []
+    outputs, past = [], (np.zeros(c.width),) * (c.conv_size - 1)
     for s, x in enumerate(xs):
-        y, now, sums = take(p, x, s % c.mini_batch_size, starts, sums)
+        y, past, now, sums = take(p, x, s % c.mini_batch_size, past, starts, sums)
         if (s + 1) % c.mini_batch_size == 0:
             starts, sums = now, [nothing] * c.num_heads
         outputs.append(y)
     over_heads = [
         np.stack(leaves) for inner in (starts, sums) for leaves in zip(*inner, strict=True)
     ]
-    return outputs, TTTState(*over_heads, len(xs) % c.mini_batch_size)
+    inner = TTTState(*over_heads, len(xs) % c.mini_batch_size)
+    return outputs, TTTLayerState(np.stack(past), inner)
 
 
 BY_HAND = {
