@@ -14,9 +14,19 @@ from typing import Any
 from absl import app, flags
 
 from experiments import figures, paper_results, reporting
-from experiments.runs import NAMES, ROOT, FinishedRun, differences, find_runs, label, task_name
+from experiments.runs import (
+    NAMES,
+    ONLY,
+    ROOT,
+    FinishedRun,
+    differences,
+    find_runs,
+    label,
+    task_name,
+)
 
 flags.declare_key_flag(ROOT.name)
+flags.declare_key_flag(ONLY.name)
 _OUT = flags.DEFINE_string("out", None, "Path of the report without suffix.", required=True)
 _TITLE = flags.DEFINE_string("title", "", "Heading of the report; default: names --root.")
 
@@ -69,7 +79,7 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _paper(runs: Sequence[FinishedRun]) -> float | None:
-    return paper_results.find(runs[0].config, runs[0].metrics.get("memory_floats"))
+    return paper_results.find(runs[0].config)
 
 
 def exact_match_table(groups: Groups) -> str:
@@ -164,6 +174,25 @@ def _loss_of(kind: str) -> Callable[[Mapping[str, Any]], float | None]:
     return lambda row: row.get("write_loss_of", {}).get(kind)
 
 
+def _by_segment(groups: Groups) -> dict[str, dict[str, dict[int, tuple[float, float]]]]:
+    """Exact match by how many segments were written since, as trained, where runs have segments."""
+    panels: dict[str, dict[str, dict[int, tuple[float, float]]]] = {}
+    for (name, n), runs in groups.items():
+        rows = [
+            run.metrics["by_num_write_steps"].get(str(run.metrics["num_write_steps"]), {})
+            for run in runs
+        ]
+        found = [row["exact_match_by_segment"] for row in rows if "exact_match_by_segment" in row]
+        if found:
+            newest_first = [[100 * rate for rate in reversed(rates)] for rates in found]
+            points = {
+                i: mean_and_deviation(rates)
+                for i, rates in enumerate(zip(*newest_first, strict=True))
+            }
+            panels.setdefault(f"N = {n}", {})[name] = points
+    return panels
+
+
 def draw(prefix: str, folder: pathlib.Path, runs: Sequence[FinishedRun]) -> dict[str, str]:
     """Draws the figures of a task and returns their captions by file name."""
     groups = _by_method(runs)
@@ -212,28 +241,35 @@ def draw(prefix: str, folder: pathlib.Path, runs: Sequence[FinishedRun]) -> dict
         **loss | {"x_label": steps, "names": methods},
     )
     add(
+        *("segments", "Exact match by segments written since"),
+        _by_segment(groups),
+        **rate | {"x_label": "segments written since", "names": methods},
+    )
+    add(
         *("memory", "Exact match by memory tokens m", by_memory),
         **rate | {"x_label": "memory tokens m", "log_x": True},
     )
     return captions
 
 
-def write_report(root: pathlib.Path, out: pathlib.Path, title: str = "") -> str:
+def write_report(root: pathlib.Path, out: pathlib.Path, title: str = "", only: str = "") -> str:
     """Writes `<out>.md` and its figures, and returns the Markdown.
 
     Args:
         root: folder that holds the runs.
         out: path without suffix.
         title: heading; "" names the root.
+        only: regular expression; only runs whose name has it.
 
     Raises:
         ValueError: there is no finished run below the root.
     """
-    found = find_runs(root)
+    found = find_runs(root, only)
     out.parent.mkdir(parents=True, exist_ok=True)
     tasks = _group(found.runs, lambda run: task_name(run.config))
     parts = [f"# {title or f'Results of {root}'}"]
-    parts.append(f"Made by `python -m experiments.report --root={root} --out={out}`.")
+    chosen = f" '--only={only}'" if only else ""
+    parts.append(f"Made by `python -m experiments.report --root={root} --out={out}{chosen}`.")
     for i, (name, runs) in enumerate(sorted(tasks.items()), 1):
         groups, by_memory = _by_method(runs), _by_memory(runs)
         parts += [f"## {name}", exact_match_table(groups), cost_table(groups)]
@@ -258,7 +294,8 @@ def main(_: Sequence[str]) -> None:
     """Runs the program."""
     reporting.set_up_logging()
     out = pathlib.Path(_OUT.value.removesuffix(".md"))
-    print(write_report(pathlib.Path(ROOT.value), out, _TITLE.value), end="")
+    text = write_report(pathlib.Path(ROOT.value), out, _TITLE.value, ONLY.value)
+    print(text, end="")
 
 
 if __name__ == "__main__":

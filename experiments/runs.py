@@ -1,6 +1,7 @@
 """Finished runs below a folder: what they are called and in what they differ."""
 
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from experiments.reporting import log
 from gradmem_jax.config import require
 
 ROOT = flags.DEFINE_string("root", None, "Folder of the runs' folders.", required=True)
+ONLY = flags.DEFINE_string("only", "", "Regular expression; only runs whose name has it.")
 
 NAMES = {
     "full_context": "full context",
@@ -62,8 +64,12 @@ class Found(NamedTuple):
     damaged: list[str]
 
 
-def find_runs(root: pathlib.Path) -> Found:
-    """Reads all runs below a folder.
+def find_runs(root: pathlib.Path, only: str = "") -> Found:
+    """Reads the runs below a folder.
+
+    Args:
+        root: the folder.
+        only: regular expression; only runs whose name has it.
 
     Raises:
         ValueError: there is no finished run.
@@ -72,6 +78,8 @@ def find_runs(root: pathlib.Path) -> Found:
     found = Found([], [], [])
     for path in sorted(root.rglob("config.json")):
         name = path.parent.relative_to(root).as_posix()
+        if not re.search(only, name):
+            continue
         if not path.with_name("metrics.json").exists():
             found.unfinished.append(name)
             continue
@@ -118,8 +126,8 @@ def task_name(config: Mapping[str, Any]) -> str:
         lengths = fields.pop("key_length"), fields.pop("value_length")
         text = "Keys of {}, values of {} symbols".format(*lengths)
         text += f" out of {fields.pop('alphabet_size')}"
-        if not fields.get("noise"):
-            fields.pop("noise", None)
+        usual = {"noise": 0, "num_segments": 1}
+        fields = {name: x for name, x in fields.items() if x != usual.get(name)}
     return ", ".join([text] * bool(text) + [f"{name} {value}" for name, value in fields.items()])
 
 

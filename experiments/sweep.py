@@ -4,7 +4,7 @@ Run again with the same flags, a stopped sweep goes on: finished runs are skippe
 A sweep can be split over processes and machines that share --root: chains of runs that start from
 each other stay together. Example, the first of two workers:
 
-  python -m experiments.sweep --sweep=experiments/sweeps/kv_paper_chain.py --root=runs/kv_paper \
+  python -m experiments.sweep --sweep=experiments/sweeps/kv_small.py --root=runs/kv_small \
       --index=0 --count=2
 """
 
@@ -28,16 +28,16 @@ from absl import app, flags
 from experiments import reporting
 from experiments.build import build_stages
 from experiments.reporting import log
-from experiments.runs import ROOT
+from experiments.runs import ONLY, ROOT
 from gradmem_jax.config import require
 
 _SWEEP = flags.DEFINE_string(
     "sweep", None, "Python file whose get_runs() lists the runs.", required=True
 )
 flags.declare_key_flag(ROOT.name)
+flags.declare_key_flag(ONLY.name)
 _INDEX = flags.DEFINE_integer("index", 0, "Number of this worker, from 0.")
 _COUNT = flags.DEFINE_integer("count", 1, "Workers that share the sweep.", lower_bound=1)
-_ONLY = flags.DEFINE_string("only", "", "Regular expression; only runs whose name has it.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands and start nothing.")
 
 
@@ -292,7 +292,7 @@ def main(_: Sequence[str]) -> int:
     """Runs the program."""
     reporting.set_up_logging()
     jax.config.update("jax_platforms", "cpu")  # of this process: accelerators are for the children
-    runs = select(load_runs(_SWEEP.value), _INDEX.value, _COUNT.value, _ONLY.value)
+    runs = select(load_runs(_SWEEP.value), _INDEX.value, _COUNT.value, ONLY.value)
     root = pathlib.Path(ROOT.value)
     if _DRY_RUN.value:
         for run in runs:

@@ -10,8 +10,9 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from experiments import figures, paper_results, report, runs
+from experiments import figures, paper_results, report, runs, sweep
 from experiments.configs import default
+from experiments.methods import METHODS
 from experiments.reporting import to_json
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -19,7 +20,7 @@ PNG = b"\x89PNG"
 
 
 def make_config(method="gradmem", **changes):
-    known = method if method in ("rmt", "full_context") else "gradmem"
+    known = method if method in METHODS else "gradmem"
     config = default.get_config(known)
     config.method = method
     config.update_from_flattened_dict(changes)
@@ -229,25 +230,49 @@ class ReportTest(parameterized.TestCase):
         self.assertEqual(report.label(make_config(method, **changes)), expected)
 
     @parameterized.parameters(
-        ("gradmem", {"data.num_pairs": 96, "model.num_write_steps": 5}, None, 88.4),
-        ("gradmem", {"model.num_write_steps": 3}, None, None),
-        ("gradmem", {"data.num_pairs": 5}, None, None),
-        ("gradmem", {"data.num_pairs": 8, "model.gradient_mode": "first"}, None, 46.7),
-        ("gradmem", {"model.num_memory_tokens": 4}, None, None),
-        ("gradmem", {"model.second_order_steps": 1}, None, None),
-        ("gradmem", {"data.noise": 0.5}, None, None),
-        ("rmt", {"data.num_pairs": 32, "model.num_write_steps": 5}, None, 37.0),
-        ("full_context", {"data.num_pairs": 64}, None, 96.5),
-        ("mamba", {"data.num_pairs": 32}, None, 90.2),
-        ("mamba", {"data.num_pairs": 32}, 4096, 12.4),
-        ("ttt_linear", {"data.num_pairs": 8}, None, 97.2),
-        ("lact", {"data.num_pairs": 96}, None, 74.9),
-        ("warm_start", {}, None, None),
+        ("gradmem", {"data.num_pairs": 96, "model.num_write_steps": 5}, 88.4),
+        ("gradmem", {"model.num_write_steps": 3}, None),
+        ("gradmem", {"data.num_pairs": 5}, None),
+        ("gradmem", {"data.num_pairs": 8, "model.gradient_mode": "first"}, 46.7),
+        ("gradmem", {"model.num_memory_tokens": 4}, None),
+        ("gradmem", {"model.second_order_steps": 1}, None),
+        ("gradmem", {"data.noise": 0.5}, None),
+        ("rmt", {"data.num_pairs": 32, "model.num_write_steps": 5}, 37.0),
+        ("full_context", {"data.num_pairs": 64}, 96.5),
+        ("mamba", {"data.num_pairs": 32}, 90.2),
+        ("mamba", {"data.num_pairs": 32, "lm.state_size": 4}, 12.4),
+        ("ttt_linear", {"data.num_pairs": 8}, 97.2),
+        ("lact", {"data.num_pairs": 96}, 74.9),
+        ("warm_start", {}, None),
     )
-    def test_paper_results(self, method, changes, memory_floats, expected):
+    def test_paper_results(self, method, changes, expected):
+        self.assertEqual(paper_results.find(make_config(method, **changes)), expected)
+
+    def test_only_some_runs(self):
+        self.add("table_a", 0.5)
+        self.add("other_b", 0.7, **{"data.num_pairs": 8})
+        text = report.write_report(self.root, self.out, only="^table")
+        self.assertIn("'--only=^table'", text)
+        self.assertEqual(cells(text, "exact match, %"), ["exact match, %", "N = 4"])
+
+    def test_exact_match_by_segment(self):
+        changes = {"data.num_pairs": 8, "data.num_segments": 4, "model.num_write_steps": 2}
+        row = {"exact_match": 0.5, "exact_match_by_segment": [0.1, 0.2, 0.3, 0.9]}
+        self.add("a", 0.5, metrics={"by_num_write_steps": {"2": row}}, **changes)
+        with mock.patch.object(figures, "panels", wraps=figures.panels) as drawn:
+            text = self.report()
+        self.assertIn("results_segments.png", text)
+        (values,) = (c.args[1] for c in drawn.call_args_list if "segments" in c.args[0].name)
+        points = values["N = 8"]["GradMem, K = 2"]
         self.assertEqual(
-            paper_results.find(make_config(method, **changes), memory_floats), expected
+            {i: round(mean) for i, (mean, _) in points.items()}, {0: 90, 1: 30, 2: 20, 3: 10}
         )
+
+    @parameterized.parameters("kv_small", "kv_paper")
+    def test_sweeps(self, name):
+        """Every run of the published sweeps can be built."""
+        listed = sweep.load_runs(ROOT / "experiments" / "sweeps" / f"{name}.py")
+        self.assertLen({run.name for run in listed}, len(listed))
 
     def test_unfinished_and_damaged_runs(self):
         self.add("a", 0.2)

@@ -311,7 +311,7 @@ class SweepTest(parameterized.TestCase):
         self.assertEqual(done.returncode, 1, done.stdout + done.stderr)
         self.assertRegex(done.stdout, r"1/2 n2 \| exact match \d")
         self.assertIn("step 2/2 N=2 K=1", (self.root / "n2" / "train.log").read_text())
-        self.assertRegex(done.stdout, r"n3 holds a run with other values of .*'init_from'")
+        self.assertRegex(done.stdout, r"n3 holds a run with other values of .*'method'")
         self.assertIn("failed: n3", done.stdout)
         metrics = json.loads((self.root / "n2" / "metrics.json").read_text())
         self.assertEqual((metrics["num_pairs"], metrics["steps"]), (2, 2))
