@@ -44,6 +44,7 @@ class ReadmeTest(parameterized.TestCase):
         self.assertEqual(names["memory"].shape, (4, 8, 128))
         self.assertEqual(names["answers"].shape, (4, 3, 5))
         self.assertTrue(np.isfinite(names["loss"]))
+        self.assertEqual(names["state_logits"].shape, (4, 3, 7, 256))
         for name, value in names["made"].items():
             np.testing.assert_array_equal(names["stored"][name], value)
 
@@ -68,7 +69,7 @@ class ReadmeTest(parameterized.TestCase):
                         group = group[part]
             build_stages(config)
 
-    @parameterized.parameters("train", "evaluate", "benchmark")
+    @parameterized.parameters("train", "evaluate", "benchmark", "sweep", "report")
     def test_help_explains_every_flag_that_is_used(self, program):
         text = subprocess.run(
             [sys.executable, "-m", f"experiments.{program}", "--help"],

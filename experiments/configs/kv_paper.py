@@ -1,10 +1,11 @@
 """KV retrieval rows of the paper: `kv_paper.py:n8_k2` is GradMem, N = 8 pairs, K = 2 WRITE steps.
 
 Other methods stand in front, `rmt_n8_k1`, `armt_n8`, `mamba_n8`, `ttt_linear_n8`, `lact_n8`,
-`full_context_n8`; `n8_k2_m4` has 4 memory vectors instead of 8. The paper's alpha is taken from
-the scripts of the official code where they name one. They name none for K = 1; 0.4, their most
-frequent value elsewhere, stands in. Curricula are the paper's: GradMem starts N = 64 and 96 from
-32 pairs, RMT and ARMT start from 4.
+`full_context_n8`, `kv_prefix_n8_k2`; `n8_k2_m4` has 4 memory vectors instead of 8. Alpha, RMT's
+projection and the learning rates are those of the official code's scripts where they name them.
+They name no alpha for K = 1; 0.4, their most frequent value elsewhere, stands in. Curricula are
+the paper's: GradMem starts N = 64 and 96 from 32 pairs, RMT and ARMT start from 4. experiments/
+sweeps/kv_paper.py lists all runs.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +15,8 @@ from experiments.configs.arguments import parse_row
 from gradmem_jax.config import require
 
 NUM_PAIRS = (4, 8, 16, 32, 64, 96)
-NUM_WRITE_STEPS = {"rmt": (1, 2, 3, 4, 5), "gradmem": (1, 2, 5)}
+BY_GRADIENT = ("gradmem", "kv_prefix", "warm_start")
+NUM_WRITE_STEPS = {"rmt": (1, 2, 3, 4, 5)} | dict.fromkeys(BY_GRADIENT, (1, 2, 5))
 NUM_MEMORY_TOKENS = (1, 2, 4, 8)
 FIRST_PAIRS = {"rmt": 4, "armt": 4}
 
@@ -41,7 +43,12 @@ def get_config(arguments: str = "n4_k2") -> ConfigDict:
             "memory tokens.",
         )
         config.model.num_memory_tokens = numbers["m"]
-    if method == "gradmem":
+    if method == "rmt":
+        config.model.memory_projection = "proj"
+        config.optimizer.warmup_steps = 2000
+    if method == "mamba":
+        config.optimizer.learning_rate = 3e-4
+    if method in BY_GRADIENT:
         config.model.write_learning_rate = {
             1: 0.4,
             2: 0.04 if num_pairs <= 16 else 0.12,

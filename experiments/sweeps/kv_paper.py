@@ -2,9 +2,9 @@
 
 table1: all methods by N, GradMem without second order too; the curves over WRITE steps at
 evaluation and of WRITE losses come with it. table7: Mamba with its state cut to 4096 floats.
-table8: TTT-Linear and LaCT. memory: fewer memory vectors. tasks: keys and values of one symbol out
-of 512, and noise between the pairs. Runs of more pairs start from runs of fewer: GradMem, Mamba and
-the full context from 32 on, RMT and ARMT from 4 on.
+table8: TTT-Linear and LaCT. layers: a prefix in every layer. memory: fewer memory vectors. tasks:
+keys and values of one symbol out of 512, and noise between the pairs. Runs of more pairs start from
+runs of fewer: GradMem, Mamba and the full context from 32 on, RMT and ARMT from 4 on.
 """
 
 from collections.abc import Sequence
@@ -39,8 +39,8 @@ def get_runs() -> list[Run]:
     runs: list[Run] = []
     for method in ("full_context", "mamba", "armt"):
         runs += _runs(f"table1_{method}", method, "", NUM_PAIRS)
-    for method, several in NUM_WRITE_STEPS.items():
-        for k in several:
+    for method in ("rmt", "gradmem"):
+        for k in NUM_WRITE_STEPS[method]:
             runs += _runs(f"table1_{method}_k{k}", method, f"_k{k}", NUM_PAIRS)
     for k in (1, 2):
         name = f"table1_gradmem_k{k}_first_order"
@@ -48,6 +48,8 @@ def get_runs() -> list[Run]:
     runs += _runs("table7_mamba", "mamba", "", (8, 16, 32), {"lm.state_size": 4})
     for method in ("ttt_linear", "lact"):
         runs += _runs(f"table8_{method}", method, "", NUM_PAIRS[1:])
+    for k in (1, 2, 5):
+        runs += _runs(f"layers_kv_prefix_k{k}", "kv_prefix", f"_k{k}", (8, 16))
     for m in (1, 2, 4):
         for k in (1, 2, 5):
             runs += _runs(f"memory_gradmem_k{k}_m{m}", "gradmem", f"_k{k}_m{m}", (8, 16))

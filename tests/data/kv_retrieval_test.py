@@ -82,6 +82,26 @@ class KVRetrievalTest(parameterized.TestCase):
             clean = tokenizer.decode(sample["context_ids"][~is_noise])
             self.assertRegex(clean, r"^(!..:..!){6}\|$")
 
+    def test_segments_hold_equal_parts_of_the_pairs(self):
+        fields = dict(num_pairs=6, queries_per_context=6, noise=0.25)
+        tokenizer = kv_tokenizer(62)
+        for sample in samples(num_segments=3, **fields):
+            config = KVRetrievalConfig(num_segments=3, **fields)
+            self.assertEqual(sample["context_ids"].shape, (3, config.context_length))
+            self.assertEqual(sample["context_kinds"].shape, (3, config.context_length))
+            segments = [tokenizer.decode(ids) for ids in sample["context_ids"]]
+            for segment in segments:
+                self.assertLen(re.findall(r"![^!:]+:[^!:]+!", segment), 2)
+                self.assertEndsWith(segment, "|")
+            for ids, part in zip(sample["query_ids"], sample["query_segments"], strict=True):
+                key, value = re.match(r"\?!(..):(..)!", tokenizer.decode(ids)).groups()
+                self.assertIn(f"!{key}:{value}!", segments[part])
+
+    def test_one_segment_is_the_context_without_segments(self):
+        (sample,), (segments,) = (samples(1, num_pairs=6, num_segments=t) for t in (1, 2))
+        whole = np.concatenate([ids[:-1] for ids in segments["context_ids"]])
+        np.testing.assert_array_equal(sample["context_ids"][:-1], whole)
+
     def test_samples_are_a_function_of_seed_split_and_index(self):
         text = lambda **fields: [s["context_ids"].tobytes() for s in samples(**fields)]
         first = text(seed=3)
@@ -127,6 +147,8 @@ class KVRetrievalTest(parameterized.TestCase):
     @parameterized.parameters(
         (dict(num_pairs=10, key_length=1, alphabet_size=9), "there are 9 of length 1"),
         (dict(num_pairs=2, queries_per_context=3), "queries_per_context=3"),
+        (dict(num_pairs=4, num_segments=3), "num_pairs=4 must be a multiple of num_segments=3"),
+        (dict(num_segments=0), "num_segments=0"),
         (dict(noise=1.0), "noise=1.0"),
         (dict(noise=-0.1), "noise=-0.1"),
         (dict(alphabet_size=0), "alphabet_size=0"),

@@ -11,7 +11,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from experiments import train
-from experiments.configs import default, kv_paper, kv_quick, kv_scaling
+from experiments.configs import default, kv_paper, kv_quick, kv_scaling, kv_small
 from gradmem_jax import checkpoint
 
 
@@ -25,10 +25,11 @@ def tiny_config(method="gradmem", **changes):
     config.final_num_write_steps = (0, 1)
     config.lm.width = 8
     config.lm.num_layers = 1
-    config.lm.num_heads = 2
+    if "num_heads" in config.lm:
+        config.lm.num_heads = 2
     config.lm.init = "fan_in"
     config.model.num_write_steps = 1
-    if method != "full_context":
+    if "num_memory_tokens" in config.model:
         config.model.num_memory_tokens = 2
     config.data.num_pairs = 2
     config.data.key_length = 1
@@ -202,6 +203,10 @@ class TrainTest(parameterized.TestCase):
         (kv_paper, "full_context_n64_k1"),
         (kv_paper, "n96_k5"),
         (kv_paper, "rmt_n32_k3"),
+        (kv_paper, "kv_prefix_n8_k2"),
+        (kv_paper, "n8_k2_m4"),
+        (kv_small, "gradmem_n8_k2_t4"),
+        (kv_small, "ttt_linear_n4"),
         (kv_scaling, "n16"),
         (default, None),
     )
@@ -210,10 +215,26 @@ class TrainTest(parameterized.TestCase):
         *_, target = train.build_stages(config)
         self.assertEqual(target.data.num_pairs, config.data.num_pairs)
 
-    @parameterized.parameters("n5_k2", "n8", "k2_n8", "n8_k2_")
-    def test_config_arguments_are_checked(self, argument):
-        with self.assertRaisesRegex(ValueError, "no gradmem row N=5|must look like 'n8_k2'"):
+    @parameterized.parameters(
+        ("n5_k2", "no gradmem row N=5"),
+        ("mamba_n8_k2", "no mamba row N=8, K=2"),
+        ("n8_k2_m3", "m=3 is none of"),
+        ("mamba_n8_m4", "has no memory tokens"),
+        *(
+            (text, "must look like")
+            for text in ("k2", "n8_k2_", "n8n8", "lstm_n8", "n8_n4", "n8_t2")
+        ),
+    )
+    def test_config_arguments_are_checked(self, argument, message):
+        with self.assertRaisesRegex(ValueError, message):
             kv_paper.get_config(argument)
+
+    def test_segments(self):
+        config = tiny_config(**{"num_steps": 2, "data.num_segments": 2})
+        summary = train.train(config, self.folder / "run")
+        by_segment = summary["by_num_write_steps"][1]["exact_match_by_segment"]
+        self.assertLen(by_segment, 2)
+        self.assertIn("context ", (self.folder / "run" / "answers.txt").read_text())
 
 
 def model_and_optimizer(config):

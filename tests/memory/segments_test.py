@@ -15,28 +15,20 @@ SEGMENTS[1, 1, 4:] = 0
 
 
 class SegmentsTest(parameterized.TestCase):
-    @parameterized.parameters("gradmem", "rmt", "full_context", "mamba")
+    @parameterized.parameters("gradmem", "full_context")
     def test_each_segment_goes_on_from_the_memory_of_the_last(self, name):
-        model = small_writer(name)
+        model = small_writer(name, num_write_steps=1)
         params = small_params(model)
         memory, info = jax.jit(lambda p, ids: write_context(model, p, ids))(params, SEGMENTS)
-        want = None
+        write, want = jax.jit(model.write_memory), None
         for t in range(3):
-            want, _ = model.write_memory(params, SEGMENTS[:, t], memory=want)
+            want, _ = write(params, SEGMENTS[:, t], memory=want)
         for got, expected in zip(jax.tree.leaves(memory), jax.tree.leaves(want), strict=True):
             np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
         self.assertEqual(info.num_steps.shape, (3, 3))
 
-    def test_one_segment_is_a_context(self):
-        model = small_writer("gradmem", num_write_steps=2)
-        params = small_params(model)
-        memory, info = write_context(model, params, SEGMENTS[:, :1])
-        want, want_info = write_context(model, params, SEGMENTS[:, 0])
-        np.testing.assert_allclose(memory, want, rtol=1e-5)
-        np.testing.assert_allclose(info.losses[0], want_info.losses, rtol=1e-5)
-
     def test_the_outer_gradient_passes_all_segments(self):
-        model = small_writer("gradmem", num_write_steps=2, inner_loss_weight=0.5)
+        model = small_writer("gradmem", num_write_steps=1, inner_loss_weight=0.5)
         params = small_params(model)
         batch = small_batch() | {"context_ids": SEGMENTS}
 
@@ -59,24 +51,25 @@ class SegmentsTest(parameterized.TestCase):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
     def test_losses_of_every_segment_under_one_memory(self):
-        model = small_writer("gradmem")
+        model = small_writer("rmt", inner_loss_weight=0.5)
         params = small_params(model)
-        memory, info = write_context(model, params, SEGMENTS)
-        losses = np.asarray(write_token_losses(model, params, memory, SEGMENTS))
-        want = model.write_token_losses(params, memory, SEGMENTS[:, 1])
+        memory, info = jax.jit(lambda p, ids: write_context(model, p, ids))(params, SEGMENTS)
+        losses = jax.jit(lambda *args: write_token_losses(model, *args))(params, memory, SEGMENTS)
+        want = jax.jit(model.write_token_losses)(params, memory, SEGMENTS[:, 1])
         np.testing.assert_allclose(losses[:, 1], want, rtol=1e-5)
-        self.assertEqual(outer_write_loss(model, SEGMENTS, info).shape, (3,))
+        want = np.mean([loss[1:].mean(axis=0) for loss in np.asarray(info.losses)], axis=0)
+        np.testing.assert_allclose(outer_write_loss(model, SEGMENTS, info), want, rtol=1e-5)
 
     def test_exact_match_by_segment(self):
-        model = small_writer("gradmem")
+        model = small_writer("rmt")
         params = small_params(model)
         batch = small_batch() | {
             "context_ids": SEGMENTS,
             "query_segments": np.array([[0, 1], [1, 1], [2, 0]], np.int32),
             "valid": np.array([True, True, False]),
         }
-        memory, _ = write_context(model, params, SEGMENTS, num_steps=1)
-        logits = model.read_memory(params, memory, batch["query_ids"])[:, :, :-1]
+        memory, _ = jax.jit(lambda p, ids: write_context(model, p, ids))(params, SEGMENTS)
+        logits = jax.jit(model.read_memory)(params, memory, batch["query_ids"])[:, :, :-1]
         right = np.asarray(logits.argmax(-1) == batch["labels"]) | (batch["labels"] < 0)
         batch["labels"][0, 0, 3:] = np.asarray(logits.argmax(-1))[0, 0, 3:]  # one is right
         metrics, totals = evaluate_batch(model, params, batch, np.int32(1), max_steps=1)
