@@ -112,36 +112,78 @@ class LMConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class LlamaConfig(LMConfig):
-    """A Llama language model; the defaults are the model of the paper's KV retrieval runs.
+class TransformerConfig(LMConfig):
+    """What every language model with attention over all tokens has.
 
     Attributes:
         num_heads: H, query heads.
+        mlp_width: hidden size of the MLP; None means `4 * width`.
+    """
+
+    num_heads: int = 4
+    mlp_width: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_integer("num_heads", self.num_heads, 1)
+        if self.mlp_width is not None:
+            require_integer("mlp_width", self.mlp_width, 1)
+        require(
+            self.head_size * self.num_heads == self.width or self.has_own_head_width,
+            f"width={self.width} is not a multiple of num_heads={self.num_heads}; "
+            "change one of them or set head_width.",
+        )
+
+    @property
+    def has_own_head_width(self) -> bool:
+        """Whether heads may have another width than their share of the model's."""
+        return False
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key and value heads."""
+        return self.num_heads
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.width // self.num_heads
+
+    @property
+    def mlp_size(self) -> int:
+        """Hidden width of the MLP."""
+        return 4 * self.width if self.mlp_width is None else self.mlp_width
+
+
+@dataclasses.dataclass(frozen=True)
+class GPT2Config(TransformerConfig):
+    """A GPT-2 language model; positions are learned vectors, the head is the embedding."""
+
+    max_positions: int = 1024
+    tied_head: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig(TransformerConfig):
+    """A Llama language model; the defaults are the model of the paper's KV retrieval runs.
+
+    Attributes:
         num_kv_heads: key and value heads (grouped-query attention); None means `num_heads`.
         head_width: size of one head; None means `width // num_heads`.
-        mlp_width: hidden size of the SwiGLU MLP; None means `4 * width`.
         rope_base: base of the rotary frequencies.
         rope_scaling: optional stretching of the rotary frequencies.
     """
 
-    num_heads: int = 4
     num_kv_heads: int | None = None
     head_width: int | None = None
-    mlp_width: int | None = None
     rope_base: float = 500_000.0
     rope_scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_integer("num_heads", self.num_heads, 1)
-        for name in ("num_kv_heads", "head_width", "mlp_width"):
+        for name in ("num_kv_heads", "head_width"):
             if getattr(self, name) is not None:
                 require_integer(name, getattr(self, name), 1)
-        require(
-            self.head_width is not None or self.width % self.num_heads == 0,
-            f"width={self.width} is not a multiple of num_heads={self.num_heads}; "
-            "change one of them or set head_width.",
-        )
         require(
             self.num_heads % self.kv_heads == 0,
             f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.kv_heads}.",
@@ -153,6 +195,11 @@ class LlamaConfig(LMConfig):
         require_number("rope_base", self.rope_base, above=0)
 
     @property
+    def has_own_head_width(self) -> bool:
+        """Whether heads may have another width than their share of the model's."""
+        return self.head_width is not None
+
+    @property
     def kv_heads(self) -> int:
         """Number of key and value heads."""
         return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
@@ -161,11 +208,6 @@ class LlamaConfig(LMConfig):
     def head_size(self) -> int:
         """Width of one attention head."""
         return self.width // self.num_heads if self.head_width is None else self.head_width
-
-    @property
-    def mlp_size(self) -> int:
-        """Hidden width of the MLP."""
-        return 4 * self.width if self.mlp_width is None else self.mlp_width
 
 
 @dataclasses.dataclass(frozen=True)

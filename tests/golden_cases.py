@@ -8,10 +8,14 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from gradmem_jax import GradMemConfig, LlamaConfig, RMTConfig
-from gradmem_jax.config import PrefixConfig
-from gradmem_jax.lm.pretrained import llama_from_hugging_face
+from gradmem_jax.config import GPT2Config, LMConfig, PrefixConfig
+from gradmem_jax.lm.pretrained import gpt2_from_hugging_face, llama_from_hugging_face
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
+FROM_HUGGING_FACE: dict[Any, Any] = {
+    LlamaConfig: llama_from_hugging_face,
+    GPT2Config: gpt2_from_hugging_face,
+}
 CONTROL_NAMES = {
     "write_start": "write_st",
     "write_end": "write_end",
@@ -42,7 +46,7 @@ def linear(tensors: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
 def convert(tensors: dict[str, np.ndarray], config: PrefixConfig) -> dict[str, Any]:
     """Official parameters, or their gradients, in this library's layout."""
     params: dict[str, Any] = {
-        "lm": llama_from_hugging_face(tensors, config.lm, prefix="model."),
+        "lm": FROM_HUGGING_FACE[type(config.lm)](tensors, config.lm, prefix="model."),
         "initial_memory": tensors["mem"],
     }
     if config.write_head:
@@ -65,21 +69,36 @@ def load_case(name: str, **changes: Any) -> Case:
     folder = GOLDEN / name
     case = json.loads((folder / "case.json").read_text())
     base, method = case["backbone_config"], case["method_config"]
-    lm = dict(
-        vocab_size=base["vocab_size"],
-        width=base["hidden_size"],
-        num_layers=base["num_hidden_layers"],
-        num_heads=base["num_attention_heads"],
-        num_kv_heads=base["num_key_value_heads"],
-        head_width=base["head_dim"],
-        mlp_width=base["intermediate_size"],
-        max_positions=base["max_position_embeddings"],
-        rope_base=base["rope_theta"],
-        norm_epsilon=base["rms_norm_eps"],
-        tied_head=base["tie_word_embeddings"],
-    )
+    lm_config: LMConfig
+    if case["backbone"] == "gpt2":
+        lm = dict(
+            vocab_size=base["vocab_size"],
+            width=base["n_embd"],
+            num_layers=base["n_layer"],
+            num_heads=base["n_head"],
+            mlp_width=base["n_inner"],
+            max_positions=base["n_positions"],
+            norm_epsilon=base["layer_norm_epsilon"],
+            tied_head=base["tie_word_embeddings"],
+        )
+        lm_config = GPT2Config(**(lm | changes.pop("lm", {})))
+    else:
+        lm = dict(
+            vocab_size=base["vocab_size"],
+            width=base["hidden_size"],
+            num_layers=base["num_hidden_layers"],
+            num_heads=base["num_attention_heads"],
+            num_kv_heads=base["num_key_value_heads"],
+            head_width=base["head_dim"],
+            mlp_width=base["intermediate_size"],
+            max_positions=base["max_position_embeddings"],
+            rope_base=base["rope_theta"],
+            norm_epsilon=base["rms_norm_eps"],
+            tied_head=base["tie_word_embeddings"],
+        )
+        lm_config = LlamaConfig(**(lm | changes.pop("lm", {})))
     options = dict(
-        lm=LlamaConfig(**(lm | changes.pop("lm", {}))),
+        lm=lm_config,
         num_memory_tokens=method["n_mem_tokens"],
         num_write_steps=method["K"],
         write_head=method.get("use_write_head", False),

@@ -24,6 +24,9 @@ class KVCache(NamedTuple):
     length: jax.Array
 
 
+CachedKV = tuple[jax.Array, jax.Array] | None
+
+
 def rotary_frequencies(
     head_width: int, base: float, scaling: RopeScaling | None = None
 ) -> np.ndarray:
@@ -101,3 +104,24 @@ def append_to_cache(cached: jax.Array, new: jax.Array, length: jax.Array) -> jax
     """
     write = lambda row, update, start: jax.lax.dynamic_update_slice_in_dim(row, update, start, 0)
     return jax.vmap(write)(cached, new.astype(cached.dtype), length)
+
+
+def extend(
+    cached: CachedKV, key: jax.Array, value: jax.Array, positions: jax.Array
+) -> tuple[jax.Array, jax.Array, CachedKV]:
+    """Puts new keys and values behind those of a cache, if there is one.
+
+    Args:
+        cached: keys and values [B, T, Hkv, Dh], or None.
+        key: [B, S, Hkv, Dh].
+        value: [B, S, Hkv, Dh].
+        positions: int [B, S], of the new tokens.
+
+    Returns:
+        The keys and values to attend to, and the grown cache.
+    """
+    if cached is None:
+        return key, value, None
+    key = append_to_cache(cached[0], key, positions[:, 0])
+    value = append_to_cache(cached[1], value, positions[:, 0])
+    return key, value, (key, value)

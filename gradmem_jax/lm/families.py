@@ -1,7 +1,8 @@
 """Which language model belongs to which configuration."""
 
-from gradmem_jax.config import LlamaConfig, LMConfig
+from gradmem_jax.config import GPT2Config, LlamaConfig, LMConfig
 from gradmem_jax.lm.associative import AssociativeConfig, AssociativeLlama
+from gradmem_jax.lm.gpt2 import GPT2
 from gradmem_jax.lm.lact import LaCT, LaCTConfig
 from gradmem_jax.lm.language_model import LanguageModel
 from gradmem_jax.lm.llama import Llama
@@ -11,6 +12,7 @@ from gradmem_jax.lm.ttt_linear import TTTLinear, TTTLinearConfig
 
 _FAMILIES: dict[type[LMConfig], type[LanguageModel]] = {
     LlamaConfig: Llama,
+    GPT2Config: GPT2,
     MambaConfig: Mamba,
     AssociativeConfig: AssociativeLlama,
     LaCTConfig: LaCT,

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gradmem_jax.config import LlamaConfig, require, require_integer, require_number
-from gradmem_jax.lm.attention import append_to_cache, attend, rotary_frequencies, rotate
+from gradmem_jax.lm.attention import attend, extend, rotary_frequencies, rotate
 from gradmem_jax.lm.language_model import dense, rms_norm, swiglu
 from gradmem_jax.lm.layer_memory_lm import LayerMemoryLM, Segment
 
@@ -198,10 +198,7 @@ class LaCTLayer(nn.Module):
         heads = lambda x: x.reshape(*x.shape[:2], c.num_heads, c.head_size)
         query = rotate(heads(query), positions, frequencies)
         key, value = rotate(heads(key), positions, frequencies), heads(value)
-        if cached is not None:
-            key = append_to_cache(cached[0], key, positions[:, 0])
-            value = append_to_cache(cached[1], value, positions[:, 0])
-            cached = (key, value)
+        key, value, cached = extend(cached, key, value, positions)
         y = attend(query, key, value, segment.places.mask)
         return y.reshape(*y.shape[:2], c.width), cached
 

@@ -82,9 +82,13 @@ class LanguageModel(nn.Module):
             )(c)
         else:
             self.layers = [layer(c) for _ in range(c.num_layers)]
-        self.final_norm = rms_norm(c)
+        self.final_norm = self.make_final_norm()
         if not c.tied_head:
             self.head = self.param("head", kernel_init(c), (c.width, c.vocab_size), c.param_dtype)
+
+    def make_final_norm(self) -> nn.Module:
+        """The norm behind the last layer."""
+        return rms_norm(self.config)
 
     def embed(self, ids: jax.Array) -> jax.Array:
         """Looks up token embeddings: int [B, S] to [B, S, d] in the compute dtype."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from gradmem_jax.lm.attention import KVCache
 from gradmem_jax.lm.language_model import LanguageModel, PyTree
-from gradmem_jax.lm.llama import Llama, Places, find_places
+from gradmem_jax.lm.transformer import Places, Transformer, find_places
 
 
 class Segment(flax.struct.PyTreeNode):
@@ -87,4 +87,4 @@ class LayerMemoryLM(LanguageModel):
         hidden, _, _ = self(self.embed(ids), write=True, num_memory_tokens=1)
         return self.unembed(hidden)
 
-    empty_cache: Any = Llama.empty_cache
+    empty_cache: Any = Transformer.empty_cache

@@ -6,7 +6,43 @@ from typing import Any
 import jax
 import numpy as np
 
-from gradmem_jax.config import LlamaConfig
+from gradmem_jax.config import GPT2Config, LlamaConfig, LMConfig
+
+
+class Checkpoint:
+    """Tensors by name, with their shapes checked as they are taken.
+
+    Attributes:
+        tensors: arrays by their PyTorch names.
+        prefix: what stands in front of every name.
+    """
+
+    def __init__(self, tensors: Mapping[str, np.ndarray], prefix: str):
+        self.tensors, self.prefix = tensors, prefix
+
+    def take(self, name: str, *shape: int) -> np.ndarray:
+        """Returns a tensor of a known shape.
+
+        Raises:
+            ValueError: it is missing or has another shape.
+        """
+        full_name = self.prefix + name
+        if full_name not in self.tensors:
+            raise ValueError(f"the checkpoint has no tensor {full_name!r}.")
+        tensor = np.asarray(self.tensors[full_name])
+        if tensor.shape != shape:
+            raise ValueError(f"{full_name} has shape {tensor.shape}; the config needs {shape}.")
+        return tensor
+
+    def kernel(self, name: str, inputs: int, outputs: int) -> np.ndarray:
+        """Returns the matrix of a torch linear layer, [inputs, outputs]."""
+        return self.take(name, outputs, inputs).T
+
+
+def _join_layers(config: LMConfig, layers: list[dict[str, Any]]) -> dict[str, Any]:
+    if config.scan_layers:
+        return {"layers": jax.tree.map(lambda *leaves: np.stack(leaves), *layers)}
+    return {f"layers_{i}": layer for i, layer in enumerate(layers)}
 
 
 def llama_from_hugging_face(
@@ -26,18 +62,8 @@ def llama_from_hugging_face(
         ValueError: a tensor is missing or has another shape than `config` says.
     """
     c = config
-
-    def take(name: str, *shape: int) -> np.ndarray:
-        full_name = prefix + name
-        if full_name not in tensors:
-            raise ValueError(f"the checkpoint has no tensor {full_name!r}.")
-        tensor = np.asarray(tensors[full_name])
-        if tensor.shape != shape:
-            raise ValueError(f"{full_name} has shape {tensor.shape}; the config needs {shape}.")
-        return tensor
-
-    def kernel(name: str, inputs: int, outputs: int) -> np.ndarray:
-        return take(name, outputs, inputs).T
+    checkpoint = Checkpoint(tensors, prefix)
+    take, kernel = checkpoint.take, checkpoint.kernel
 
     def heads(name: str, number: int) -> dict[str, np.ndarray]:
         matrix = kernel(name, c.width, number * c.head_size)
@@ -63,15 +89,69 @@ def llama_from_hugging_face(
             },
         }
 
-    layers = [layer(i) for i in range(c.num_layers)]
     params: dict[str, Any] = {
         "embedding": take("model.embed_tokens.weight", c.vocab_size, c.width),
         "final_norm": {"scale": take("model.norm.weight", c.width)},
+        **_join_layers(c, [layer(i) for i in range(c.num_layers)]),
     }
-    if c.scan_layers:
-        params["layers"] = jax.tree.map(lambda *leaves: np.stack(leaves), *layers)
-    else:
-        params |= {f"layers_{i}": layer for i, layer in enumerate(layers)}
     if not c.tied_head:
         params["head"] = kernel("lm_head.weight", c.width, c.vocab_size)
+    return params
+
+
+def gpt2_from_hugging_face(
+    tensors: Mapping[str, np.ndarray], config: GPT2Config, prefix: str = ""
+) -> dict[str, Any]:
+    """Converts the tensors of a Hugging Face GPT-2 to parameters of `lm.gpt2.GPT2`.
+
+    Args:
+        tensors: arrays by their PyTorch names (`transformer.wte.weight`, ...).
+        config: the model they belong to.
+        prefix: what stands in front of every name.
+
+    Returns:
+        Nested dict of arrays.
+
+    Raises:
+        ValueError: a tensor is missing or has another shape than `config` says.
+    """
+    c = config
+    checkpoint = Checkpoint(tensors, prefix)
+    take = checkpoint.take
+
+    def affine(name: str, inputs: int, outputs: int) -> dict[str, np.ndarray]:
+        """GPT-2 stores its matrices as [inputs, outputs]."""
+        weight = take(f"{name}.weight", inputs, outputs)
+        return {"kernel": weight, "bias": take(f"{name}.bias", outputs)}
+
+    def norm(name: str) -> dict[str, np.ndarray]:
+        return {"scale": take(f"{name}.weight", c.width), "bias": take(f"{name}.bias", c.width)}
+
+    def layer(i: int) -> dict[str, Any]:
+        p = f"transformer.h.{i}."
+        joint = affine(p + "attn.c_attn", c.width, 3 * c.width)
+        parts = {name: np.split(x, 3, axis=-1) for name, x in joint.items()}
+        heads = lambda x: x.reshape(*x.shape[:-1], c.num_heads, c.head_size)
+        output = affine(p + "attn.c_proj", c.width, c.width)
+        output["kernel"] = output["kernel"].reshape(c.num_heads, c.head_size, c.width)
+        return {
+            **{
+                name: {part: heads(parts[part][j]) for part in ("kernel", "bias")}
+                for j, name in enumerate(("query", "key", "value"))
+            },
+            "output": output,
+            "attention_norm": norm(p + "ln_1"),
+            "mlp_norm": norm(p + "ln_2"),
+            "up": affine(p + "mlp.c_fc", c.width, c.mlp_size),
+            "down": affine(p + "mlp.c_proj", c.mlp_size, c.width),
+        }
+
+    params: dict[str, Any] = {
+        "embedding": take("transformer.wte.weight", c.vocab_size, c.width),
+        "position_embedding": take("transformer.wpe.weight", c.max_positions, c.width),
+        "final_norm": norm("transformer.ln_f"),
+        **_join_layers(c, [layer(i) for i in range(c.num_layers)]),
+    }
+    if not c.tied_head:
+        params["head"] = checkpoint.kernel("lm_head.weight", c.width, c.vocab_size)
     return params

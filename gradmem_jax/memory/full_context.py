@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gradmem_jax.config import LlamaConfig, MemoryConfig, require
+from gradmem_jax.config import MemoryConfig, TransformerConfig, require
 from gradmem_jax.lm.attention import KVCache
 from gradmem_jax.memory.inner_loop import WriteInfo
 from gradmem_jax.memory.interface import Memory, MemoryModel, Params
@@ -36,7 +36,7 @@ class FullContextConfig(MemoryConfig):
     There is one WRITE step, the forward pass over the context. With K = 0 the memory is empty.
     """
 
-    lm: LlamaConfig
+    lm: TransformerConfig
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gradmem_jax.config import GradMemConfig, LlamaConfig, require, require_choice
+from gradmem_jax.config import GradMemConfig, TransformerConfig, require, require_choice
 from gradmem_jax.lm.attention import KVCache
 from gradmem_jax.memory.gradient import GradMem
 from gradmem_jax.memory.interface import Params
@@ -35,7 +35,7 @@ class KVPrefixConfig(GradMemConfig):
     vector stand behind it and predict the first token.
     """
 
-    lm: LlamaConfig
+    lm: TransformerConfig
     num_control_tokens: int = 1
 
     def __post_init__(self) -> None:

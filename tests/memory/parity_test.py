@@ -24,7 +24,7 @@ def outer_loss(params, model, batch):
     memory, info = model.write_memory(params, batch["context_ids"])
     logits = model.read_memory(params, memory, batch["query_ids"])
     totals = batch_totals(batch)
-    read_loss, _ = read_loss_and_metrics(model, params, memory, batch, totals)
+    read_loss, *_ = read_loss_and_metrics(model, params, memory, batch, totals)
     inner = write_loss(model, info, batch["context_ids"])
     loss = read_loss + model.config.inner_loss_weight * inner
     parts = {"memory": memory, "info": info, "logits": logits, "read_loss": read_loss}
@@ -65,7 +65,7 @@ class ParityTest(parameterized.TestCase):
         close(parts["write_loss"], io["stat.inner_loss"][0])
         close(norms.mean(), io["stat.inner_grad_norm_mean"][0])
 
-    @parameterized.parameters(case_names("gradmem_llama_*"))
+    @parameterized.parameters([*case_names("gradmem_llama_*"), *case_names("gradmem_gpt2_*")])
     def test_mixed_mode(self, name):
         self.check_gradmem(name, lm={"scan_layers": True})
 
@@ -77,7 +77,7 @@ class ParityTest(parameterized.TestCase):
     def test_layers_apart(self, remat):
         self.check_gradmem("gradmem_llama_k2_head", lm={"remat": remat})
 
-    @parameterized.parameters(case_names("rmt_llama_*"))
+    @parameterized.parameters(case_names("rmt_*"))
     def test_rmt(self, name):
         case = load_case(name, lm={"scan_layers": True})
         parts, io = self.run_case(case, RMT(case.config)), case.io

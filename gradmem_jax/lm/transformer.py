@@ -1,0 +1,87 @@
+"""Causal language models whose tokens attend to all tokens before them."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gradmem_jax.config import TransformerConfig
+from gradmem_jax.lm.attention import KVCache
+from gradmem_jax.lm.language_model import LanguageModel
+
+
+class Places(NamedTuple):
+    """Where the tokens of a sequence stand.
+
+    Attributes:
+        positions: int [S] or [B, S].
+        mask: bool, broadcastable to [B, 1, S, T], true where a query sees a key.
+    """
+
+    positions: jax.Array
+    mask: jax.Array
+
+
+def find_places(
+    length: int,
+    cache: KVCache | None,
+    positions: jax.Array | None = None,
+    mask: jax.Array | None = None,
+) -> Places:
+    """Positions that go on from the cache, or from 0, and a causal mask, unless they are given."""
+    slots, room = jnp.arange(length)[None], length
+    if cache is not None:
+        slots, room = slots + cache.length[:, None], cache.keys.shape[2]
+    return Places(
+        slots if positions is None else positions,
+        jnp.arange(room) <= slots[:, None, :, None] if mask is None else mask,
+    )
+
+
+class Transformer(LanguageModel):
+    """A language model whose layers map `(x, places, cached)` to `(x, cached)`.
+
+    `cached` holds keys and values [B, T, Hkv, Dh], or is None.
+    """
+
+    config: TransformerConfig
+
+    def __call__(
+        self,
+        embeddings: jax.Array,
+        *,
+        positions: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        cache: KVCache | None = None,
+    ) -> tuple[jax.Array, KVCache | None]:
+        """Runs the layers.
+
+        Args:
+            embeddings: [B, S, d].
+            positions: int [S] or [B, S]; by default they go on from the cache, or from 0. With a
+                cache only the default works.
+            mask: bool, broadcastable to [B, 1, S, T], true where a query sees a key; causal by
+                default.
+            cache: keys and values of earlier tokens; the new ones are appended.
+
+        Returns:
+            Final hidden states [B, S, d], ready for an output projection, and the grown cache.
+        """
+        places = find_places(embeddings.shape[1], cache, positions, mask)
+        embeddings = self.add_positions(embeddings, places.positions)
+        if cache is None:
+            return self.run_layers(embeddings, places, None)[0], None
+        hidden, (keys, values) = self.run_layers(embeddings, places, (cache.keys, cache.values))
+        return hidden, KVCache(keys, values, cache.length + embeddings.shape[1])
+
+    def empty_cache(self, batch_size: int, length: int) -> KVCache:
+        """Returns a cache with room for `length` tokens of each of `batch_size` samples."""
+        c = self.config
+        shape = (c.num_layers, batch_size, length, c.kv_heads, c.head_size)
+        empty = jnp.zeros(shape, c.dtype)
+        return KVCache(empty, empty, jnp.zeros(batch_size, jnp.int32))
+
+    def add_positions(self, embeddings: jax.Array, positions: jax.Array) -> jax.Array:
+        """Adds what the model says of positions [S] or [B, S] to embeddings [B, S, d]: nothing."""
+        del positions
+        return embeddings
