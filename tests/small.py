@@ -49,7 +49,10 @@ def small_writer(name: str, **changes: Any) -> MemoryModel:
     fields = {field.name for field in dataclasses.fields(method.lm)}
     lm = dataclasses.asdict(small_model().config.lm) | {"num_kv_heads": None, "rope_scaling": None}
     lm |= {"memory_width": 4, "state_size": 3, "chunk_size": 4, "window_size": 4}
-    lm |= {"mini_batch_size": 4, "inner_learning_rate": 0.5} | changes.pop("lm", {})
+    lm |= {"mini_batch_size": 4, "inner_learning_rate": 0.5}
+    if name == "mamba2":
+        lm["head_width"] = 4
+    lm |= changes.pop("lm", {})
     options = dict(num_memory_tokens=3, memory_init_std=1.0, write_learning_rate=2.0)
     known = {field.name for field in dataclasses.fields(method.config)}
     options = {key: value for key, value in options.items() if key in known}
