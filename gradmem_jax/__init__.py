@@ -1,6 +1,6 @@
 """GradMem in JAX: memory written by gradient descent at test time."""
 
-from gradmem_jax.config import GPT2Config, GradMemConfig, LlamaConfig, RopeScaling
+from gradmem_jax.config import GPT2Config, GPTNeoXConfig, GradMemConfig, LlamaConfig, RopeScaling
 from gradmem_jax.generate import generate
 from gradmem_jax.lm.associative import AssociativeConfig
 from gradmem_jax.lm.lact import LaCTConfig
@@ -27,6 +27,7 @@ __all__ = [
     "FullContext",
     "FullContextConfig",
     "GPT2Config",
+    "GPTNeoXConfig",
     "GradMem",
     "GradMemConfig",
     "KVMemory",

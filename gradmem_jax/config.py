@@ -164,6 +164,37 @@ class GPT2Config(TransformerConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class GPTNeoXConfig(TransformerConfig):
+    """A GPT-NeoX language model, such as Pythia.
+
+    Attributes:
+        rope_base: base of the rotary frequencies.
+        rotary_fraction: share of each head that is rotated, from its start.
+        parallel_residual: whether attention and MLP read the same stream, instead of the MLP
+            reading what attention has added to it.
+    """
+
+    rope_base: float = 10_000.0
+    rotary_fraction: float = 0.25
+    parallel_residual: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_number("rope_base", self.rope_base, above=0)
+        require_number("rotary_fraction", self.rotary_fraction, above=0)
+        require(
+            self.rotary_fraction <= 1 and self.rotary_width > 0 and self.rotary_width % 2 == 0,
+            f"rotary_fraction={self.rotary_fraction} rotates {self.rotary_width} of the "
+            f"{self.head_size} components of a head; it must be an even number of them.",
+        )
+
+    @property
+    def rotary_width(self) -> int:
+        """Components of a head that are rotated."""
+        return int(self.head_size * self.rotary_fraction)
+
+
+@dataclasses.dataclass(frozen=True)
 class LlamaConfig(TransformerConfig):
     """A Llama language model; the defaults are the model of the paper's KV retrieval runs.
 

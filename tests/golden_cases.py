@@ -8,13 +8,18 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from gradmem_jax import GradMemConfig, LlamaConfig, RMTConfig
-from gradmem_jax.config import GPT2Config, LMConfig, PrefixConfig
-from gradmem_jax.lm.pretrained import gpt2_from_hugging_face, llama_from_hugging_face
+from gradmem_jax.config import GPT2Config, GPTNeoXConfig, LMConfig, PrefixConfig
+from gradmem_jax.lm.pretrained import (
+    gpt2_from_hugging_face,
+    gpt_neox_from_hugging_face,
+    llama_from_hugging_face,
+)
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 FROM_HUGGING_FACE: dict[Any, Any] = {
     LlamaConfig: llama_from_hugging_face,
     GPT2Config: gpt2_from_hugging_face,
+    GPTNeoXConfig: gpt_neox_from_hugging_face,
 }
 CONTROL_NAMES = {
     "write_start": "write_st",
@@ -82,6 +87,21 @@ def load_case(name: str, **changes: Any) -> Case:
             tied_head=base["tie_word_embeddings"],
         )
         lm_config = GPT2Config(**(lm | changes.pop("lm", {})))
+    elif case["backbone"] == "gpt_neox":
+        lm = dict(
+            vocab_size=base["vocab_size"],
+            width=base["hidden_size"],
+            num_layers=base["num_hidden_layers"],
+            num_heads=base["num_attention_heads"],
+            mlp_width=base["intermediate_size"],
+            max_positions=base["max_position_embeddings"],
+            rope_base=base["rope_theta"],
+            rotary_fraction=base["rotary_pct"],
+            parallel_residual=base["use_parallel_residual"],
+            norm_epsilon=base["layer_norm_eps"],
+            tied_head=base["tie_word_embeddings"],
+        )
+        lm_config = GPTNeoXConfig(**(lm | changes.pop("lm", {})))
     else:
         lm = dict(
             vocab_size=base["vocab_size"],

@@ -1,8 +1,9 @@
 """Which language model belongs to which configuration."""
 
-from gradmem_jax.config import GPT2Config, LlamaConfig, LMConfig
+from gradmem_jax.config import GPT2Config, GPTNeoXConfig, LlamaConfig, LMConfig
 from gradmem_jax.lm.associative import AssociativeConfig, AssociativeLlama
 from gradmem_jax.lm.gpt2 import GPT2
+from gradmem_jax.lm.gpt_neox import GPTNeoX
 from gradmem_jax.lm.lact import LaCT, LaCTConfig
 from gradmem_jax.lm.language_model import LanguageModel
 from gradmem_jax.lm.llama import Llama
@@ -13,6 +14,7 @@ from gradmem_jax.lm.ttt_linear import TTTLinear, TTTLinearConfig
 _FAMILIES: dict[type[LMConfig], type[LanguageModel]] = {
     LlamaConfig: Llama,
     GPT2Config: GPT2,
+    GPTNeoXConfig: GPTNeoX,
     MambaConfig: Mamba,
     AssociativeConfig: AssociativeLlama,
     LaCTConfig: LaCT,

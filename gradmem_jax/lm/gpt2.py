@@ -4,21 +4,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gradmem_jax.config import GPT2Config, LMConfig
-from gradmem_jax.lm.attention import CachedKV, attend, extend
-from gradmem_jax.lm.language_model import dense
-from gradmem_jax.lm.transformer import Places, Transformer
-
-
-def layer_norm(config: LMConfig, name: str | None = None) -> nn.LayerNorm:
-    """The norm in front of a layer's parts."""
-    return nn.LayerNorm(
-        epsilon=config.norm_epsilon,
-        dtype=config.dtype,
-        param_dtype=config.param_dtype,
-        use_fast_variance=False,
-        name=name,
-    )
+from gradmem_jax.config import GPT2Config
+from gradmem_jax.lm.attention import CachedKV
+from gradmem_jax.lm.language_model import dense, layer_norm
+from gradmem_jax.lm.transformer import Places, Transformer, self_attention
 
 
 class GPT2Layer(nn.Module):
@@ -33,13 +22,8 @@ class GPT2Layer(nn.Module):
         """Maps x [B, S, d] to [B, S, d]; see `Transformer`."""
         c = self.config
         y = layer_norm(c, "attention_norm")(x)
-        query, key, value = (
-            dense(c, (c.num_heads, c.head_size), name, use_bias=True)(y)
-            for name in ("query", "key", "value")
-        )
-        key, value, cached = extend(cached, key, value, places.positions)
-        y = attend(query, key, value, places.mask)
-        x = x + dense(c, c.width, "output", axis=(-2, -1), use_bias=True)(y)
+        y, cached = self_attention(c, y, places, cached, use_bias=True)
+        x = x + y
         y = dense(c, c.mlp_size, "up", use_bias=True)(layer_norm(c, "mlp_norm")(x))
         return x + dense(c, c.width, "down", use_bias=True)(nn.gelu(y, approximate=True)), cached
 

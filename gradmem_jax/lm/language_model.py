@@ -38,6 +38,17 @@ def rms_norm(config: LMConfig, name: str | None = None) -> nn.RMSNorm:
     )
 
 
+def layer_norm(config: LMConfig, name: str | None = None) -> nn.LayerNorm:
+    """The norm of GPT-2 and GPT-NeoX."""
+    return nn.LayerNorm(
+        epsilon=config.norm_epsilon,
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+        use_fast_variance=False,
+        name=name,
+    )
+
+
 def swiglu(config: LMConfig, hidden: int, x: jax.Array) -> jax.Array:
     """The gated MLP of Llama, [B, S, d] to [B, S, d]; its parts are modules of the caller."""
     gate = nn.silu(dense(config, hidden, "gate")(x))

@@ -4,9 +4,9 @@ import jax
 from flax import linen as nn
 
 from gradmem_jax.config import LlamaConfig
-from gradmem_jax.lm.attention import CachedKV, attend, extend, rotary_frequencies, rotate
-from gradmem_jax.lm.language_model import dense, rms_norm, swiglu
-from gradmem_jax.lm.transformer import Places, Transformer
+from gradmem_jax.lm.attention import CachedKV, rotary_frequencies, rotate
+from gradmem_jax.lm.language_model import rms_norm, swiglu
+from gradmem_jax.lm.transformer import Places, Transformer, self_attention
 
 
 class Attention(nn.Module):
@@ -20,14 +20,9 @@ class Attention(nn.Module):
     ) -> tuple[jax.Array, CachedKV]:
         """Maps x [B, S, d] to [B, S, d]; `cached` holds keys and values [B, T, Hkv, Dh]."""
         c = self.config
-        positions = places.positions
         frequencies = rotary_frequencies(c.head_size, c.rope_base, c.rope_scaling)
-        query = rotate(dense(c, (c.num_heads, c.head_size), "query")(x), positions, frequencies)
-        key = rotate(dense(c, (c.kv_heads, c.head_size), "key")(x), positions, frequencies)
-        value = dense(c, (c.kv_heads, c.head_size), "value")(x)
-        key, value, cached = extend(cached, key, value, positions)
-        y = attend(query, key, value, places.mask)
-        return dense(c, c.width, "output", axis=(-2, -1))(y), cached
+        turn = lambda x: rotate(x, places.positions, frequencies)
+        return self_attention(c, x, places, cached, turn=turn)
 
 
 class Block(nn.Module):

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gradmem_jax.config import GPT2Config, LlamaConfig, LMConfig
+from gradmem_jax.config import GPT2Config, GPTNeoXConfig, LlamaConfig, LMConfig
 
 
 class Checkpoint:
@@ -154,4 +154,60 @@ def gpt2_from_hugging_face(
     }
     if not c.tied_head:
         params["head"] = checkpoint.kernel("lm_head.weight", c.width, c.vocab_size)
+    return params
+
+
+def gpt_neox_from_hugging_face(
+    tensors: Mapping[str, np.ndarray], config: GPTNeoXConfig, prefix: str = ""
+) -> dict[str, Any]:
+    """Converts the tensors of a Hugging Face GPT-NeoX to parameters of `lm.gpt_neox.GPTNeoX`.
+
+    Args:
+        tensors: arrays by their PyTorch names (`gpt_neox.embed_in.weight`, ...).
+        config: the model they belong to.
+        prefix: what stands in front of every name.
+
+    Returns:
+        Nested dict of arrays.
+
+    Raises:
+        ValueError: a tensor is missing or has another shape than `config` says.
+    """
+    c = config
+    checkpoint = Checkpoint(tensors, prefix)
+    take, kernel = checkpoint.take, checkpoint.kernel
+    heads = (c.num_heads, c.head_size)
+
+    def affine(name: str, inputs: int, outputs: int) -> dict[str, np.ndarray]:
+        weight = kernel(f"{name}.weight", inputs, outputs)
+        return {"kernel": weight, "bias": take(f"{name}.bias", outputs)}
+
+    def norm(name: str) -> dict[str, np.ndarray]:
+        return {"scale": take(f"{name}.weight", c.width), "bias": take(f"{name}.bias", c.width)}
+
+    def layer(i: int) -> dict[str, Any]:
+        p = f"gpt_neox.layers.{i}."
+        joint = affine(p + "attention.query_key_value", c.width, 3 * c.width)
+        by_head = {name: x.reshape(*x.shape[:-1], c.num_heads, 3, -1) for name, x in joint.items()}
+        output = affine(p + "attention.dense", c.width, c.width)
+        output["kernel"] = output["kernel"].reshape(*heads, c.width)
+        return {
+            **{
+                name: {part: x[..., j, :] for part, x in by_head.items()}
+                for j, name in enumerate(("query", "key", "value"))
+            },
+            "output": output,
+            "attention_norm": norm(p + "input_layernorm"),
+            "mlp_norm": norm(p + "post_attention_layernorm"),
+            "up": affine(p + "mlp.dense_h_to_4h", c.width, c.mlp_size),
+            "down": affine(p + "mlp.dense_4h_to_h", c.mlp_size, c.width),
+        }
+
+    params: dict[str, Any] = {
+        "embedding": take("gpt_neox.embed_in.weight", c.vocab_size, c.width),
+        "final_norm": norm("gpt_neox.final_layer_norm"),
+        **_join_layers(c, [layer(i) for i in range(c.num_layers)]),
+    }
+    if not c.tied_head:
+        params["head"] = kernel("embed_out.weight", c.width, c.vocab_size)
     return params

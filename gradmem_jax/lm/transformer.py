@@ -1,13 +1,14 @@
 """Causal language models whose tokens attend to all tokens before them."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from gradmem_jax.config import TransformerConfig
-from gradmem_jax.lm.attention import KVCache
-from gradmem_jax.lm.language_model import LanguageModel
+from gradmem_jax.lm.attention import CachedKV, KVCache, attend, extend
+from gradmem_jax.lm.language_model import LanguageModel, dense
 
 
 class Places(NamedTuple):
@@ -36,6 +37,36 @@ def find_places(
         slots if positions is None else positions,
         jnp.arange(room) <= slots[:, None, :, None] if mask is None else mask,
     )
+
+
+def self_attention(
+    config: TransformerConfig,
+    x: jax.Array,
+    places: Places,
+    cached: CachedKV,
+    *,
+    turn: Callable[[jax.Array], jax.Array] = lambda x: x,
+    use_bias: bool = False,
+) -> tuple[jax.Array, CachedKV]:
+    """Causal self-attention, [B, S, d] to [B, S, d]; its parts are modules of the caller.
+
+    Args:
+        config: the model.
+        x: [B, S, d].
+        places: positions and mask.
+        cached: keys and values of earlier tokens [B, T, Hkv, Dh], or None.
+        turn: what positions do to queries and keys [B, S, H, Dh].
+        use_bias: whether the projections have biases.
+    """
+    c = config
+    heads = {"query": c.num_heads, "key": c.kv_heads, "value": c.kv_heads}
+    query, key, value = (
+        dense(c, (number, c.head_size), name, use_bias=use_bias)(x)
+        for name, number in heads.items()
+    )
+    key, value, cached = extend(cached, turn(key), value, places.positions)
+    y = attend(turn(query), key, value, places.mask)
+    return dense(c, c.width, "output", axis=(-2, -1), use_bias=use_bias)(y), cached
 
 
 class Transformer(LanguageModel):

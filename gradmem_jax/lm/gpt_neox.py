@@ -1,0 +1,47 @@
+"""GPT-NeoX (Pythia): rotary positions on a part of each head, attention beside the MLP."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from gradmem_jax.config import GPTNeoXConfig
+from gradmem_jax.lm.attention import CachedKV, rotary_frequencies, rotate
+from gradmem_jax.lm.language_model import dense, layer_norm
+from gradmem_jax.lm.transformer import Places, Transformer, self_attention
+
+
+class GPTNeoXLayer(nn.Module):
+    """One layer: attention and MLP read the same stream, or one after the other."""
+
+    config: GPTNeoXConfig
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, places: Places, cached: CachedKV
+    ) -> tuple[jax.Array, CachedKV]:
+        """Maps x [B, S, d] to [B, S, d]; see `Transformer`."""
+        c = self.config
+        frequencies = rotary_frequencies(c.rotary_width, c.rope_base)
+
+        def turn(x: jax.Array) -> jax.Array:
+            turned = rotate(x[..., : c.rotary_width], places.positions, frequencies)
+            return jnp.concatenate([turned, x[..., c.rotary_width :]], axis=-1)
+
+        y = layer_norm(c, "attention_norm")(x)
+        y, cached = self_attention(c, y, places, cached, turn=turn, use_bias=True)
+        attended = x + y
+        y = layer_norm(c, "mlp_norm")(x if c.parallel_residual else attended)
+        y = dense(c, c.mlp_size, "up", use_bias=True)(y)
+        y = dense(c, c.width, "down", use_bias=True)(nn.gelu(y, approximate=False))
+        return attended + y, cached
+
+
+class GPTNeoX(Transformer):
+    """A GPT-NeoX; see `Transformer`."""
+
+    config: GPTNeoXConfig
+    layer_class = GPTNeoXLayer
+
+    def make_final_norm(self) -> nn.Module:
+        """The norm behind the last layer."""
+        return layer_norm(self.config)

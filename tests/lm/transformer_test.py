@@ -1,0 +1,96 @@
+"""GPT-2 and GPT-NeoX: decoding with a cache, positions, refusals.
+
+Numbers of the originals are in tests/memory/parity_test.py.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from gradmem_jax import GPT2Config, GPTNeoXConfig, GradMem, GradMemConfig, generate
+from gradmem_jax.lm.families import make_lm
+from gradmem_jax.lm.pretrained import gpt2_from_hugging_face, gpt_neox_from_hugging_face
+from tests.small import numpy_params, random_ids, small_params
+
+OPTIONS = dict(vocab_size=11, width=8, num_layers=2, num_heads=2, max_positions=20)
+CONFIGS = {
+    "gpt2": GPT2Config(**OPTIONS),
+    "gpt_neox": GPTNeoXConfig(**OPTIONS, rotary_fraction=0.5),
+    "gpt_neox_in_sequence": GPTNeoXConfig(**OPTIONS, rotary_fraction=0.5, parallel_residual=False),
+}
+IDS = random_ids(0, 3, 7)
+
+
+def language_model(name):
+    lm = make_lm(CONFIGS[name])
+    init = lambda: lm.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32), method="everything")
+    return lm, numpy_params(init)
+
+
+class TransformerTest(parameterized.TestCase):
+    @parameterized.parameters(*CONFIGS)
+    def test_cache(self, name):
+        lm, params = language_model(name)
+        want = jax.jit(lambda ids: lm.apply(params, ids, method="everything"))(IDS)
+
+        @jax.jit
+        def in_pieces(ids):
+            cache, rows = lm.empty_cache(3, 7), []
+            for piece in (ids[:, :4], ids[:, 4:5], ids[:, 5:]):
+                embeddings = lm.apply(params, piece, method="embed")
+                hidden, cache = lm.apply(params, embeddings, cache=cache)
+                rows.append(lm.apply(params, hidden, method="unembed"))
+            return jnp.concatenate(rows, axis=1)
+
+        np.testing.assert_allclose(in_pieces(IDS), want, atol=1e-5)
+
+    @parameterized.parameters(("gpt2", True), ("gpt_neox", False))
+    def test_what_moving_all_positions_changes(self, name, changes):
+        lm, params = language_model(name)
+        embeddings = lm.apply(params, IDS, method="embed")
+        run = jax.jit(lambda positions: lm.apply(params, embeddings, positions=positions)[0])
+        moved = np.abs(run(jnp.arange(7)[None]) - run(jnp.arange(7)[None] + 3)).max()
+        self.assertEqual(moved > 1e-3, changes)
+        stretched = np.abs(run(jnp.arange(7)[None]) - run(2 * jnp.arange(7)[None])).max()
+        self.assertGreater(stretched, 1e-3)
+
+    def test_sequence_and_parallel_differ(self):
+        lm, params = language_model("gpt_neox")
+        other = make_lm(CONFIGS["gpt_neox_in_sequence"])
+        run = lambda lm: lm.apply(params, IDS, method="everything")
+        self.assertGreater(np.abs(run(lm) - run(other)).max(), 1e-2)
+
+    @parameterized.parameters("gpt2", "gpt_neox")
+    def test_gradmem(self, name):
+        config = CONFIGS[name]
+        model = GradMem(GradMemConfig(lm=config, num_memory_tokens=2, num_write_steps=1))
+        params = small_params(model)
+        memory, _ = jax.jit(model.write_memory)(params, IDS)
+        self.assertEqual(memory.shape, (3, 2, 8))
+        self.assertEqual(generate(model, params, memory, IDS[:, :3], 2).shape, (3, 2))
+        with self.assertRaisesRegex(ValueError, "model has 20 positions"):
+            model.write_memory(params, random_ids(0, 1, 19))
+
+    def test_config_refusals(self):
+        with self.assertRaisesRegex(ValueError, "width=8 is not a multiple of num_heads=3"):
+            GPT2Config(vocab_size=11, width=8, num_heads=3)
+        with self.assertRaisesRegex(ValueError, "rotary_fraction=0.25 rotates 1 of the 4"):
+            GPTNeoXConfig(vocab_size=11, width=8, num_heads=2)
+        with self.assertRaisesRegex(ValueError, "rotary_fraction=1.5"):
+            GPTNeoXConfig(vocab_size=11, width=8, num_heads=2, rotary_fraction=1.5)
+
+    @parameterized.parameters(
+        ("gpt2", gpt2_from_hugging_face, "transformer.wte.weight"),
+        ("gpt_neox", gpt_neox_from_hugging_face, "gpt_neox.embed_in.weight"),
+    )
+    def test_checkpoint_refusals(self, name, convert, embedding):
+        with self.assertRaisesRegex(ValueError, f"no tensor 'x.{embedding}'"):
+            convert({}, CONFIGS[name], prefix="x.")
+        tensors = {embedding: np.zeros((11, 9))}
+        with self.assertRaisesRegex(ValueError, r"has shape \(11, 9\); the config needs \(11, 8\)"):
+            convert(tensors, CONFIGS[name])
+
+
+if __name__ == "__main__":
+    absltest.main()
