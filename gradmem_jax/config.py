@@ -280,18 +280,27 @@ class PrefixConfig(MemoryConfig):
         write_head: a separate output projection for the WRITE loss, started as a copy of the LM's.
         num_control_tokens: c, learned vectors on each side of the memory, for WRITE and for READ.
         memory_init_std: deviation of the normal distribution M0 and the control tokens start from.
+        write_lora_rank: r of low-rank adapters that are active in WRITE only; 0 means none.
+        write_lora_alpha: the adapters are scaled by alpha / r.
+        write_lora_targets: names of the modules of the language model that have an adapter.
     """
 
     num_memory_tokens: int = 8
     write_head: bool = True
     num_control_tokens: int = 0
     memory_init_std: float = 0.02
+    write_lora_rank: int = 0
+    write_lora_alpha: float = 16.0
+    write_lora_targets: tuple[str, ...] = ("query", "key", "value", "output", "gate", "up", "down")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_integer("num_memory_tokens", self.num_memory_tokens, 1)
         require_integer("num_control_tokens", self.num_control_tokens, 0)
         require_number("memory_init_std", self.memory_init_std, above=0)
+        require_integer("write_lora_rank", self.write_lora_rank, 0)
+        require_number("write_lora_alpha", self.write_lora_alpha, above=0)
+        object.__setattr__(self, "write_lora_targets", tuple(self.write_lora_targets))
         require(
             self.prefix_length < self.lm.max_positions,
             f"memory and control tokens take {self.prefix_length} positions, the model has "

@@ -4,6 +4,7 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from safetensors.numpy import load_file
 
@@ -30,7 +31,7 @@ CONTROL_NAMES = {
 
 
 class Case(NamedTuple):
-    """One golden case in this library's terms."""
+    """One golden case in this library's terms; gradients are those of trainable parameters."""
 
     config: PrefixConfig
     params: dict[str, Any]
@@ -48,8 +49,34 @@ def linear(tensors: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
     return {"kernel": tensors[f"{name}.weight"].T, "bias": tensors[f"{name}.bias"]}
 
 
+def convert_lora(tensors: dict[str, np.ndarray], config: PrefixConfig) -> dict[str, Any]:
+    """Adapters of PEFT's names, in the layout of `init_lora`."""
+    places = {
+        "query": ("attention", "self_attn.q_proj"),
+        "key": ("attention", "self_attn.k_proj"),
+        "value": ("attention", "self_attn.v_proj"),
+        "output": ("attention", "self_attn.o_proj"),
+        "gate": (None, "mlp.gate_proj"),
+        "up": (None, "mlp.up_proj"),
+        "down": (None, "mlp.down_proj"),
+    }
+    layers: list[dict[str, Any]] = []
+    for i in range(config.lm.num_layers):
+        layer: dict[str, Any] = {"attention": {}}
+        for ours, (group, theirs) in places.items():
+            name = f"model.model.layers.{i}.{theirs}.lora_{{}}.default.weight"
+            adapter = {"a": tensors[name.format("A")].T, "b": tensors[name.format("B")].T}
+            (layer[group] if group else layer)[ours] = adapter
+        layers.append(layer)
+    if config.lm.scan_layers:
+        return {"layers": jax.tree.map(lambda *leaves: np.stack(leaves), *layers)}
+    return {f"layers_{i}": layer for i, layer in enumerate(layers)}
+
+
 def convert(tensors: dict[str, np.ndarray], config: PrefixConfig) -> dict[str, Any]:
     """Official parameters, or their gradients, in this library's layout."""
+    plain = lambda name: name.replace("base_model.model.", "").replace(".base_layer.", ".")
+    tensors = {plain(name): x for name, x in tensors.items()}
     params: dict[str, Any] = {
         "lm": FROM_HUGGING_FACE[type(config.lm)](tensors, config.lm, prefix="model."),
         "initial_memory": tensors["mem"],
@@ -64,6 +91,8 @@ def convert(tensors: dict[str, np.ndarray], config: PrefixConfig) -> dict[str, A
         names = {"scale": "weight", "bias": "bias"}
         norm = {ours: tensors[f"mem_residual_ln.{theirs}"] for ours, theirs in names.items()}
         params["memory_norm"] = norm
+    if config.write_lora_rank:
+        params["write_lora"] = convert_lora(tensors, config)
     if config.num_control_tokens:
         params["control"] = {ours: tensors[theirs] for ours, theirs in CONTROL_NAMES.items()}
     return params
@@ -124,6 +153,8 @@ def load_case(name: str, **changes: Any) -> Case:
         write_head=method.get("use_write_head", False),
         memory_projection=method.get("mem_proj_mode", "none"),
         num_control_tokens=method.get("n_ctrl_tokens", 0),
+        write_lora_rank=method.get("write_lora_r", 0),
+        write_lora_alpha=float(method.get("write_lora_alpha", 16)),
     )
     config: PrefixConfig
     if case["method"] == "rmt":
@@ -146,4 +177,7 @@ def load_case(name: str, **changes: Any) -> Case:
     load = lambda file: load_file(folder / f"{file}.safetensors")
     params, gradients = load("params"), load("grads")
     zeros = {name: np.zeros_like(value) for name, value in params.items()}
-    return Case(config, convert(params, config), load("io"), convert(zeros | gradients, config))
+    gradients = convert(zeros | gradients, config)
+    if method.get("freeze_backbone"):
+        gradients = {name: gradients[name] for name in ("initial_memory", "write_lora")}
+    return Case(config, convert(params, config), load("io"), gradients)

@@ -153,7 +153,7 @@ class GradMem(PrefixMemory):
             self._write_loss,
             lambda memory, gradient, state: self._update(params, memory, gradient, state),
             start,
-            (params, embeddings),
+            (self.write_params(params), embeddings),
             labels,
             self._init_optimizer(start),
             step_modes(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from gradmem_jax.config import PrefixConfig
 from gradmem_jax.lm.attention import KVCache
+from gradmem_jax.lm.lora import init_lora, merge_lora
 from gradmem_jax.losses import IGNORE, token_losses
 from gradmem_jax.memory.interface import Memory, MemoryModel, Params
 from gradmem_jax.validation import check_memory
@@ -29,11 +30,12 @@ class PrefixMemory(MemoryModel):
             key: a JAX random key.
 
         Returns:
-            Nested dict: "lm", "initial_memory" [m, d] and, if configured, "write_head" [d, V] and
-            "control" (write_start, write_end, read_start, read_end, each [c, d]).
+            Nested dict: "lm", "initial_memory" [m, d] and, if configured, "write_head" [d, V],
+            "control" (write_start, write_end, read_start, read_end, each [c, d]) and "write_lora".
         """
         c = self.config
         lm_key, memory_key, control_key = jax.random.split(key, 3)
+        lora_key = jax.random.fold_in(key, 3)
         lm_params = self.init_lm(lm_key)
         draw = lambda key, rows: (
             c.memory_init_std * jax.random.normal(key, (rows, c.lm.width), c.lm.param_dtype)
@@ -48,7 +50,19 @@ class PrefixMemory(MemoryModel):
                 name: draw(key, c.num_control_tokens)
                 for name, key in zip(self.control_names, keys, strict=True)
             }
+        if c.write_lora_rank:
+            params["write_lora"] = init_lora(
+                lora_key, lm_params, c.write_lora_rank, c.write_lora_targets
+            )
         return params
+
+    def write_params(self, params: Params) -> Params:
+        """The parameters as WRITE sees them: with its adapters, if there are any."""
+        c = self.config
+        if not c.write_lora_rank:
+            return params
+        scale = c.write_lora_alpha / c.write_lora_rank
+        return params | {"lm": merge_lora(params["lm"], params["write_lora"], scale)}
 
     @property
     def control_names(self) -> tuple[str, ...]:
@@ -77,7 +91,8 @@ class PrefixMemory(MemoryModel):
     ) -> jax.Array:
         """WRITE loss of every context token [B, S]; see `MemoryModel.write_token_losses`."""
         labels = jnp.where(context_ids == self.config.pad_id, IGNORE, context_ids)
-        return self._write_token_losses(memory, (params, self.embed(params, context_ids)), labels)
+        slow = (self.write_params(params), self.embed(params, context_ids))
+        return self._write_token_losses(memory, slow, labels)
 
     def check_memory(self, params: Params, memory: Memory, batch_size: int) -> None:
         """Raises ValueError unless `memory` is one of this model, for `batch_size` samples."""

@@ -142,6 +142,7 @@ class RMT(PrefixMemory):
         steps, traced_steps = resolve_steps(num_steps, max_steps)
         last = steps if traced_steps is None else traced_steps
         batch_size = context_ids.shape[0]
+        params = self.write_params(params)
         embeddings = self.embed(params, context_ids)
         real = context_ids != c.pad_id
         labels = jnp.where(real, context_ids, IGNORE)

@@ -54,6 +54,9 @@ class WarmStart(GradMem):
                 num_memory_tokens=c.num_memory_tokens,
                 num_control_tokens=c.num_control_tokens,
                 memory_init_std=c.memory_init_std,
+                write_lora_rank=c.write_lora_rank,
+                write_lora_alpha=c.write_lora_alpha,
+                write_lora_targets=c.write_lora_targets,
             )
         )
         memory, _ = forward.write_memory(params, context_ids, memory=memory)

@@ -1,0 +1,75 @@
+"""Low-rank adapters (Hu et al., 2021) as a transformation of a language model's parameters."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from gradmem_jax.config import require
+
+Params = dict[str, Any]
+
+
+def _kernels(
+    lm_params: Params, targets: Sequence[str]
+) -> Iterator[tuple[tuple[str, ...], Any, tuple[int, ...], int, int]]:
+    """Path, kernel, leading axes (the layers, if they are stacked), inputs, outputs of each."""
+    for path, kernel in flatten_dict(lm_params).items():
+        if path[-1] == "kernel" and path[-2] in targets:
+            num_leading = int(path[0] == "layers")
+            leading, shape = kernel.shape[:num_leading], kernel.shape[num_leading:]
+            split = 2 if path[-2] == "output" and len(shape) == 3 else 1
+            yield path[:-1], kernel, leading, math.prod(shape[:split]), math.prod(shape[split:])
+
+
+def init_lora(key: jax.Array, lm_params: Params, rank: int, targets: Sequence[str]) -> Params:
+    """Draws adapters that change nothing yet.
+
+    Args:
+        key: a JAX random key.
+        lm_params: parameters of the language model.
+        rank: r.
+        targets: names of the modules whose kernels get an adapter.
+
+    Returns:
+        Nested dict like `lm_params` with the modules that have an adapter only, each with "a"
+        [inputs, r], uniform, and "b" [r, outputs], zero; with stacked layers [L, ...].
+
+    Raises:
+        ValueError: no module has one of the names.
+    """
+    adapters: dict[tuple[str, ...], jax.Array] = {}
+    for i, (path, kernel, leading, inputs, outputs) in enumerate(_kernels(lm_params, targets)):
+        bound = inputs**-0.5
+        adapters[*path, "a"] = jax.random.uniform(
+            jax.random.fold_in(key, i), (*leading, inputs, rank), kernel.dtype, -bound, bound
+        )
+        adapters[*path, "b"] = jnp.zeros((*leading, rank, outputs), kernel.dtype)
+    require(
+        adapters != {},
+        f"no module of the language model is named one of {tuple(targets)}; its kernels belong to "
+        f"{sorted({p[-2] for p in flatten_dict(lm_params) if p[-1] == 'kernel'})}.",
+    )
+    return unflatten_dict(adapters)
+
+
+def merge_lora(lm_params: Params, adapters: Params, scale: float) -> Params:
+    """Adds `scale * a @ b` to every kernel that has an adapter.
+
+    Args:
+        lm_params: parameters of the language model; they stay as they are.
+        adapters: what `init_lora` made for them.
+        scale: alpha / r.
+
+    Returns:
+        Parameters like `lm_params`.
+    """
+    merged, flat = flatten_dict(lm_params), flatten_dict(adapters)
+    for path in {path[:-1] for path in flat}:
+        kernel = merged[*path, "kernel"]
+        change = scale * (flat[*path, "a"] @ flat[*path, "b"])
+        merged[*path, "kernel"] = kernel + change.reshape(kernel.shape).astype(kernel.dtype)
+    return unflatten_dict(merged)

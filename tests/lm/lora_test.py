@@ -1,0 +1,72 @@
+"""Adapters in WRITE only; numbers of the original are in tests/memory/parity_test.py."""
+
+import jax
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from gradmem_jax.lm.lora import init_lora, merge_lora
+from gradmem_jax.training import loss_and_metrics
+from tests.small import random_ids, small_batch, small_params, small_rmt, small_writer
+
+CONTEXT = random_ids(0, 2, 5)
+
+
+class LoRATest(parameterized.TestCase):
+    @parameterized.parameters(False, True)
+    def test_merge(self, scan_layers):
+        model = small_writer("gradmem", lm={"num_layers": 2, "scan_layers": scan_layers})
+        lm = small_params(model)["lm"]
+        adapters = init_lora(jax.random.key(0), lm, 3, ("query", "output", "down"))
+        same = merge_lora(lm, adapters, 2.0)
+        jax.tree.map(np.testing.assert_array_equal, same, lm)
+        rng = np.random.default_rng(0)
+        adapters = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(x.dtype), adapters)
+        merged = merge_lora(lm, adapters, 2.0)
+        cut = lambda tree: (
+            jax.tree.map(lambda x: x[1], tree["layers"]) if scan_layers else tree["layers_1"]
+        )
+        old, new, added = cut(lm), cut(merged), cut(adapters)
+        for group, name, inputs in (("attention", "query", 8), ("attention", "output", 8)):
+            a, b = added[group][name]["a"], added[group][name]["b"]
+            self.assertEqual((a.shape, b.shape), ((inputs, 3), (3, 8)))
+            kernel = old[group][name]["kernel"]
+            want = kernel + 2.0 * (a @ b).reshape(kernel.shape)
+            np.testing.assert_allclose(new[group][name]["kernel"], want, rtol=1e-5)
+        self.assertEqual(added["down"]["a"].shape, (12, 3))
+        self.assertNotIn("up", added)
+        np.testing.assert_array_equal(new["up"]["kernel"], old["up"]["kernel"])
+
+    @parameterized.parameters("gradmem", "rmt", "warm_start")
+    def test_adapters_change_write_and_not_read(self, name):
+        model = small_writer(name, write_lora_rank=2, num_write_steps=1)
+        params = small_params(model)
+        without = params | {"write_lora": jax.tree.map(np.zeros_like, params["write_lora"])}
+        write = jax.jit(model.write_memory)
+        memory, other = write(params, CONTEXT)[0], write(without, CONTEXT)[0]
+        self.assertGreater(np.abs(memory - other).max(), 1e-3)
+        read = jax.jit(model.read_memory)
+        np.testing.assert_array_equal(read(params, memory, CONTEXT), read(without, memory, CONTEXT))
+        losses = jax.jit(model.write_token_losses)
+        difference = losses(params, memory, CONTEXT) - losses(without, memory, CONTEXT)
+        self.assertGreater(np.abs(difference).max(), 1e-3)
+
+    def test_the_outer_gradient_reaches_the_adapters(self):
+        model = small_rmt(write_lora_rank=2, num_write_steps=1)
+        params = small_params(model)
+        gradient = jax.jit(jax.grad(lambda p: loss_and_metrics(model, p, small_batch())[0]))(params)
+        for path, leaf in jax.tree.leaves_with_path(gradient["write_lora"]):
+            self.assertGreater(np.abs(leaf).max(), 0, path)
+
+    def test_refusals(self):
+        with self.assertRaisesRegex(ValueError, "write_lora_rank=-1"):
+            small_rmt(write_lora_rank=-1)
+        model = small_rmt(write_lora_rank=1, write_lora_targets=["q_proj"])
+        with self.assertRaisesRegex(ValueError, r"named one of \('q_proj',\).*'query'"):
+            model.init(jax.random.key(0))
+        hash(
+            model
+        )  # a list of targets, as JSON has it, leaves the model usable as a static argument
+
+
+if __name__ == "__main__":
+    absltest.main()
