@@ -3,12 +3,14 @@
 import dataclasses
 from typing import Any, NamedTuple
 
+import jax
 import optax
 from ml_collections import ConfigDict
 
 from experiments.methods import METHODS
 from gradmem_jax.config import require, require_choice
 from gradmem_jax.data.kv_retrieval import KVRetrievalConfig
+from gradmem_jax.freezing import split_params
 from gradmem_jax.memory.gradient import GradMem
 from gradmem_jax.memory.interface import MemoryModel
 from gradmem_jax.optimizer import OptimizerConfig
@@ -76,6 +78,8 @@ def build_stages(config: ConfigDict) -> list[Stage]:
         f"batch_size={config.batch_size} must be a multiple of num_micro_batches="
         f"{config.num_micro_batches}.",
     )
+    if config.frozen:
+        split_params(jax.eval_shape(model.init, jax.random.key(0)), config.frozen)
     pairs = config.curriculum.num_pairs
     steps = config.curriculum.num_write_steps or (model.config.num_write_steps,) * len(pairs)
     if not pairs:

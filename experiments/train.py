@@ -69,7 +69,7 @@ def find_devices(batch_size: int) -> Devices:
 
 def start_state(config: ConfigDict, model: MemoryModel, optimizer: Any) -> TrainState:
     """Returns the state of step 0, with another run's parameters if `config.init_from` says so."""
-    state = init_state(model, optimizer, jax.random.key(config.seed))
+    state = init_state(model, optimizer, jax.random.key(config.seed), config.frozen)
     if not config.init_from:
         return state
     step, params = checkpoint.restore_params(pathlib.Path(config.init_from) / "checkpoints")
@@ -141,12 +141,13 @@ def start_stage(
     started = time.monotonic()
     optimizer = make_optimizer(build_optimizer_config(config))
     step_fn = jax.jit(
-        make_train_step(model, optimizer, config.num_micro_batches),
+        make_train_step(model, optimizer, config.num_micro_batches, config.frozen),
         donate_argnums=0,
         in_shardings=(devices.replicated, devices.batch),
         out_shardings=devices.replicated,
     )
-    state = jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0)))
+    first = lambda: init_state(model, optimizer, jax.random.key(0), config.frozen)
+    state = jax.eval_shape(first)
     compiled = step_fn.lower(state, example).compile()
     seconds = time.monotonic() - started
     task = f"N={data.num_pairs} K={model.config.num_write_steps}"

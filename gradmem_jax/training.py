@@ -1,7 +1,7 @@
 """The outer loop: READ loss through WRITE, an optax update, all in one compiled step."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from gradmem_jax.config import require
+from gradmem_jax.freezing import join_params, split_params
 from gradmem_jax.losses import IGNORE, token_losses
 from gradmem_jax.memory.interface import Memory, MemoryModel, Params
 from gradmem_jax.memory.segments import outer_write_loss, write_context, write_token_losses
@@ -23,7 +24,7 @@ class TrainState(NamedTuple):
     Attributes:
         step: int32 scalar, steps done.
         params: parameters of the model.
-        optimizer_state: state of the optax transformation.
+        optimizer_state: state of the optax transformation, of trained parameters only.
     """
 
     step: jax.Array
@@ -32,11 +33,14 @@ class TrainState(NamedTuple):
 
 
 def init_state(
-    model: MemoryModel, optimizer: optax.GradientTransformation, key: jax.Array
+    model: MemoryModel,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    frozen: Sequence[str] = (),
 ) -> TrainState:
-    """Draws parameters and makes the state of step 0."""
+    """Draws parameters and makes the state of step 0; see `make_train_step` for `frozen`."""
     params = model.init(key)
-    return TrainState(jnp.int32(0), params, optimizer.init(params))
+    return TrainState(jnp.int32(0), params, optimizer.init(split_params(params, frozen)[0]))
 
 
 def batch_totals(batch: Batch) -> dict[str, jax.Array]:
@@ -180,7 +184,11 @@ def evaluate_batch(
 
 
 def loss_gradient(
-    model: MemoryModel, params: Params, batch: Batch, num_micro_batches: int = 1
+    model: MemoryModel,
+    params: Params,
+    batch: Batch,
+    num_micro_batches: int = 1,
+    frozen: Sequence[str] = (),
 ) -> tuple[Params, Metrics]:
     """Gradient of the outer loss; micro-batches bound memory and keep CPU caches warm.
 
@@ -191,16 +199,20 @@ def loss_gradient(
         params: its parameters.
         batch: see `loss_and_metrics`; B must be a multiple of `num_micro_batches`.
         num_micro_batches: parts that are processed one after the other.
+        frozen: see `make_train_step`; nothing is computed for frozen parameters.
 
     Returns:
-        Gradient like `params`, and the metrics of the whole batch.
+        Gradient like the trained part of `params`, and the metrics of the whole batch.
     """
     totals = batch_totals(batch)
-    gradient_fn = jax.grad(
-        lambda params, part: loss_and_metrics(model, params, part, totals=totals), has_aux=True
-    )
+    trained, constant = split_params(params, frozen)
+
+    def loss_fn(trained: Params, part: Batch) -> tuple[jax.Array, Metrics]:
+        return loss_and_metrics(model, join_params(trained, constant), part, totals=totals)
+
+    gradient_fn = jax.grad(loss_fn, has_aux=True)
     if num_micro_batches == 1:
-        return gradient_fn(params, batch)
+        return gradient_fn(trained, batch)
     batch_size = batch["context_ids"].shape[0]
     require(
         batch_size % num_micro_batches == 0,
@@ -210,9 +222,9 @@ def loss_gradient(
     parts = jax.tree.map(split, dict(batch))
     zeros = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype),
-        jax.eval_shape(gradient_fn, params, jax.tree.map(lambda x: x[0], parts)),
+        jax.eval_shape(gradient_fn, trained, jax.tree.map(lambda x: x[0], parts)),
     )
-    add = lambda total, part: (jax.tree.map(jnp.add, total, gradient_fn(params, part)), None)
+    add = lambda total, part: (jax.tree.map(jnp.add, total, gradient_fn(trained, part)), None)
     return jax.lax.scan(add, zeros, parts)[0]
 
 
@@ -220,6 +232,7 @@ def make_train_step(
     model: MemoryModel,
     optimizer: optax.GradientTransformation,
     num_micro_batches: int = 1,
+    frozen: Sequence[str] = (),
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Makes the pure training step `(state, batch) -> (state, metrics)`, to be jitted.
 
@@ -230,17 +243,21 @@ def make_train_step(
         model: the model.
         optimizer: the outer optimizer.
         num_micro_batches: see `loss_gradient`.
+        frozen: regular expressions of the paths of parameters that stay as they are, see
+            `split_params`.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        gradient, metrics = loss_gradient(model, state.params, batch, num_micro_batches)
+        gradient, metrics = loss_gradient(model, state.params, batch, num_micro_batches, frozen)
+        trained, constant = split_params(state.params, frozen)
         gradient_norm = optax.global_norm(gradient)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(gradient_norm)
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
-        updated = (optax.apply_updates(state.params, updates), optimizer_state)
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, trained)
+        updated = (optax.apply_updates(trained, updates), optimizer_state)
         keep = lambda new, old: jnp.where(finite, new, old)
-        params, optimizer_state = jax.tree.map(keep, updated, (state.params, state.optimizer_state))
+        trained, optimizer_state = jax.tree.map(keep, updated, (trained, state.optimizer_state))
         metrics |= {"gradient_norm": gradient_norm, "finite": finite}
+        params = join_params(trained, constant)
         return TrainState(state.step + 1, params, optimizer_state), metrics
 
     return train_step

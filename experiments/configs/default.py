@@ -51,6 +51,7 @@ def get_config(method: str = "gradmem") -> ConfigDict:
     config.evaluate_every = 500  # steps between evaluations, each with a checkpoint
     config.num_eval_samples = 5000
     config.stop_at_exact_match = config_dict.placeholder(float)  # of an evaluation
+    config.frozen = ()  # regular expressions; "^lm/" trains all but the language model
     config.init_from = ""  # workdir of another run, whose best parameters this one starts from
 
     config.lm = fields_of(METHODS[method].lm, leave_out=("rope_scaling",))

@@ -150,9 +150,14 @@ class TrainTest(parameterized.TestCase):
                 "write_optimizer.name": "adam",
                 "write_optimizer.arguments": {"learning_rate": 0.1, "eps_root": 1e-8},
                 "lm.scan_layers": True,
+                "model.write_lora_rank": 2,
+                "frozen": ("^lm/",),
             }
         )
         self.assertEqual(train.train(config, self.folder / "run")["steps"], 2)
+        start = train.init_state(*model_and_optimizer(config), jax.random.key(config.seed))
+        _, params = self.params("run")
+        jax.tree.map(np.testing.assert_array_equal, params["lm"], start.params["lm"])
 
     @parameterized.parameters("rmt", "full_context", "armt", "mamba", "lact")
     def test_other_methods(self, method):
@@ -182,6 +187,7 @@ class TrainTest(parameterized.TestCase):
         ({"lm.width": 9}, "width=9"),
         ({"model.write_learning_rate": -1.0}, "write_learning_rate=-1.0"),
         ({"optimizer.schedule": "linear"}, "schedule='linear'"),
+        ({"frozen": ("^llm/",)}, "frozen '.llm/' matches no parameter"),
         ({"write_optimizer.name": "sgdd"}, "write_optimizer.name='sgdd'"),
         ({"curriculum.num_pairs": (1,)}, "last stage must be the task itself, 2 and 1"),
         (
