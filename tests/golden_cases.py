@@ -10,18 +10,9 @@ from safetensors.numpy import load_file
 
 from gradmem_jax import GradMemConfig, LlamaConfig, RMTConfig
 from gradmem_jax.config import GPT2Config, GPTNeoXConfig, LMConfig, PrefixConfig
-from gradmem_jax.lm.pretrained import (
-    gpt2_from_hugging_face,
-    gpt_neox_from_hugging_face,
-    llama_from_hugging_face,
-)
+from gradmem_jax.lm.pretrained import from_hugging_face
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
-FROM_HUGGING_FACE: dict[Any, Any] = {
-    LlamaConfig: llama_from_hugging_face,
-    GPT2Config: gpt2_from_hugging_face,
-    GPTNeoXConfig: gpt_neox_from_hugging_face,
-}
 CONTROL_NAMES = {
     "write_start": "write_st",
     "write_end": "write_end",
@@ -78,7 +69,7 @@ def convert(tensors: dict[str, np.ndarray], config: PrefixConfig) -> dict[str, A
     plain = lambda name: name.replace("base_model.model.", "").replace(".base_layer.", ".")
     tensors = {plain(name): x for name, x in tensors.items()}
     params: dict[str, Any] = {
-        "lm": FROM_HUGGING_FACE[type(config.lm)](tensors, config.lm, prefix="model."),
+        "lm": from_hugging_face(tensors, config.lm, prefix="model."),
         "initial_memory": tensors["mem"],
     }
     if config.write_head:

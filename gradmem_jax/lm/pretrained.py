@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gradmem_jax.config import GPT2Config, GPTNeoXConfig, LlamaConfig, LMConfig
+from gradmem_jax.config import GPT2Config, GPTNeoXConfig, LlamaConfig, LMConfig, require
 
 
 class Checkpoint:
@@ -38,6 +38,13 @@ class Checkpoint:
         """Returns the matrix of a torch linear layer, [inputs, outputs]."""
         return self.take(name, outputs, inputs).T
 
+    def layer_norm(self, name: str, width: int) -> dict[str, np.ndarray]:
+        """Returns scale and bias of a torch layer norm."""
+        return {
+            "scale": self.take(f"{name}.weight", width),
+            "bias": self.take(f"{name}.bias", width),
+        }
+
 
 def _join_layers(config: LMConfig, layers: list[dict[str, Any]]) -> dict[str, Any]:
     if config.scan_layers:
@@ -45,24 +52,7 @@ def _join_layers(config: LMConfig, layers: list[dict[str, Any]]) -> dict[str, An
     return {f"layers_{i}": layer for i, layer in enumerate(layers)}
 
 
-def llama_from_hugging_face(
-    tensors: Mapping[str, np.ndarray], config: LlamaConfig, prefix: str = ""
-) -> dict[str, Any]:
-    """Converts the tensors of a Hugging Face Llama to parameters of `lm.llama.Llama`.
-
-    Args:
-        tensors: arrays by their PyTorch names (`model.embed_tokens.weight`, ...).
-        config: the model they belong to.
-        prefix: what stands in front of every name.
-
-    Returns:
-        Nested dict of arrays.
-
-    Raises:
-        ValueError: a tensor is missing or has another shape than `config` says.
-    """
-    c = config
-    checkpoint = Checkpoint(tensors, prefix)
+def _llama(checkpoint: Checkpoint, c: LlamaConfig) -> dict[str, Any]:
     take, kernel = checkpoint.take, checkpoint.kernel
 
     def heads(name: str, number: int) -> dict[str, np.ndarray]:
@@ -99,24 +89,7 @@ def llama_from_hugging_face(
     return params
 
 
-def gpt2_from_hugging_face(
-    tensors: Mapping[str, np.ndarray], config: GPT2Config, prefix: str = ""
-) -> dict[str, Any]:
-    """Converts the tensors of a Hugging Face GPT-2 to parameters of `lm.gpt2.GPT2`.
-
-    Args:
-        tensors: arrays by their PyTorch names (`transformer.wte.weight`, ...).
-        config: the model they belong to.
-        prefix: what stands in front of every name.
-
-    Returns:
-        Nested dict of arrays.
-
-    Raises:
-        ValueError: a tensor is missing or has another shape than `config` says.
-    """
-    c = config
-    checkpoint = Checkpoint(tensors, prefix)
+def _gpt2(checkpoint: Checkpoint, c: GPT2Config) -> dict[str, Any]:
     take = checkpoint.take
 
     def affine(name: str, inputs: int, outputs: int) -> dict[str, np.ndarray]:
@@ -124,8 +97,7 @@ def gpt2_from_hugging_face(
         weight = take(f"{name}.weight", inputs, outputs)
         return {"kernel": weight, "bias": take(f"{name}.bias", outputs)}
 
-    def norm(name: str) -> dict[str, np.ndarray]:
-        return {"scale": take(f"{name}.weight", c.width), "bias": take(f"{name}.bias", c.width)}
+    norm = lambda name: checkpoint.layer_norm(name, c.width)
 
     def layer(i: int) -> dict[str, Any]:
         p = f"transformer.h.{i}."
@@ -157,24 +129,7 @@ def gpt2_from_hugging_face(
     return params
 
 
-def gpt_neox_from_hugging_face(
-    tensors: Mapping[str, np.ndarray], config: GPTNeoXConfig, prefix: str = ""
-) -> dict[str, Any]:
-    """Converts the tensors of a Hugging Face GPT-NeoX to parameters of `lm.gpt_neox.GPTNeoX`.
-
-    Args:
-        tensors: arrays by their PyTorch names (`gpt_neox.embed_in.weight`, ...).
-        config: the model they belong to.
-        prefix: what stands in front of every name.
-
-    Returns:
-        Nested dict of arrays.
-
-    Raises:
-        ValueError: a tensor is missing or has another shape than `config` says.
-    """
-    c = config
-    checkpoint = Checkpoint(tensors, prefix)
+def _gpt_neox(checkpoint: Checkpoint, c: GPTNeoXConfig) -> dict[str, Any]:
     take, kernel = checkpoint.take, checkpoint.kernel
     heads = (c.num_heads, c.head_size)
 
@@ -182,8 +137,7 @@ def gpt_neox_from_hugging_face(
         weight = kernel(f"{name}.weight", inputs, outputs)
         return {"kernel": weight, "bias": take(f"{name}.bias", outputs)}
 
-    def norm(name: str) -> dict[str, np.ndarray]:
-        return {"scale": take(f"{name}.weight", c.width), "bias": take(f"{name}.bias", c.width)}
+    norm = lambda name: checkpoint.layer_norm(name, c.width)
 
     def layer(i: int) -> dict[str, Any]:
         p = f"gpt_neox.layers.{i}."
@@ -211,3 +165,35 @@ def gpt_neox_from_hugging_face(
     if not c.tied_head:
         params["head"] = kernel("embed_out.weight", c.width, c.vocab_size)
     return params
+
+
+_CONVERTERS: dict[type[LMConfig], Any] = {
+    LlamaConfig: _llama,
+    GPT2Config: _gpt2,
+    GPTNeoXConfig: _gpt_neox,
+}
+
+
+def from_hugging_face(
+    tensors: Mapping[str, np.ndarray], config: LMConfig, prefix: str = ""
+) -> dict[str, Any]:
+    """Converts the tensors of a Hugging Face model to parameters of this library's.
+
+    Args:
+        tensors: arrays by their PyTorch names (`model.embed_tokens.weight`, ...).
+        config: the model they belong to.
+        prefix: what stands in front of every name.
+
+    Returns:
+        Nested dict of arrays.
+
+    Raises:
+        ValueError: a tensor is missing or has another shape than `config` says, or models of this
+            kind cannot be converted.
+    """
+    require(
+        type(config) in _CONVERTERS,
+        f"a {type(config).__name__} cannot be read from a Hugging Face checkpoint; only "
+        f"{sorted(kind.__name__ for kind in _CONVERTERS)} can.",
+    )
+    return _CONVERTERS[type(config)](Checkpoint(tensors, prefix), config)

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from gradmem_jax import GPT2Config, GPTNeoXConfig, GradMem, GradMemConfig, generate
+from gradmem_jax import GPT2Config, GPTNeoXConfig, GradMem, GradMemConfig, MambaConfig, generate
 from gradmem_jax.lm.families import make_lm
-from gradmem_jax.lm.pretrained import gpt2_from_hugging_face, gpt_neox_from_hugging_face
+from gradmem_jax.lm.pretrained import from_hugging_face
 from tests.small import numpy_params, random_ids, small_params
 
 OPTIONS = dict(vocab_size=11, width=8, num_layers=2, num_heads=2, max_positions=20)
@@ -81,15 +81,17 @@ class TransformerTest(parameterized.TestCase):
             GPTNeoXConfig(vocab_size=11, width=8, num_heads=2, rotary_fraction=1.5)
 
     @parameterized.parameters(
-        ("gpt2", gpt2_from_hugging_face, "transformer.wte.weight"),
-        ("gpt_neox", gpt_neox_from_hugging_face, "gpt_neox.embed_in.weight"),
+        ("gpt2", "transformer.wte.weight"),
+        ("gpt_neox", "gpt_neox.embed_in.weight"),
     )
-    def test_checkpoint_refusals(self, name, convert, embedding):
+    def test_checkpoint_refusals(self, name, embedding):
         with self.assertRaisesRegex(ValueError, f"no tensor 'x.{embedding}'"):
-            convert({}, CONFIGS[name], prefix="x.")
+            from_hugging_face({}, CONFIGS[name], prefix="x.")
         tensors = {embedding: np.zeros((11, 9))}
         with self.assertRaisesRegex(ValueError, r"has shape \(11, 9\); the config needs \(11, 8\)"):
-            convert(tensors, CONFIGS[name])
+            from_hugging_face(tensors, CONFIGS[name])
+        with self.assertRaisesRegex(ValueError, "a MambaConfig cannot be read"):
+            from_hugging_face({}, MambaConfig(vocab_size=11))
 
 
 if __name__ == "__main__":
