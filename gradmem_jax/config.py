@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 REMAT_POLICIES = ("none", "full", "dots")
@@ -252,6 +252,8 @@ class MemoryConfig:
         pad_id: token id that fills contexts and queries up to a common length, on the right.
     """
 
+    has_write_loss: ClassVar[bool] = False
+
     lm: LMConfig
     num_write_steps: int = 1
     inner_loss_weight: float = 0.0
@@ -263,6 +265,10 @@ class MemoryConfig:
         require(
             self.inner_loss_weight >= 0,
             f"inner_loss_weight={self.inner_loss_weight} must not be negative.",
+        )
+        require(
+            self.has_write_loss or not self.inner_loss_weight,
+            f"inner_loss_weight={self.inner_loss_weight} must be 0: this WRITE has no loss.",
         )
         require_integer("pad_id", self.pad_id, 0)
         require(
@@ -284,6 +290,8 @@ class PrefixConfig(MemoryConfig):
         write_lora_alpha: the adapters are scaled by alpha / r.
         write_lora_targets: names of the modules of the language model that have an adapter.
     """
+
+    has_write_loss: ClassVar[bool] = True
 
     num_memory_tokens: int = 8
     write_head: bool = True

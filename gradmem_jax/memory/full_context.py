@@ -6,11 +6,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gradmem_jax.config import MemoryConfig, TransformerConfig, require
+from gradmem_jax.config import MemoryConfig, TransformerConfig
 from gradmem_jax.lm.attention import KVCache
 from gradmem_jax.memory.inner_loop import WriteInfo
 from gradmem_jax.memory.interface import Memory, MemoryModel, Params
-from gradmem_jax.validation import check_memory, resolve_steps
+from gradmem_jax.validation import check_memory
 
 
 class ContextMemory(NamedTuple):
@@ -37,14 +37,6 @@ class FullContextConfig(MemoryConfig):
     """
 
     lm: TransformerConfig
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            not self.inner_loss_weight,
-            f"inner_loss_weight={self.inner_loss_weight} must be 0: a full context has no WRITE "
-            "loss.",
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +83,7 @@ class FullContext(MemoryModel):
         else:
             self.check_memory(params, memory, jnp.shape(context_ids)[0])
         context_ids = self.check_context(context_ids, memory.keys.shape[2])
-        num_steps = self.config.num_write_steps if num_steps is None else num_steps
-        static_steps, traced_steps = resolve_steps(num_steps, max_steps)
-        kept = (static_steps if traced_steps is None else traced_steps) > 0
+        kept = self.resolve_steps(num_steps, max_steps)[1] > 0
         lengths = jnp.where(kept, self.query_lengths(context_ids), 0)
         hidden, cache = self.apply_lm(
             params,

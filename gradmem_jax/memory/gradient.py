@@ -17,7 +17,6 @@ from gradmem_jax.memory.inner_loop import (
 )
 from gradmem_jax.memory.interface import Params
 from gradmem_jax.memory.prefix import PrefixMemory
-from gradmem_jax.validation import resolve_steps
 
 
 class ProjectedMemory(NamedTuple):
@@ -143,8 +142,7 @@ class GradMem(PrefixMemory):
         """
         c = self.config
         start, context_ids = self.check_write(params, memory, context_ids, c.prefix_length)
-        num_steps = c.num_write_steps if num_steps is None else num_steps
-        steps, traced_steps = resolve_steps(num_steps, max_steps)
+        steps, last = self.resolve_steps(num_steps, max_steps)
         if c.gradient_mode == "none":
             start = jax.lax.stop_gradient(start)
         embeddings = self.embed(params, context_ids)
@@ -163,7 +161,7 @@ class GradMem(PrefixMemory):
                 c.meta_gradient,
                 differentiable_loss=c.inner_loss_weight > 0,
             ),
-            num_steps=traced_steps,
+            num_steps=None if isinstance(last, int) else last,
             loss_tolerance=loss_tolerance,
         )
         if not c.inner_loss_weight:

@@ -11,7 +11,7 @@ from gradmem_jax.config import MemoryConfig
 from gradmem_jax.lm.families import make_lm
 from gradmem_jax.losses import IGNORE, token_losses
 from gradmem_jax.memory.inner_loop import WriteInfo
-from gradmem_jax.validation import check_ids, check_length
+from gradmem_jax.validation import check_ids, check_length, resolve_steps
 
 Params = dict[str, Any]
 Memory = Any
@@ -26,6 +26,11 @@ def memory_floats(memory: Memory) -> int:
     """
     leaves = [x for x in jax.tree.leaves(memory) if jnp.issubdtype(x.dtype, jnp.floating)]
     return sum(int(np.prod(x.shape[1:])) for x in leaves)
+
+
+def swap_batch_and_layers(tree: Any) -> Any:
+    """Leaves [B, L, ...], as a memory has them, as [L, B, ...], as layers have them, and back."""
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tree)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +156,21 @@ class MemoryModel:
         """
         hidden, state = self.apply_lm(params, self.embed(params, ids[:, None]), cache=state)
         return self.apply_lm(params, hidden[:, 0], method="unembed"), state
+
+    def resolve_steps(
+        self, num_steps: int | jax.Array | None, max_steps: int | None
+    ) -> tuple[int, int | jax.Array]:
+        """Checks a number of WRITE steps, `config.num_write_steps` if it is None.
+
+        Returns:
+            The steps to compile, and how many of them to take: the same number, or a traced one.
+
+        Raises:
+            ValueError: see `validation.resolve_steps`.
+        """
+        num_steps = self.config.num_write_steps if num_steps is None else num_steps
+        steps, traced_steps = resolve_steps(num_steps, max_steps)
+        return steps, steps if traced_steps is None else traced_steps
 
     def query_lengths(self, query_ids: jax.Array) -> jax.Array:
         """Tokens of each query without its padding: int32 [B] of int [B, Q]."""

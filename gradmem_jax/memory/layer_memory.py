@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gradmem_jax.config import MemoryConfig, require, require_integer, require_number
+from gradmem_jax.config import MemoryConfig, require_integer, require_number
 from gradmem_jax.lm.associative import AssociativeConfig
 from gradmem_jax.memory.inner_loop import WriteInfo
-from gradmem_jax.memory.interface import Memory, MemoryModel, Params
-from gradmem_jax.validation import check_memory, resolve_steps
+from gradmem_jax.memory.interface import Memory, MemoryModel, Params, swap_batch_and_layers
+from gradmem_jax.validation import check_memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +28,6 @@ class LayerMemoryConfig(MemoryConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_number("memory_init_std", self.memory_init_std, above=0)
-        require(
-            not self.inner_loss_weight,
-            f"inner_loss_weight={self.inner_loss_weight} must be 0: this WRITE has no loss.",
-        )
 
     @property
     def tokens_behind(self) -> int:
@@ -120,14 +116,12 @@ class LayerMemory(MemoryModel):
         c = self.config
         context_ids = self.check_context(context_ids, c.tokens_behind)
         batch_size = len(context_ids)
-        num_steps = c.num_write_steps if num_steps is None else num_steps
-        steps, traced_steps = resolve_steps(num_steps, max_steps)
-        last = steps if traced_steps is None else traced_steps
+        steps, last = self.resolve_steps(num_steps, max_steps)
         if memory is None:
             start = self._first_memory(params, batch_size)
         else:
             self.check_memory(params, memory, batch_size)
-            start = _swap_axes(memory)
+            start = swap_batch_and_layers(memory)
         embeddings = self.embed(params, context_ids)
         if c.tokens_behind:
             tokens = params["memory_tokens"].astype(c.lm.dtype)
@@ -150,11 +144,11 @@ class LayerMemory(MemoryModel):
 
         written, _ = jax.lax.scan(one_pass, start, jnp.arange(steps))
         taken = jnp.full(batch_size, last, jnp.int32)
-        return _swap_axes(written), WriteInfo(jnp.zeros((0, batch_size)), (), taken)
+        return swap_batch_and_layers(written), WriteInfo(jnp.zeros((0, batch_size)), (), taken)
 
     def check_memory(self, params: Params, memory: Memory, batch_size: int) -> None:
         """Raises ValueError unless `memory` is one of this model, for `batch_size` samples."""
-        first = lambda: _swap_axes(self._first_memory(params, batch_size))
+        first = lambda: swap_batch_and_layers(self._first_memory(params, batch_size))
         check_memory(memory, jax.eval_shape(first))
 
     def num_memory_positions(self, memory: Memory) -> int:
@@ -173,7 +167,7 @@ class LayerMemory(MemoryModel):
         start = params["read_start"].astype(self.config.lm.dtype)
         start = jnp.broadcast_to(start, (batch_size, *start.shape))
         inputs = jnp.concatenate([start, self.embed(params, query_ids)], axis=1)
-        memory = _swap_axes(memory)
+        memory = swap_batch_and_layers(memory)
         hidden, _, cache = self.apply_lm(params, inputs, memory=memory, cache=cache)
         if cache is not None:
             cache = cache._replace(length=1 + self.query_lengths(query_ids))
@@ -190,8 +184,3 @@ class LayerMemory(MemoryModel):
         """The layers' first memory, leaves [L, B, ...]."""
         nothing = jnp.zeros((batch_size, 1, self.config.lm.width), self.config.lm.dtype)
         return self.apply_lm(params, nothing)[1]
-
-
-def _swap_axes(memory: Memory) -> Memory:
-    """Leaves [B, L, ...] as [L, B, ...] and back."""
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), memory)

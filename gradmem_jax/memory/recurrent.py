@@ -15,7 +15,6 @@ from gradmem_jax.losses import IGNORE, mean_per_sample
 from gradmem_jax.memory.inner_loop import WriteInfo
 from gradmem_jax.memory.interface import Memory, Params
 from gradmem_jax.memory.prefix import PrefixMemory
-from gradmem_jax.validation import resolve_steps
 
 _LAYER_NORM_EPSILON = 1e-5
 
@@ -138,9 +137,7 @@ class RMT(PrefixMemory):
         c = self.config
         needed = 2 * c.prefix_length - c.num_control_tokens
         start, context_ids = self.check_write(params, memory, context_ids, needed)
-        num_steps = c.num_write_steps if num_steps is None else num_steps
-        steps, traced_steps = resolve_steps(num_steps, max_steps)
-        last = steps if traced_steps is None else traced_steps
+        steps, last = self.resolve_steps(num_steps, max_steps)
         batch_size = context_ids.shape[0]
         params = self.write_params(params)
         embeddings = self.embed(params, context_ids)

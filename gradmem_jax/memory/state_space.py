@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gradmem_jax.config import MemoryConfig, require
+from gradmem_jax.config import MemoryConfig
 from gradmem_jax.memory.inner_loop import WriteInfo
-from gradmem_jax.memory.interface import Memory, MemoryModel, Params
-from gradmem_jax.validation import check_memory, resolve_steps
+from gradmem_jax.memory.interface import Memory, MemoryModel, Params, swap_batch_and_layers
+from gradmem_jax.validation import check_memory
 
 
 class StateMemory(NamedTuple):
@@ -30,13 +30,6 @@ class StateSpaceConfig(MemoryConfig):
 
     There is one WRITE step, the pass over the context. With K = 0 the memory is the first state.
     """
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            not self.inner_loss_weight,
-            f"inner_loss_weight={self.inner_loss_weight} must be 0: this WRITE has no loss.",
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +73,7 @@ class StateSpace(MemoryModel):
         context_ids = self.check_context(context_ids, 0)
         if memory is not None:
             self.check_memory(params, memory, len(context_ids))
-        num_steps = self.config.num_write_steps if num_steps is None else num_steps
-        static_steps, traced_steps = resolve_steps(num_steps, max_steps)
-        kept = (static_steps if traced_steps is None else traced_steps) > 0
+        kept = self.resolve_steps(num_steps, max_steps)[1] > 0
         written = self._run(params, context_ids, memory, kept)
         taken = jnp.full(len(context_ids), kept, jnp.int32)
         return written, WriteInfo(jnp.zeros((0, len(context_ids))), (), taken)
@@ -106,7 +97,7 @@ class StateSpace(MemoryModel):
             params,
             self.embed(params, query_ids),
             real=query_ids != self.config.pad_id,
-            state=_by_layer(memory.state),
+            state=swap_batch_and_layers(memory.state),
         )
         hidden = jnp.concatenate([memory.last_hidden[:, None], hidden], axis=1)
         return self.apply_lm(params, hidden, method="unembed"), state
@@ -128,16 +119,11 @@ class StateSpace(MemoryModel):
             params,
             self.embed(params, context_ids),
             real=real,
-            state=None if memory is None else _by_layer(memory.state),
+            state=None if memory is None else swap_batch_and_layers(memory.state),
         )
         lengths = real.sum(axis=1)
         last = jnp.maximum(lengths - 1, 0)[:, None, None]
         before = jnp.zeros_like(hidden[:, 0]) if memory is None else memory.last_hidden
         last_hidden = jnp.take_along_axis(hidden, last, axis=1)[:, 0]
         last_hidden = jnp.where((lengths > 0)[:, None], last_hidden, before)
-        return StateMemory(jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), state), last_hidden)
-
-
-def _by_layer(state: Any) -> Any:
-    """Leaves [B, L, ...] as [L, B, ...]."""
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), state)
+        return StateMemory(swap_batch_and_layers(state), last_hidden)
