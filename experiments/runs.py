@@ -31,6 +31,16 @@ GRADIENT_MODES = {"second": "", "first": ", first order", "none": ", no gradient
 NOT_COMPARED = ("seed", "init_from")
 
 
+def name_pattern(only: str) -> re.Pattern[str]:
+    """Compiles --only, or refuses it."""
+    try:
+        return re.compile(only)
+    except re.error as error:
+        raise ValueError(
+            f"--only={only!r} is not a regular expression ({error}); escape special characters."
+        ) from error
+
+
 class FinishedRun(NamedTuple):
     """A finished run.
 
@@ -72,13 +82,14 @@ def find_runs(root: pathlib.Path, only: str = "") -> Found:
         only: regular expression; only runs whose name has it.
 
     Raises:
-        ValueError: there is no finished run.
+        ValueError: there is no finished run, or `only` is wrong.
     """
     require(root.is_dir(), f"--root={root} is not a folder; give the one that holds the runs.")
+    pattern = name_pattern(only)
     found = Found([], [], [])
     for path in sorted(root.rglob("config.json")):
         name = path.parent.relative_to(root).as_posix()
-        if not re.search(only, name):
+        if not pattern.search(name):
             continue
         if not path.with_name("metrics.json").exists():
             found.unfinished.append(name)

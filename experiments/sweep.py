@@ -28,7 +28,7 @@ from absl import app, flags
 from experiments import reporting
 from experiments.build import build_stages
 from experiments.reporting import log
-from experiments.runs import ONLY, ROOT
+from experiments.runs import ONLY, ROOT, name_pattern
 from gradmem_jax.config import require
 
 _SWEEP = flags.DEFINE_string(
@@ -152,12 +152,7 @@ def select(runs: Sequence[Run], index: int, count: int, only: str = "") -> list[
         f"--index={index} must be from 0 to {count - 1}, as --count={count}; give every worker "
         "another --index.",
     )
-    try:
-        pattern = re.compile(only)
-    except re.error as error:
-        raise ValueError(
-            f"--only={only!r} is not a regular expression ({error}); escape special characters."
-        ) from error
+    pattern = name_pattern(only)
     require(
         any(pattern.search(run.name) for run in runs),
         f"--only={only!r} is in the name of no run; names look like {runs[0].name!r}.",

@@ -91,6 +91,22 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) 
     return jnp.einsum("bkgst,btkd->bskgd", weights, value).reshape(query.shape)
 
 
+def make_cache(keys: jax.Array, values: jax.Array, length: jax.Array, room: int) -> KVCache:
+    """Makes a cache of a memory's keys and values.
+
+    Args:
+        keys: [B, L, T, Hkv, Dh].
+        values: [B, L, T, Hkv, Dh].
+        length: int32 [B], how many of the T hold tokens of each sample.
+        room: how many tokens may follow.
+
+    Returns:
+        A cache with T + room slots.
+    """
+    grow = lambda x: jnp.pad(jnp.moveaxis(x, 1, 0), ((0, 0), (0, 0), (0, room), (0, 0), (0, 0)))
+    return KVCache(grow(keys), grow(values), length)
+
+
 def append_to_cache(cached: jax.Array, new: jax.Array, length: jax.Array) -> jax.Array:
     """Writes `new` behind the first `length` tokens of every sample.
 

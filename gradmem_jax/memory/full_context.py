@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gradmem_jax.config import MemoryConfig, TransformerConfig
-from gradmem_jax.lm.attention import KVCache
+from gradmem_jax.lm.attention import KVCache, make_cache
 from gradmem_jax.memory.inner_loop import WriteInfo
 from gradmem_jax.memory.interface import Memory, MemoryModel, Params
 from gradmem_jax.validation import check_memory
@@ -129,5 +129,4 @@ class FullContext(MemoryModel):
 
     def _cache(self, memory: ContextMemory, room: int) -> KVCache:
         """The memory as a cache with room for more tokens."""
-        grow = lambda x: jnp.pad(jnp.moveaxis(x, 1, 0), ((0, 0), (0, 0), (0, room), (0, 0), (0, 0)))
-        return KVCache(grow(memory.keys), grow(memory.values), memory.length)
+        return make_cache(memory.keys, memory.values, memory.length, room)

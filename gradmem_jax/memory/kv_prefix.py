@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from gradmem_jax.config import GradMemConfig, TransformerConfig, require, require_choice
-from gradmem_jax.lm.attention import KVCache
+from gradmem_jax.lm.attention import KVCache, make_cache
 from gradmem_jax.memory.gradient import GradMem
 from gradmem_jax.memory.interface import Params
 
@@ -88,10 +88,6 @@ class KVPrefix(GradMem):
 
     def _cache(self, memory: KVMemory, length: int, room: int | None) -> KVCache:
         """The memory as a cache with room for the tokens."""
-        rows = length + (room or 0)
-        grow = lambda x: jnp.pad(
-            jnp.moveaxis(x, 1, 0).astype(self.config.lm.dtype),
-            ((0, 0), (0, 0), (0, rows), (0, 0), (0, 0)),
-        )
-        lengths = jnp.full(len(memory.keys), self.config.num_memory_tokens, jnp.int32)
-        return KVCache(grow(memory.keys), grow(memory.values), lengths)
+        keys, values = (x.astype(self.config.lm.dtype) for x in memory)
+        lengths = jnp.full(len(keys), self.config.num_memory_tokens, jnp.int32)
+        return make_cache(keys, values, lengths, length + (room or 0))

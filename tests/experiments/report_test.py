@@ -254,6 +254,8 @@ class ReportTest(parameterized.TestCase):
         text = report.write_report(self.root, self.out, only="^table")
         self.assertIn("'--only=^table'", text)
         self.assertEqual(cells(text, "exact match, %"), ["exact match, %", "N = 4"])
+        with self.assertRaisesRegex(ValueError, r"--only='\(' is not a regular expression"):
+            report.write_report(self.root, self.out, only="(")
 
     def test_exact_match_by_segment(self):
         changes = {"data.num_pairs": 8, "data.num_segments": 4, "model.num_write_steps": 2}
