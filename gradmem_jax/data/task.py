@@ -1,0 +1,82 @@
+"""What training and evaluation need to know of a task, whatever it asks."""
+
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back."""
+
+    @property
+    def vocab_size(self) -> int:
+        """V, number of ids."""
+
+    def encode(self, text: str) -> np.ndarray:
+        """Returns the ids of a text, int32 [n]."""
+
+    def decode(self, ids: Any) -> str:
+        """Returns the text of ids, padding and other special ids left out."""
+
+
+class Source(Protocol):
+    """Random access to the samples of a split.
+
+    A sample is a dict of
+        context_ids int32 [S], without padding; [T, S] if it comes in T segments,
+        query_ids int32 [R, Q], queries with their targets; rows padded on the right with pad_id,
+        labels int32 [R, Q], the target's ids in their places, -100 elsewhere,
+        value_mask bool [R, Q], the targets that exact match looks at,
+        and perhaps context_kinds int8 like context_ids, and query_segments int32 [R].
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any) -> dict[str, np.ndarray]: ...
+
+
+class Task(Protocol):
+    """A task: a frozen dataclass whose fields are those of `config.data`.
+
+    Batches are padded to the smallest of `context_buckets` and `query_buckets` that hold them, so
+    that no other shape is ever compiled.
+    """
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of its texts."""
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills contexts and queries."""
+
+    @property
+    def vocab_size(self) -> int:
+        """V, ids of the tokenizer."""
+
+    @property
+    def context_buckets(self) -> tuple[int, ...]:
+        """Lengths S that contexts are padded to, ascending; the last one holds any of them."""
+
+    @property
+    def query_buckets(self) -> tuple[int, ...]:
+        """Lengths Q that queries with targets are padded to, ascending."""
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Names of the kinds of context tokens, "pad" first; () without context_kinds."""
+
+    @property
+    def num_segments(self) -> int:
+        """T, segments that a context comes in; 1 is one piece."""
+
+    def source(self, split: str, num_samples: int | None = None) -> Source:
+        """Returns the samples of a split, the first `num_samples` only if given.
+
+        Args:
+            split: "train", "validation" or "test".
+            num_samples: an upper bound.
+
+        Raises:
+            ValueError: there is no such split, or its files are missing or damaged.
+        """
