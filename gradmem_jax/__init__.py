@@ -17,6 +17,7 @@ from gradmem_jax.memory.recurrent import RMT, RMTConfig
 from gradmem_jax.memory.segments import write_context
 from gradmem_jax.memory.state_space import StateMemory, StateSpace, StateSpaceConfig
 from gradmem_jax.memory.warm_start import WarmStart, WarmStartConfig
+from gradmem_jax.memory_file import load_memory, save_memory
 
 __version__ = "0.1.0"
 
@@ -52,6 +53,8 @@ __all__ = [
     "WarmStartConfig",
     "WriteInfo",
     "generate",
+    "load_memory",
     "memory_floats",
+    "save_memory",
     "write_context",
 ]
