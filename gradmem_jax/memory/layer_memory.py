@@ -88,6 +88,11 @@ class LayerMemory(MemoryModel):
             params["memory_tokens"] = draw(token_key, c.tokens_behind)
         return params
 
+    @property
+    def write_positions(self) -> int:
+        """Positions that a WRITE needs beside the tokens of the context."""
+        return self.config.tokens_behind
+
     def write_memory(
         self,
         params: Params,
@@ -114,7 +119,7 @@ class LayerMemory(MemoryModel):
                 positions, or a wrong number of steps.
         """
         c = self.config
-        context_ids = self.check_context(context_ids, c.tokens_behind)
+        context_ids = self.check_context(context_ids, self.write_positions)
         batch_size = len(context_ids)
         steps, last = self.resolve_steps(num_steps, max_steps)
         if memory is None:
