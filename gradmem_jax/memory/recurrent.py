@@ -114,7 +114,8 @@ class RMT(PrefixMemory):
         """READ through the projection of WRITE too; see `MemoryModel.write_view`."""
         view, seen = super().write_view(params)
         if self.config.memory_projection != "none":
-            config = dataclasses.replace(view.config, memory_projection="proj_rw")
+            config: Any = view.config
+            config = dataclasses.replace(config, memory_projection="proj_rw")
             view = dataclasses.replace(view, config=config)
             seen["read_projection"] = params["projection"]
         return view, seen
