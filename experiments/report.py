@@ -25,6 +25,7 @@ from experiments.runs import (
     label,
     task_name,
 )
+from experiments.tasks import SIZES
 
 flags.declare_key_flag(ROOT.name)
 flags.declare_key_flag(ONLY.name)
@@ -243,11 +244,12 @@ def draw(prefix: str, folder: pathlib.Path, runs: Sequence[FinishedRun]) -> dict
     bottom, top = metric.limits
     axis: dict[str, Any] = {"y_label": metric.name, "bottom": bottom, "top": top}
     what = metric.name.split(",")[0].capitalize()
-    sizes = runs[0].size_field
-    add(
-        *("sizes", f"{what} by {sizes}", {"": by_size} if len(_size_names(runs)) > 1 else {}),
-        **axis | {"x_label": sizes, "names": methods, "log_x": runs[0].task != "babi"},
-    )
+    if runs[0].task in SIZES:
+        x_label = SIZES[runs[0].task].axis
+        add(
+            *("sizes", f"{what} by {x_label}", {"": by_size}),
+            **axis | {"x_label": x_label, "names": methods, "log_x": runs[0].task != "babi"},
+        )
     add(
         *("steps", f"{what} by WRITE steps", _curves(groups, metric.value)),
         **axis | {"x_label": steps, "names": methods},

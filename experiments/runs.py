@@ -96,17 +96,12 @@ class FinishedRun(NamedTuple):
     @property
     def size(self) -> int:
         """How much there is to remember, such as N; 0 if the task has one size only."""
-        return self.config["data"][SIZES[self.task][0]] if self.task in SIZES else 0
+        return self.config["data"][SIZES[self.task].field] if self.task in SIZES else 0
 
     @property
     def size_name(self) -> str:
         """What people call the size, such as "N = 8"."""
         return size_name(self.task, self.config["data"])
-
-    @property
-    def size_field(self) -> str:
-        """What the size counts, such as "num pairs"."""
-        return SIZES[self.task][0].replace("_", " ") if self.task in SIZES else ""
 
     @property
     def metric(self) -> Metric:
@@ -191,7 +186,12 @@ def label(config: Mapping[str, Any]) -> str:
 def task_name(config: Mapping[str, Any]) -> str:
     """Names a run's task, its size aside."""
     task = config.get("task", "kv_retrieval")
-    left_out = (SIZES.get(task, ("",))[0], "queries_per_context", "seed", "data_dir")
+    left_out = (
+        SIZES[task].field if task in SIZES else "",
+        "queries_per_context",
+        "seed",
+        "data_dir",
+    )
     fields = {name: value for name, value in config["data"].items() if name not in left_out}
     text = "" if task == "kv_retrieval" else task
     if {"key_length", "value_length", "alphabet_size"} <= fields.keys():

@@ -1,20 +1,36 @@
 """The tasks that can be trained, by name."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
+from gradmem_jax.data.babi import BabiConfig
 from gradmem_jax.data.kv_retrieval import KVRetrievalConfig
 
 TASKS = {
+    "babi": BabiConfig,
     "kv_retrieval": KVRetrievalConfig,
 }
 GENERATED = ("kv_retrieval", "phone_book")  # samples are made when asked for and never repeat
 
-# The field that says how much there is to remember, and what people call it.
+
+class Size(NamedTuple):
+    """The field of a task that says how much there is to remember.
+
+    Attributes:
+        field: its name.
+        text: how people write it, with a place for the value.
+        axis: label of an axis.
+    """
+
+    field: str
+    text: str
+    axis: str
+
+
 SIZES = {
-    "kv_retrieval": ("num_pairs", "N = {}"),
-    "babi": ("task", "QA{}"),
-    "text_spans": ("num_tokens", "{} tokens"),
-    "phone_book": ("num_entries", "N = {}"),
+    "kv_retrieval": Size("num_pairs", "N = {}", "pairs N"),
+    "babi": Size("task", "QA{}", "bAbI task"),
+    "text_spans": Size("num_tokens", "{} tokens", "tokens of a span"),
+    "phone_book": Size("num_entries", "N = {}", "entries N"),
 }
 
 
@@ -27,5 +43,4 @@ def size_name(task: str, fields: Any) -> str:
     """
     if task not in SIZES:
         return task
-    field, name = SIZES[task]
-    return name.format(fields[field])
+    return SIZES[task].text.format(fields[SIZES[task].field])
