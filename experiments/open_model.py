@@ -4,6 +4,8 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
@@ -11,31 +13,29 @@ from ml_collections import ConfigDict
 from experiments import reporting
 from experiments.build import build_model, build_task
 from gradmem_jax import checkpoint
-from gradmem_jax.config import GradMemConfig, require, require_integer
+from gradmem_jax.config import GradMemConfig, require, require_choice, require_number
 from gradmem_jax.data.task import Tokenizer
 from gradmem_jax.lm.pretrained import load_pretrained
 from gradmem_jax.memory.gradient import GradMem
 from gradmem_jax.memory.interface import MemoryModel, Params
 
-# What a WRITE of a model that never learned to write is like; see docs/memory_files.md.
-PRETRAINED_DEFAULTS = {
-    "num_memory_tokens": 8,
-    "num_write_steps": 100,
-    "write_optimizer": "adam",
-    "write_learning_rate": None,
-}
+# Learning rates of a WRITE that nobody trained; Adam's is in units of the embeddings' size.
+WRITE_LEARNING_RATES = {"adam": 0.3, "sgd": 1.0}
+PRETRAINED_OPTIONS = (
+    *("num_memory_tokens", "num_write_steps", "write_optimizer", "write_learning_rate"),
+)
 
 
 class OpenModel(NamedTuple):
-    """A model with all that turning text into answers needs.
+    """A model with all that it takes to turn texts into memories and memories into answers.
 
     Attributes:
         model: the model.
         params: its parameters.
         tokenizer: its tokenizer.
-        end_id: the id that ends an answer.
+        end_id: the id that ends an answer, if there is one.
         prompt: from a question to the text that an answer continues.
-        notes: what `open_model` needs to open the same model again.
+        notes: what `open_model` takes to open the same model again.
     """
 
     model: MemoryModel
@@ -47,32 +47,88 @@ class OpenModel(NamedTuple):
 
 
 def open_model(path: str, options: Mapping[str, Any]) -> OpenModel:
-    """Opens a model.
+    """Opens a finished run by `open_run`, or another model by `open_pretrained`.
 
     Args:
-        path: the folder of a finished run, or what `load_pretrained` reads.
-        options: for a run, `checkpoint`; for a pretrained model, fields of `PRETRAINED_DEFAULTS`.
-            None stands for a default.
+        path: the workdir of a run, or what `load_pretrained` reads.
+        options: keyword arguments of the function that opens it.
 
     Raises:
-        ValueError: there is no model, or an option is wrong or of the other kind of model.
+        ValueError: there is no such model, or an option is wrong or not one of its kind.
     """
-    given = {name: value for name, value in options.items() if value is not None}
-    is_run = (pathlib.Path(path) / "checkpoints").is_dir()
-    known = ("checkpoint",) if is_run else tuple(PRETRAINED_DEFAULTS)
-    kind = "a finished run" if is_run else "a pretrained language model"
-    unknown = [name for name in given if name not in known]
-    require(not unknown, f"{path} is {kind}, whose options are {known}; leave out {unknown}.")
-    require(pathlib.Path(path).exists(), f"there is no model {path}.")
-    absolute = str(pathlib.Path(path).absolute())
-    opened = open_run(path, **given) if is_run else open_pretrained(path, **given)
-    return opened._replace(notes={"model": absolute, "options": given})
+    folder = pathlib.Path(path)
+    require(folder.exists(), f"there is no model {path}; name a run's workdir or a model's files.")
+    is_run = (folder / "checkpoints").is_dir()
+    known = ("checkpoint_name",) if is_run else PRETRAINED_OPTIONS
+    foreign = [name for name in options if name not in known]
+    kind = "a run, configured by its config.json" if is_run else "a pretrained language model"
+    require(not foreign, f"{path} is {kind}: leave out {', '.join(foreign)}.")
+    opened: OpenModel = (open_run if is_run else open_pretrained)(folder, **options)
+    return opened._replace(notes={"model": str(folder.absolute()), "options": dict(options)})
 
 
-def open_run(workdir: str, checkpoint_name: str = "best") -> OpenModel:
-    """Opens a finished run."""
-    raise NotImplementedError
+def open_run(workdir: pathlib.Path, checkpoint_name: str = "best") -> OpenModel:
+    """Opens a run of experiments.train.
+
+    Args:
+        workdir: its folder.
+        checkpoint_name: "best", "latest", or a step.
+
+    Raises:
+        ValueError: there is no such run or checkpoint.
+    """
+    config = ConfigDict(reporting.read_json(workdir / "config.json"))
+    task: Any = build_task(config)
+    model = build_model(config)
+    _, params = checkpoint.restore_params(workdir / "checkpoints", checkpoint_name)
+    end_id = getattr(task, "end_id", None) or getattr(task.tokenizer, "end_id", None)
+    prompt = getattr(task, "prompt", lambda question: question)
+    return OpenModel(model, params, task.tokenizer, end_id, prompt, {})
 
 
-def initial_memory(embedding: np.ndarray, num_memory_tokens: int) -> np.ndarray:
-    raise NotImplementedError
+def open_pretrained(
+    path: pathlib.Path,
+    num_memory_tokens: int = 8,
+    num_write_steps: int = 100,
+    write_optimizer: str = "adam",
+    write_learning_rate: float | None = None,
+) -> OpenModel:
+    """Puts GradMem around a pretrained language model that was never trained to write or read.
+
+    Nothing is learned beforehand: WRITE predicts with the language model's own head, and the
+    memory starts from the mean of all token embeddings.
+
+    Args:
+        path: what `load_pretrained` reads.
+        num_memory_tokens: m.
+        num_write_steps: K; without meta-training it takes many.
+        write_optimizer: "adam", or "sgd" for plain gradient steps.
+        write_learning_rate: of plain steps, or of Adam in units of the embeddings' root mean
+            square, so that one value suits models of any scale; None takes a usual one.
+
+    Raises:
+        ValueError: there is no model or no tokenizer, or an option is wrong.
+    """
+    require_choice("write_optimizer", write_optimizer, tuple(WRITE_LEARNING_RATES))
+    rate = write_learning_rate or WRITE_LEARNING_RATES[write_optimizer]
+    require_number("write_learning_rate", rate, above=0)
+    lm, lm_params, tokenizer = load_pretrained(path)
+    require(tokenizer is not None, f"{path} has no tokenizer; put a tokenizer.json beside it.")
+    assert tokenizer is not None
+    embedding = np.asarray(lm_params["embedding"], np.float64)
+    optimizer = None
+    if write_optimizer == "adam":
+        scale = float(np.sqrt(np.square(embedding).mean()))
+        optimizer = optax.adam(rate * scale, eps_root=1e-12)
+    config = GradMemConfig(
+        lm=lm,
+        pad_id=tokenizer.pad_id,
+        num_memory_tokens=num_memory_tokens,
+        num_write_steps=num_write_steps,
+        write_learning_rate=rate,
+        write_head=False,
+    )
+    start = np.tile(embedding.mean(axis=0), (num_memory_tokens, 1)).astype(lm.param_dtype)
+    params = jax.tree.map(jnp.asarray, {"lm": lm_params, "initial_memory": start})
+    prompt = lambda question: question
+    return OpenModel(GradMem(config, optimizer), params, tokenizer, tokenizer.end_id, prompt, {})
