@@ -28,7 +28,7 @@ class Size(NamedTuple):
 
 SIZES = {
     "kv_retrieval": Size("num_pairs", "N = {}", "pairs N"),
-    "babi": Size("task", "QA{}", "bAbI task"),
+    "babi": Size("qa", "QA{}", "bAbI task"),
     "text_spans": Size("num_tokens", "{} tokens", "tokens of a span"),
     "phone_book": Size("num_entries", "N = {}", "entries N"),
 }
