@@ -4,10 +4,16 @@ from typing import Any, NamedTuple
 
 from gradmem_jax.data.babi import BabiConfig
 from gradmem_jax.data.kv_retrieval import KVRetrievalConfig
+from gradmem_jax.data.squad import SquadConfig
+from gradmem_jax.data.text_spans import TextSpansConfig
+from gradmem_jax.data.wikitext import WikiTextConfig
 
 TASKS = {
     "babi": BabiConfig,
     "kv_retrieval": KVRetrievalConfig,
+    "squad": SquadConfig,
+    "text_spans": TextSpansConfig,
+    "wikitext": WikiTextConfig,
 }
 GENERATED = ("kv_retrieval", "phone_book")  # samples are made when asked for and never repeat
 
