@@ -12,7 +12,7 @@ from experiments.tasks import TASKS, size_name
 from gradmem_jax.config import LMConfig, require, require_choice
 from gradmem_jax.data.task import Task
 from gradmem_jax.freezing import split_params
-from gradmem_jax.lm.pretrained import load_config, load_pretrained
+from gradmem_jax.lm import pretrained
 from gradmem_jax.memory.gradient import GradMem
 from gradmem_jax.memory.interface import MemoryModel, Params
 from gradmem_jax.optimizer import OptimizerConfig
@@ -59,7 +59,7 @@ def build_lm(config: ConfigDict, task: Task) -> LMConfig:
     method = METHODS[config.method]
     if not config.pretrained:
         return method.lm(vocab_size=task.vocab_size, **config.lm.to_dict())
-    lm = load_config(config.pretrained, **config.lm.to_dict())
+    lm = pretrained.load_config(config.pretrained, **config.lm.to_dict())
     require(
         isinstance(lm, method.pretrained_lm),
         f"method={config.method!r} needs a {method.pretrained_lm.__name__}; pretrained="
@@ -101,7 +101,7 @@ def first_params(config: ConfigDict, model: MemoryModel) -> Params:
     key = jax.random.key(config.seed)
     if not config.pretrained:
         return model.init(key)
-    return model.init(key, load_pretrained(config.pretrained, **config.lm.to_dict()).params)
+    return model.init(key, pretrained.load_pretrained(config.pretrained, **config.lm.to_dict()).params)
 
 
 def build_optimizer_config(config: ConfigDict) -> OptimizerConfig:

@@ -4,10 +4,16 @@ from typing import Any, NamedTuple
 
 from gradmem_jax.data.babi import BabiConfig
 from gradmem_jax.data.kv_retrieval import KVRetrievalConfig
+from gradmem_jax.data.squad import SquadConfig
+from gradmem_jax.data.text_spans import TextSpansConfig
+from gradmem_jax.data.wikitext import WikiTextConfig
 
 TASKS = {
     "babi": BabiConfig,
     "kv_retrieval": KVRetrievalConfig,
+    "squad": SquadConfig,
+    "text_spans": TextSpansConfig,
+    "wikitext": WikiTextConfig,
 }
 GENERATED = ("kv_retrieval", "phone_book")  # samples are made when asked for and never repeat
 
@@ -28,7 +34,7 @@ class Size(NamedTuple):
 
 SIZES = {
     "kv_retrieval": Size("num_pairs", "N = {}", "pairs N"),
-    "babi": Size("task", "QA{}", "bAbI task"),
+    "babi": Size("qa", "QA{}", "bAbI task"),
     "text_spans": Size("num_tokens", "{} tokens", "tokens of a span"),
     "phone_book": Size("num_entries", "N = {}", "entries N"),
 }

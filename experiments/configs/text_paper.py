@@ -52,7 +52,7 @@ def get_config(arguments: str = "squad_gradmem_k1") -> ConfigDict:
     if method == "rmt":
         config.optimizer.learning_rate = 3e-4
     if cell == "qa":
-        config.data.task = int(match[3])
+        config.data.qa = int(match[3])
     if cell == "squad":
         config.data.context = "sentence"
     if cell == "lm":

@@ -1,7 +1,6 @@
 """bAbI: questions about short stories (Weston et al. 2015, arXiv 1502.05698)."""
 
 import dataclasses
-import hashlib
 import pathlib
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
@@ -9,11 +8,18 @@ from typing import ClassVar, NamedTuple
 from absl import logging
 
 from gradmem_jax.config import require_choice
-from gradmem_jax.data.records import Record, Records, Skipped, find_file, read_text, require_file
-from gradmem_jax.data.text_task import TextTask
+from gradmem_jax.data.records import (
+    Record,
+    Records,
+    Skipped,
+    find_file,
+    read_text,
+    require_file,
+    split_names,
+)
+from gradmem_jax.data.text_task import QuestionTask
 
 VARIANTS = ("en", "en-10k")
-_VALIDATION_SHARE = 10  # one of so many different training stories belongs to validation
 
 
 class Story(NamedTuple):
@@ -25,7 +31,7 @@ class Story(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class BabiConfig(TextTask):
+class BabiConfig(QuestionTask):
     """One of the twenty bAbI tasks.
 
     The statements of the story so far, in one line, are the context; each question is a sample of
@@ -54,6 +60,11 @@ class BabiConfig(TextTask):
         require_choice("qa", self.qa, tuple(range(1, 21)))
         require_choice("variant", self.variant, VARIANTS)
 
+    @property
+    def records_name(self) -> str:
+        """Task and variant."""
+        return f"qa{self.qa}_{self.variant}"
+
     def read(self, folder: pathlib.Path, split: str) -> Records:
         """Reads the records of a split; see `TextTask.read`."""
         if split == "test":
@@ -62,9 +73,8 @@ class BabiConfig(TextTask):
         for path in self._training_files(folder):
             known = {story.content for story in stories}
             stories += [story for story in _read_stories(path) if story.content not in known]
-        held_out = _held_out(stories)
-        wanted = split == "validation"
-        return _join([story for story in stories if (story.content in held_out) == wanted])
+        split_of = split_names((story.content for story in stories), ("validation",))
+        return _join([story for story in stories if split_of[story.content] == split])
 
     def _pattern(self, part: str, variant: str = "") -> str:
         return f"{variant or self.variant}/qa{self.qa}_*{part}.txt"
@@ -125,13 +135,6 @@ def _read_story(lines: Sequence[tuple[str, str]]) -> Story:
         if reason:
             story.skipped.append(Skipped(line_id, reason))
     return story
-
-
-def _held_out(stories: Sequence[Story]) -> set[str]:
-    """Chooses the stories of the validation split, whatever their order: those of least hash."""
-    digest = lambda content: hashlib.blake2b(content.encode(), digest_size=8).digest()
-    contents = sorted({story.content for story in stories}, key=digest)
-    return set(contents[: -(-len(contents) // _VALIDATION_SHARE)])
 
 
 def _join(stories: Sequence[Story]) -> Records:

@@ -1,9 +1,12 @@
 """Records: what a text task is about before it is tokenised, and the files they come from."""
 
 import gzip
+import hashlib
+import itertools
 import os
 import pathlib
 import zlib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from absl import logging
@@ -53,6 +56,23 @@ def log_skipped(name: str, skipped: tuple[Skipped, ...]) -> None:
         shown = "; ".join(f"{s.id}: {s.reason}" for s in skipped[:_SHOWN])
         more = f"; and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
         logging.warning("%s: %d records skipped (%s%s)", name, len(skipped), shown, more)
+
+
+def split_names(names: Iterable[str], held_out: tuple[str, ...]) -> dict[str, str]:
+    """Divides names among splits, the same way for ever, whatever their order.
+
+    Args:
+        names: names or whole texts; equal ones stay together.
+        held_out: splits that get a tenth each of the different names.
+
+    Returns:
+        The split of each name; "train" for those that no other split got.
+    """
+    digest = lambda name: hashlib.blake2b(name.encode(), digest_size=8).digest()
+    ordered = sorted(set(names), key=digest)
+    share = -(-len(ordered) // 10)
+    splits = [split for split in held_out for _ in range(share)]
+    return dict(itertools.zip_longest(ordered, splits[: len(ordered)], fillvalue="train"))
 
 
 def data_folder(data_dir: str, name: str) -> pathlib.Path:

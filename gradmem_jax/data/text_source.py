@@ -136,7 +136,7 @@ def question_source(
     contexts, queries, starts, kept, skipped = [], [], [], [], list(records.skipped)
     encoded = encode_texts(tokenizer, (record.context for record in records.kept))
     for record, context in zip(records.kept, encoded, strict=True):
-        target = encode_target(tokenizer, prompt(record.question), record.answers[0])
+        target = encode_target(tokenizer, prompt(record.question), record.answers[0].strip())
         reason = ""
         if not len(context):
             reason = "the context has no tokens"
@@ -159,6 +159,41 @@ def question_source(
         kept.append(record)
     return TextSource(
         contexts, queries, np.array(starts, int), tuple(kept).__getitem__, tuple(skipped)
+    )
+
+
+def chunk_source(
+    chunks: np.ndarray,
+    context_length: int,
+    query: np.ndarray,
+    tokenizer: TextTokenizer,
+    skipped: tuple[Skipped, ...],
+) -> TextSource:
+    """Makes the samples of chunks of running text.
+
+    Args:
+        chunks: ids [n, length]; what follows `context_length` tokens is the target, or the chunk
+            itself if there is nothing.
+        context_length: tokens that are written into memory.
+        query: ids of what is asked, the same for all chunks; perhaps none.
+        tokenizer: the tokenizer.
+        skipped: the records left out.
+    """
+    contexts = chunks[:, :context_length]
+    targets = chunks[:, context_length:] if chunks.shape[1] > context_length else contexts
+    asked = np.broadcast_to(query, (len(chunks), len(query)))
+    question = tokenizer.decode(query)
+
+    def record(index: int) -> Record:
+        answer = tokenizer.decode(targets[index])
+        return Record(str(index), tokenizer.decode(contexts[index]), question, (answer,))
+
+    return TextSource(
+        contexts,
+        np.concatenate([asked, targets], axis=1).astype(np.int32),
+        np.full(len(chunks), len(query)),
+        record,
+        skipped,
     )
 
 

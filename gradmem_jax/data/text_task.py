@@ -26,24 +26,18 @@ class TextTask:
         tokenizer_path: a pretrained tokenizer, see `load_tokenizer`; by default an id for each
             word and punctuation mark of the task's files, those of all splits, so that no word of
             an evaluation is unknown.
-        max_context_tokens: longest context; None allows any. Contexts are never cut, since that
-            may take away the answer.
-        long_contexts: what becomes of longer ones: "skip" leaves them out and counts them, in
-            evaluation too; "error" raises ValueError.
     """
 
     data_dir: str = ""
     tokenizer_path: str = ""
-    max_context_tokens: int | None = None
-    long_contexts: str = "skip"
 
     folder_name: ClassVar[str] = ""
     urls: ClassVar[dict[str, str]] = {}
 
-    def __post_init__(self) -> None:
-        if self.max_context_tokens is not None:
-            require_integer("max_context_tokens", self.max_context_tokens, 1)
-        require_choice("long_contexts", self.long_contexts, ("skip", "error"))
+    @property
+    def records_name(self) -> str:
+        """A name of the raw records: of the fields that decide what `read` returns."""
+        raise NotImplementedError
 
     def read(self, folder: pathlib.Path, split: str) -> Records:
         """Reads the records of a split from raw files; the only reader of their format.
@@ -61,20 +55,13 @@ class TextTask:
         """Returns the task with its files where a download of `urls` put them."""
         return dataclasses.replace(self, data_dir=paths["archive"])
 
-    def choose_context(self, record: Record) -> Record:
-        """Returns a record with the part of its context that the task writes into memory."""
-        return record
-
-    def prompt(self, question: str) -> str:
-        """Returns the text that the answer of a question continues."""
-        return question
-
     def make_source(self, records: Records, tokenizer: TextTokenizer) -> TextSource:
         """Makes the samples of records."""
-        chosen = records._replace(kept=tuple(map(self.choose_context, records.kept)))
-        return question_source(
-            chosen, tokenizer, self.prompt, self.max_context_tokens, self.long_contexts
-        )
+        raise NotImplementedError
+
+    def texts(self, record: Record) -> tuple[str, ...]:
+        """Returns the texts of a record that are tokenised."""
+        return (record.context,)
 
     @property
     def tokenizer(self) -> TextTokenizer:
@@ -93,13 +80,13 @@ class TextTask:
 
     @property
     def context_buckets(self) -> tuple[int, ...]:
-        """The three lengths that pad the contexts of all splits least."""
-        return _buckets(self.located())[0]
+        """Lengths that contexts are padded to."""
+        raise NotImplementedError
 
     @property
     def query_buckets(self) -> tuple[int, ...]:
-        """One length, which holds any query with its target."""
-        return _buckets(self.located())[1]
+        """Lengths that queries with targets are padded to."""
+        raise NotImplementedError
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -133,13 +120,63 @@ class TextTask:
             num_samples: an upper bound.
 
         Raises:
-            ValueError: there is no such split, its files are missing or damaged, no sample is
-                left, or a context is too long and `long_contexts` is "error".
+            ValueError: there is no such split, its files are missing or damaged, or no sample is
+                left.
         """
         require_choice("split", split, SPLITS)
         if num_samples is not None:
             require_integer("num_samples", num_samples, 1)
         return _source(self.located(), split).first(num_samples)
+
+
+@dataclasses.dataclass(frozen=True)
+class QuestionTask(TextTask):
+    """Base of the tasks of questions about a context.
+
+    Attributes:
+        max_context_tokens: longest context; None allows any. Contexts are never cut, since that
+            may take away the answer.
+        long_contexts: what becomes of longer ones: "skip" leaves them out and counts them, in
+            evaluation too; "error" raises ValueError.
+    """
+
+    max_context_tokens: int | None = None
+    long_contexts: str = "skip"
+
+    def __post_init__(self) -> None:
+        if self.max_context_tokens is not None:
+            require_integer("max_context_tokens", self.max_context_tokens, 1)
+        require_choice("long_contexts", self.long_contexts, ("skip", "error"))
+
+    def choose_context(self, record: Record) -> Record:
+        """Returns a record with the part of its context that the task writes into memory."""
+        return record
+
+    def prompt(self, question: str) -> str:
+        """Returns the text that the answer of a question continues."""
+        return question
+
+    def make_source(self, records: Records, tokenizer: TextTokenizer) -> TextSource:
+        """Makes a sample of each question; see `TextTask.make_source`."""
+        chosen = records._replace(kept=tuple(map(self.choose_context, records.kept)))
+        return question_source(
+            chosen, tokenizer, self.prompt, self.max_context_tokens, self.long_contexts
+        )
+
+    def texts(self, record: Record) -> tuple[str, ...]:
+        """Returns context, question with its template, and answers."""
+        chosen = self.choose_context(record)
+        return (chosen.context, self.prompt(chosen.question), *chosen.answers)
+
+    @property
+    def context_buckets(self) -> tuple[int, ...]:
+        """The three lengths that pad the contexts of all splits least."""
+        return _buckets(self.located())[0]
+
+    @property
+    def query_buckets(self) -> tuple[int, ...]:
+        """One length, which holds any query with its target."""
+        return _buckets(self.located())[1]
 
 
 @functools.lru_cache(maxsize=12)
@@ -159,9 +196,7 @@ def _tokenizer(task: TextTask) -> TextTokenizer:
     words: set[str] = set()
     for split in SPLITS:
         for record in _records(task, split).kept:
-            record = task.choose_context(record)
-            words.update(record.context.split(), task.prompt(record.question).split())
-            words.update(word for answer in record.answers for word in answer.split())
+            words.update(word for text in task.texts(record) for word in text.split())
     return word_tokenizer(words)
 
 
@@ -178,7 +213,7 @@ def _source(task: TextTask, split: str) -> TextSource:
 
 
 @functools.lru_cache(maxsize=4)
-def _buckets(task: TextTask) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _buckets(task: QuestionTask) -> tuple[tuple[int, ...], tuple[int, ...]]:
     sources = [_source(task, split) for split in SPLITS]
     contexts = np.concatenate([source.context_lengths for source in sources])
     queries = np.concatenate([source.query_lengths for source in sources])
