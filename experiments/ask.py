@@ -158,7 +158,7 @@ def main(arguments: Sequence[str]) -> None:
         "give questions, or --interactive to be asked for them; one of the two.",
     )
     header = read_header(_MEMORY.value)
-    path = _MODEL.value or header.notes.get("model")
+    path = _MODEL.value or str(header.notes.get("model", ""))
     require(bool(path), f"{_MEMORY.value} does not say where its model is; name it with --model.")
     opened = open_model(path, header.notes.get("options", {}))
     memories = open_memories(_MEMORY.value, opened, header, _CONTEXT.value, _BATCH_SIZE.value)

@@ -7,6 +7,7 @@ The model is a run of experiments.train, or a pretrained language model as it is
       --num_write_steps=200 --out=docs.safetensors --show
 """
 
+import functools
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
@@ -93,8 +94,14 @@ def write_contexts(
     model, params, tokenizer = opened.model, opened.params, opened.tokenizer
     pad_id = model.config.pad_id
     limit = model.config.lm.max_positions - model.write_positions
-    lengths = {"limit": limit, "segment_tokens": segment_tokens}
-    ids = [encode_context(c, tokenizer, pad_id=pad_id, **lengths) for c in contexts]
+    encode = functools.partial(
+        encode_context,
+        tokenizer=tokenizer,
+        pad_id=pad_id,
+        limit=limit,
+        segment_tokens=segment_tokens,
+    )
+    ids = [encode(context) for context in contexts]
 
     @jax.jit
     def write(params: Any, ids: jax.Array) -> Any:
@@ -213,9 +220,9 @@ def main(_: Sequence[str]) -> None:
         if written.reconstructions:
             text, accuracy, token_accuracy = written.reconstructions[i]
             log.info(
-                "  from memory alone, %.0f %% of tokens in their places, %.0f %% with the true ones "
-                "before them:\n%s",
-                *(100 * accuracy, 100 * token_accuracy, text),
+                "  %.0f %% of its tokens are the likeliest after the true ones; decoded from "
+                "memory alone, %.0f %% are in their places:\n%s",
+                *(100 * token_accuracy, 100 * accuracy, text),
             )
     log.info("wrote %s", _OUT.value)
     if _FIGURE.value:
