@@ -142,6 +142,7 @@ def written_contexts(
         left.plot(range(len(losses)), losses, marker=marker, label=name)
     left.set(xlabel="WRITE steps", ylabel="WRITE loss, nats a token", ylim=(0, None))
     left.set_title("What memory holds of the context")
+    left.xaxis.get_major_locator().set_params(integer=True)
     left.legend()
     places = np.arange(len(contexts))
     for offset, kind in ((0.2, "memory"), (-0.2, "cache")):
