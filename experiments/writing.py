@@ -85,7 +85,7 @@ def write_contexts(
         losses = losses if losses.ndim == 3 else losses[None]  # [T, K, B]
         back = reconstruct(model, params, memory, _last_segment(batch.ids)) if show else None
         for row, i in enumerate(batch.indices):
-            memories[i] = jax.tree.map(lambda x, row=row: x[row], memory)
+            memories[i] = jax.tree.map(lambda x, row=row: x[row : row + 1], memory)
             rows = tuple(tuple(map(float, steps)) for steps in losses[:, :, row])
             count = int((ids[i] != pad_id).sum())
             stored[i] = StoredContext(contexts[i].name, count, rows, float(final[row]))
@@ -100,7 +100,7 @@ def write_contexts(
         )
     order = range(len(contexts))
     return Written(
-        _stack([memories[i] for i in order]),
+        _join([memories[i] for i in order]),
         [stored[i] for i in order],
         [shown[i] for i in order] if show else [],
     )
@@ -110,15 +110,15 @@ def _last_segment(ids: np.ndarray) -> np.ndarray:
     return ids if ids.ndim == 2 else ids[:, -1]
 
 
-def _stack(memories: Sequence[Memory]) -> Memory:
-    """Memories of one context each as one; what is shorter (a cache) is filled with zeros."""
+def _join(memories: Sequence[Memory]) -> Memory:
+    """Several memories as one; what is shorter in some of them (a cache) is filled with zeros."""
 
-    def stack(*leaves: np.ndarray) -> np.ndarray:
-        shape = np.max([x.shape for x in leaves], axis=0)
-        fill = lambda x: np.pad(x, [(0, full - n) for full, n in zip(shape, x.shape, strict=True)])
-        return np.stack([fill(np.asarray(x)) for x in leaves])
+    def join(*leaves: np.ndarray) -> np.ndarray:
+        shape = [max(lengths) for lengths in zip(*(x.shape for x in leaves), strict=True)]
+        missing = lambda x: [(0, m - n) for m, n in zip(shape, x.shape, strict=True)]
+        return np.concatenate([np.pad(x, missing(x)) for x in leaves])
 
-    return jax.tree.map(stack, *memories)
+    return jax.tree.map(join, *memories)
 
 
 def save_written(path: str, opened: OpenModel, written: Written) -> None:
