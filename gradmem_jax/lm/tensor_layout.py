@@ -19,6 +19,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gradmem_jax.config import LMConfig, TransformerConfig, require
+from gradmem_jax.data.text_tokenizer import TextTokenizer
 from gradmem_jax.lm.mamba import MambaConfig
 
 Params = dict[str, Any]
@@ -37,6 +38,22 @@ class StoredTensor(NamedTuple):
     read: Callable[[], np.ndarray]
 
 
+class StoredModel(NamedTuple):
+    """What files say of a model before its weights are read.
+
+    Attributes:
+        config: the model.
+        layout: how its tensors are named and laid out.
+        tensors: its tensors by name.
+        read_tokenizer: returns its tokenizer, or None if the files have none.
+    """
+
+    config: LMConfig
+    layout: Layout
+    tensors: Mapping[str, StoredTensor]
+    read_tokenizer: Callable[[], TextTokenizer | None]
+
+
 def axis_sizes(config: LMConfig) -> dict[str, int]:
     """Sizes of the axes that layouts name."""
     c = config
@@ -50,20 +67,13 @@ def axis_sizes(config: LMConfig) -> dict[str, int]:
     return sizes
 
 
-def to_params(
-    tensors: Mapping[str, StoredTensor],
-    layout: Layout,
-    config: LMConfig,
-    *,
-    may_be_left: Callable[[str], bool],
-) -> Params:
+def to_params(tensors: Mapping[str, StoredTensor], layout: Layout, config: LMConfig) -> Params:
     """Reads a language model's parameters, one tensor after the other.
 
     Args:
         tensors: the checkpoint's tensors by name.
         layout: how they are named and laid out.
         config: the model.
-        may_be_left: whether a tensor that the layout does not name is none of the parameters.
 
     Returns:
         Nested dict of numpy arrays in `config.param_dtype`.
@@ -73,21 +83,15 @@ def to_params(
             message names them all.
     """
     sizes, entries = axis_sizes(config), _entries(layout, config)
-    shapes = {
-        name: _shape(pattern.split("->")[0], sizes)
-        for theirs, (_, pattern) in entries.items()
-        for name in _names(theirs, config)
-    }
-    known = shapes.keys() | layout.keys()
+    shapes = tensor_shapes(layout, config)
     problems = [f"there is no tensor {name!r}" for name in shapes if name not in tensors]
     problems += [
         f"{name!r} has shape {tuple(tensors[name].shape)} instead of {shape}"
         for name, shape in shapes.items()
         if name in tensors and tuple(tensors[name].shape) != shape
     ]
-    problems += [
-        f"{name!r} is unexpected" for name in tensors if name not in known and not may_be_left(name)
-    ]
+    unexpected = tensors.keys() - shapes.keys() - layout.keys()
+    problems += [f"{name!r} is unexpected" for name in sorted(unexpected)]
     require(not problems, f"the checkpoint does not fit its configuration: {'; '.join(problems)}.")
     dtype = jnp.dtype(config.param_dtype)
     flat: dict[str, np.ndarray] = {}
@@ -103,6 +107,16 @@ def to_params(
             else:
                 flat |= dict(zip(_layer_paths(path, config), leaves, strict=True))
     return unflatten_dict(flat, sep="/")
+
+
+def tensor_shapes(layout: Layout, config: LMConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a model by their names, in the order of the layout."""
+    sizes = axis_sizes(config)
+    return {
+        name: _shape(pattern.split("->")[0], sizes)
+        for theirs, (_, pattern) in _entries(layout, config).items()
+        for name in _names(theirs, config)
+    }
 
 
 def to_tensors(params: Params, layout: Layout, config: LMConfig) -> dict[str, np.ndarray]:
