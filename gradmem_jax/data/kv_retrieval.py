@@ -12,7 +12,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from gradmem_jax.config import require, require_choice, require_integer, require_number
-from gradmem_jax.data.tokenizer import STRUCTURE, CharTokenizer, kv_alphabet, kv_tokenizer
+from gradmem_jax.data.tokenizer import PAD_ID, STRUCTURE, CharTokenizer, kv_alphabet, kv_tokenizer
 from gradmem_jax.losses import IGNORE
 
 _VALIDATION_SHARE = 16  # one of so many sets of pairs belongs to validation
@@ -32,7 +32,7 @@ class TokenKind(enum.IntEnum):
 
 @dataclasses.dataclass(frozen=True)
 class KVRetrievalConfig:
-    """A KV retrieval task.
+    """A KV retrieval task; satisfies `task.Task`.
 
     Attributes:
         num_pairs: N, pairs in a context; their keys differ.
@@ -112,7 +112,41 @@ class KVRetrievalConfig:
     @property
     def vocab_size(self) -> int:
         """V, ids of the tokenizer."""
-        return kv_tokenizer(self.alphabet_size).vocab_size
+        return self.tokenizer.vocab_size
+
+    @property
+    def tokenizer(self) -> CharTokenizer:
+        """The tokenizer of its texts."""
+        return kv_tokenizer(self.alphabet_size)
+
+    @property
+    def pad_id(self) -> int:
+        """The id that stands for no symbol."""
+        return PAD_ID
+
+    @property
+    def context_buckets(self) -> tuple[int, ...]:
+        """All contexts, or segments, have one length."""
+        return (self.context_length,)
+
+    @property
+    def query_buckets(self) -> tuple[int, ...]:
+        """All queries have one length."""
+        return (self.query_length,)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Names of `TokenKind`."""
+        return tuple(kind.name.lower() for kind in TokenKind)
+
+    def source(self, split: str, num_samples: int | None = None) -> "KVRetrievalSource":
+        """Returns the samples of a split, `num_samples` of them if given.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        count = self.num_samples if num_samples is None else num_samples
+        return KVRetrievalSource(dataclasses.replace(self, split=split, num_samples=count))
 
 
 class KVRetrievalSource:

@@ -12,6 +12,7 @@ from gradmem_jax.data.kv_retrieval import (
     TokenKind,
     render,
 )
+from gradmem_jax.data.pipeline import make_iterator
 from gradmem_jax.data.tokenizer import kv_tokenizer
 
 
@@ -49,6 +50,21 @@ class KVRetrievalTest(parameterized.TestCase):
                 asked.add(match[1])
             self.assertLen(asked, config.queries_per_context)
             self.assertEqual(sample["query_ids"].shape[1], config.query_length)
+
+    def test_task(self):
+        task = KVRetrievalConfig(num_pairs=3, num_segments=3, seed=7)
+        self.assertEqual(task.kinds, ("pad", "key", "value", "delimiter", "noise"))
+        source = task.source("validation", 2)
+        self.assertEqual(
+            (source.config.split, source.config.seed, len(source)), ("validation", 7, 2)
+        )
+        self.assertEqual(source[0]["context_ids"].shape, (3, *task.context_buckets))
+        self.assertEqual(source[0]["query_ids"].shape, (1, *task.query_buckets))
+        self.assertEqual(task.tokenizer.decode([task.pad_id, 4]), "a")
+        batch = next(make_iterator(source, 2, task=task))
+        self.assertEqual(batch["context_kinds"].shape, (2, 3, *task.context_buckets))
+        with self.assertRaisesRegex(ValueError, "split='test'"):
+            task.source("test")
 
     def test_arrays(self):
         (sample,) = samples(1, num_pairs=3, queries_per_context=2)

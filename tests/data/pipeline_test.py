@@ -1,9 +1,12 @@
 """Batches: order, shards, padding, exact positions."""
 
+import dataclasses
+
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from gradmem_jax.data.pipeline import make_iterator
+from gradmem_jax.losses import IGNORE
 
 
 class Source:
@@ -15,6 +18,48 @@ class Source:
 
     def __getitem__(self, i):
         return {"i": np.array(i)}
+
+
+class TextSource:
+    """Sample i holds lengths[i] times i + 1."""
+
+    def __init__(self, lengths):
+        self.context_lengths = np.array(lengths)
+
+    def __len__(self):
+        return len(self.context_lengths)
+
+    def __getitem__(self, i):
+        return {
+            "context_ids": np.full(self.context_lengths[i], i + 1, np.int32),
+            "query_ids": np.array([[5, 6]], np.int32),
+            "labels": np.array([[IGNORE, 6]], np.int32),
+            "value_mask": np.array([[False, True]]),
+        }
+
+
+class Plain:
+    """A source that does not know its lengths."""
+
+    def __init__(self, source):
+        self.source = source
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, i):
+        return self.source[i]
+
+
+@dataclasses.dataclass
+class TextTask:
+    buckets: tuple[int, ...]
+    pad_id = 99
+    query_buckets = (3,)
+
+    @property
+    def context_buckets(self):
+        return self.buckets
 
 
 def batches(length, batch_size, **options):
@@ -55,6 +100,64 @@ class PipelineTest(parameterized.TestCase):
         other = make_iterator(Source(10), 3, **options)
         other.set_state(state)
         self.assertEqual([next(other)["i"].tolist() for _ in range(5)], want)
+
+    def test_padding_to_buckets(self):
+        task, source = TextTask(buckets=(4, 8)), TextSource([3, 2, 6, 4])
+        plain = list(make_iterator(Plain(source), 2, task=task))
+        self.assertEqual([batch["context_ids"].shape for batch in plain], [(2, 4), (2, 8)])
+        batch = plain[0]
+        self.assertEqual(batch["context_ids"].tolist(), [[1, 1, 1, 99], [2, 2, 99, 99]])
+        self.assertEqual(batch["query_ids"].tolist(), [[[5, 6, 99]], [[5, 6, 99]]])
+        self.assertEqual(batch["labels"].tolist(), [[[-100, 6, -100]]] * 2)
+        self.assertEqual(batch["value_mask"].tolist(), [[[False, True, False]]] * 2)
+        with self.assertRaisesRegex(ValueError, "context_ids of 6 tokens do not fit"):
+            list(make_iterator(Plain(source), 2, task=TextTask(buckets=(4,))))
+
+    @parameterized.parameters(None, 3)
+    def test_samples_of_a_bucket_come_together(self, shuffle_seed):
+        lengths = [2, 8, 3, 7, 4, 1, 5, 8, 2, 3, 6]
+        task, source = TextTask(buckets=(4, 8)), TextSource(lengths)
+        batches = list(make_iterator(source, 2, task=task, shuffle_seed=shuffle_seed))
+        self.assertLen(batches, 5)
+        shapes = [batch["context_ids"].shape[1] for batch in batches]
+        self.assertIn(shapes.count(4), (2, 3))  # of six short samples; one may be the dropped one
+        if shuffle_seed is None:
+            self.assertEqual(shapes, sorted(shapes))
+        seen = [int(row[0]) for batch in batches for row in batch["context_ids"]]
+        self.assertLen(set(seen), 10)
+        for batch in batches:
+            for row in batch["context_ids"]:
+                self.assertEqual((row != 99).sum(), lengths[row[0] - 1])
+
+    def test_padded_last_batch_of_buckets_covers_everything(self):
+        task, source = TextTask(buckets=(4, 8)), TextSource([2, 8, 3, 7, 4])
+        parts = [
+            list(make_iterator(source, 2, task=task, pad_last=True, shard_index=i, num_shards=2))
+            for i in range(2)
+        ]
+        seen = []
+        for first, second in zip(*parts, strict=True):  # equal shapes in all shards
+            self.assertEqual(first["context_ids"].shape, second["context_ids"].shape)
+            for batch in (first, second):
+                seen += batch["context_ids"][batch["valid"]][:, 0].tolist()
+        self.assertEqual(sorted(seen), [1, 2, 3, 4, 5])
+
+    @parameterized.parameters(0, 2)
+    def test_saved_position_of_buckets_is_exact(self, num_threads):
+        task, source = TextTask(buckets=(4, 8)), TextSource([2, 8, 3, 7, 4, 1, 5])
+        options = dict(task=task, repeat=True, shuffle_seed=1, num_threads=num_threads)
+        iterator = make_iterator(source, 2, **options)
+        epochs = [[next(iterator)["context_ids"].tolist() for _ in range(3)] for _ in range(3)]
+        self.assertNotEqual(epochs[0], epochs[1])
+        iterator = make_iterator(source, 2, **options)
+        for _ in range(4):
+            next(iterator)
+        state = iterator.get_state()
+        want = [next(iterator)["context_ids"].tolist() for _ in range(5)]
+        other = make_iterator(source, 2, **options)
+        other.set_state(state)
+        self.assertEqual([next(other)["context_ids"].tolist() for _ in range(5)], want)
+        self.assertEqual(want[:2], epochs[1][1:])
 
     @parameterized.parameters(
         (dict(batch_size=0), "batch_size=0"),

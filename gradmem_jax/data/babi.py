@@ -1,0 +1,144 @@
+"""bAbI: questions about short stories (Weston et al. 2015, arXiv 1502.05698)."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+from absl import logging
+
+from gradmem_jax.config import require_choice
+from gradmem_jax.data.records import (
+    Record,
+    Records,
+    Skipped,
+    find_file,
+    read_text,
+    require_file,
+    split_names,
+)
+from gradmem_jax.data.text_task import QuestionTask
+
+VARIANTS = ("en", "en-10k")
+
+
+class Story(NamedTuple):
+    """A story: its lines as one text, its questions, and what of it is damaged."""
+
+    content: str
+    records: list[Record]
+    skipped: list[Skipped]
+
+
+@dataclasses.dataclass(frozen=True)
+class BabiConfig(QuestionTask):
+    """One of the twenty bAbI tasks.
+
+    The statements of the story so far, in one line, are the context; each question is a sample of
+    its own, and several answers (`milk,football`) are one target. A tenth of the different
+    training stories, the same for ever, is the validation split. `data_dir` is the published
+    archive's folder, its files packed or not.
+
+    The archive's 10k training file of a task may be missing; then `en-valid-10k` (a tenth of it)
+    and the `en` training file stand in for it, stories in both taken once, and a warning says so.
+
+    Attributes:
+        qa: which task, 1 to 20; the paper uses 1 to 5.
+        variant: "en-10k" (10,000 training questions) or "en" (1,000).
+    """
+
+    qa: int = 1
+    variant: str = "en-10k"
+
+    folder_name: ClassVar[str] = "babi"
+    urls: ClassVar[dict[str, str]] = {
+        "archive": "https://s3.amazonaws.com/text-datasets/babi_tasks_1-20_v1-2.tar.gz"
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("qa", self.qa, tuple(range(1, 21)))
+        require_choice("variant", self.variant, VARIANTS)
+
+    @property
+    def records_name(self) -> str:
+        """Task and variant."""
+        return f"qa{self.qa}_{self.variant}"
+
+    def read(self, folder: pathlib.Path, split: str) -> Records:
+        """Reads the records of a split; see `TextTask.read`."""
+        if split == "test":
+            return _join(_read_stories(require_file(folder, self._pattern("test"))))
+        stories: list[Story] = []
+        for path in self._training_files(folder):
+            known = {story.content for story in stories}
+            stories += [story for story in _read_stories(path) if story.content not in known]
+        split_of = split_names((story.content for story in stories), ("validation",))
+        return _join([story for story in stories if split_of[story.content] == split])
+
+    def _pattern(self, part: str, variant: str = "") -> str:
+        return f"{variant or self.variant}/qa{self.qa}_*{part}.txt"
+
+    def _training_files(self, folder: pathlib.Path) -> list[pathlib.Path]:
+        whole = find_file(folder, self._pattern("train"))
+        if whole or self.variant == "en":
+            return [whole or require_file(folder, self._pattern("train"))]
+        patterns = (self._pattern("valid", "en-valid-10k"), self._pattern("train", "en"))
+        found = [path for path in (find_file(folder, pattern) for pattern in patterns) if path]
+        if not found:
+            raise ValueError(f"{folder} has no file {self._pattern('train')}, packed or not.")
+        logging.warning(
+            "%s has no 10k training file of task %d; training on %s instead",
+            folder,
+            self.qa,
+            " and ".join(f"{path.parent.name}/{path.name}" for path in found),
+        )
+        return found
+
+
+def _read_stories(path: pathlib.Path) -> list[Story]:
+    """Reads a file: a line numbered 1 begins a story; tabs part question, answer and facts."""
+    name = path.name.removesuffix(".gz").removesuffix(".txt")
+    stories: list[list[tuple[str, str]]] = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if line.startswith("1 ") or not stories:
+            stories.append([])
+        if line.strip():
+            stories[-1].append((f"{name}:{number}", line))
+    return [_read_story(lines) for lines in stories if lines]
+
+
+def _read_story(lines: Sequence[tuple[str, str]]) -> Story:
+    """Reads the story of (id, line) pairs; behind a damaged line nothing of it is used."""
+    facts: list[str] = []
+    story = Story("\n".join(line for _, line in lines), [], [])
+    damaged = ""
+    for expected, (line_id, line) in enumerate(lines, 1):
+        number, _, text = line.strip().partition(" ")
+        question, *rest = (part.strip() for part in text.split("\t"))
+        is_question = bool(rest) or question.endswith("?")
+        if not damaged and number != str(expected):
+            damaged = line_id
+            reason = f"line number {expected} expected, not {number[:20]!r}"
+        elif damaged:
+            reason = f"its story is damaged in line {damaged}" if is_question else ""
+        elif not is_question:
+            facts.append(question)
+            reason = "" if question else "the line is empty"
+        elif not rest or not rest[0]:
+            reason = "the question has no answer"
+        elif not question or not facts:
+            reason = "the question is empty" if facts else "the question comes before any story"
+        else:
+            story.records.append(Record(line_id, " ".join(facts), question, (rest[0],)))
+            reason = ""
+        if reason:
+            story.skipped.append(Skipped(line_id, reason))
+    return story
+
+
+def _join(stories: Sequence[Story]) -> Records:
+    return Records(
+        tuple(record for story in stories for record in story.records),
+        tuple(skipped for story in stories for skipped in story.skipped),
+    )

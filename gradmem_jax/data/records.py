@@ -1,0 +1,149 @@
+"""Records: what a text task is about before it is tokenised, and the files they come from."""
+
+import gzip
+import hashlib
+import itertools
+import os
+import pathlib
+import zlib
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from absl import logging
+
+from gradmem_jax.config import require
+
+SPLITS = ("train", "validation", "test")
+DATA_DIR_VARIABLE = "GRADMEM_DATA_DIR"
+_SHOWN = 3
+
+
+class Record(NamedTuple):
+    """One question about a context, or a text alone.
+
+    Attributes:
+        id: its name, for reports.
+        context: what is written into memory.
+        question: what is asked; empty for a text alone.
+        answers: all reference answers; the first one is the training target.
+        answer_starts: where in the context each answer stands, where that is known.
+    """
+
+    id: str
+    context: str
+    question: str = ""
+    answers: tuple[str, ...] = ()
+    answer_starts: tuple[int, ...] = ()
+
+
+class Skipped(NamedTuple):
+    """A record that cannot be used: its name and why."""
+
+    id: str
+    reason: str
+
+
+class Records(NamedTuple):
+    """The records of a split, and those that were left out."""
+
+    kept: tuple[Record, ...]
+    skipped: tuple[Skipped, ...] = ()
+
+
+def log_skipped(name: str, skipped: tuple[Skipped, ...]) -> None:
+    """Warns of the records that were left out, if any: how many, and the first few."""
+    if skipped:
+        shown = "; ".join(f"{s.id}: {s.reason}" for s in skipped[:_SHOWN])
+        more = f"; and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
+        logging.warning("%s: %d records skipped (%s%s)", name, len(skipped), shown, more)
+
+
+def split_names(names: Iterable[str], held_out: tuple[str, ...]) -> dict[str, str]:
+    """Divides names among splits, the same way for ever, whatever their order.
+
+    Args:
+        names: names or whole texts; equal ones stay together.
+        held_out: splits that get a tenth each of the different names.
+
+    Returns:
+        The split of each name; "train" for those that no other split got.
+    """
+    digest = lambda name: hashlib.blake2b(name.encode(), digest_size=8).digest()
+    ordered = sorted(set(names), key=digest)
+    share = -(-len(ordered) // 10)
+    splits = [split for split in held_out for _ in range(share)]
+    return dict(itertools.zip_longest(ordered, splits[: len(ordered)], fillvalue="train"))
+
+
+def data_folder(data_dir: str, name: str) -> pathlib.Path:
+    """Returns the folder of a data set.
+
+    Args:
+        data_dir: the folder; if empty, the folder `name` inside of GRADMEM_DATA_DIR.
+        name: of the data set.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    parent = os.environ.get(DATA_DIR_VARIABLE, "")
+    require(
+        bool(data_dir or parent),
+        f"where is {name}? Set data_dir to its folder, or the environment variable "
+        f"{DATA_DIR_VARIABLE} to a folder that holds {name}/.",
+    )
+    folder = pathlib.Path(data_dir) if data_dir else pathlib.Path(parent) / name
+    require(folder.exists(), f"{folder} does not exist; it should hold the files of {name}.")
+    return folder.resolve()
+
+
+def find_file(folder: pathlib.Path, pattern: str) -> pathlib.Path | None:
+    """Finds a file in a folder or in a folder right inside of it, perhaps with .gz behind its name.
+
+    Args:
+        folder: where to look.
+        pattern: its path from there, in which * stands for anything; or an absolute path.
+
+    Returns:
+        The file, or None.
+
+    Raises:
+        ValueError: several files fit.
+    """
+    if pathlib.Path(pattern).is_absolute():
+        paths = [path for path in (pattern, pattern + ".gz") if os.path.isfile(path)]
+        return pathlib.Path(paths[0]) if paths else None
+    for name in (pattern, f"{pattern}.gz", f"*/{pattern}", f"*/{pattern}.gz"):
+        found = sorted(path for path in folder.glob(name) if path.is_file())
+        require(len(found) <= 1, f"several files fit {name} in {folder}: {found}; leave one.")
+        if found:
+            return found[0]
+    return None
+
+
+def require_file(folder: pathlib.Path, pattern: str) -> pathlib.Path:
+    """Finds a file as `find_file` does.
+
+    Raises:
+        ValueError: it is not there, or several files fit.
+    """
+    found = find_file(folder, pattern)
+    if found is None:
+        raise ValueError(f"{folder} has no file {pattern} or {pattern}.gz.")
+    return found
+
+
+def read_text(path: pathlib.Path) -> str:
+    """Reads a text file in UTF-8; a file whose name ends in .gz is decompressed.
+
+    Raises:
+        ValueError: the file cannot be read, is damaged, empty or no text.
+    """
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+        text = content.decode("utf-8")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {path}: {error}; get the file again.") from error
+    require(bool(text.strip()), f"{path} is empty; get the file again.")
+    return text

@@ -1,0 +1,182 @@
+"""SQuAD v1.1: questions whose answers stand in a paragraph (Rajpurkar et al. 2016)."""
+
+import bisect
+import dataclasses
+import json
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from absl import logging
+
+from gradmem_jax.config import require, require_choice
+from gradmem_jax.data.records import (
+    Record,
+    Records,
+    Skipped,
+    find_file,
+    read_text,
+    require_file,
+    split_names,
+)
+from gradmem_jax.data.text_task import QuestionTask
+
+_ABBREVIATION = r"(?<!\b[A-Z])(?<!\b(?:Dr|Mr|Ms|St|Jr|Sr|No|vs))(?<!\bMrs)"
+_SENTENCE_END = re.compile(rf"{_ABBREVIATION}[.!?]['\")\]]*\s+(?=['\"(\[]*[A-Z0-9])|\n+")
+
+
+@dataclasses.dataclass(frozen=True)
+class SquadConfig(QuestionTask):
+    """SQuAD v1.1, or the answerable questions of v2.0.
+
+    The query is `question: ... answer:`, its target a blank and the first reference answer; all
+    of them are in `source(...).record(i)`. A tenth of the articles of the training file is the
+    validation split, and the development file is the test split. If one of the two files is
+    missing, the articles of the other are divided among train, validation and test, and a warning
+    says so.
+
+    Attributes:
+        context: "paragraph", or "sentence" for the sentence that holds the first answer (all of
+            them from its start to its end if it crosses sentences). A sentence ends at a line
+            break, and at `.`, `!` or `?`, with closing quotes or brackets, before white space and
+            a capital letter or digit; but not behind a single capital letter (`J.`, `U.S.`) or
+            Dr, Mr, Mrs, Ms, St, Jr, Sr, No, vs.
+        train_file: training file in `data_dir`, packed or not.
+        test_file: development file.
+    """
+
+    context: str = "paragraph"
+    train_file: str = "train-v1.1.json"
+    test_file: str = "dev-v1.1.json"
+
+    folder_name: ClassVar[str] = "squad"
+    urls: ClassVar[dict[str, str]] = {
+        part: f"https://rajpurkar.github.io/SQuAD-explorer/dataset/{part}-v1.1.json"
+        for part in ("train", "dev")
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("context", self.context, ("paragraph", "sentence"))
+        require(
+            bool(self.train_file and self.test_file) and self.train_file != self.test_file,
+            f"train_file={self.train_file!r} and test_file={self.test_file!r} must be two names; "
+            "one of the files may be missing.",
+        )
+
+    @property
+    def records_name(self) -> str:
+        """The files' names."""
+        return "_".join(pathlib.Path(name).stem for name in (self.train_file, self.test_file))
+
+    def downloaded(self, paths: dict[str, str]) -> "SquadConfig":
+        """Returns the task with its files where a download of `urls` put them."""
+        train, test = str(paths["train"]), str(paths["dev"])
+        folder = str(pathlib.Path(train).parent)
+        return dataclasses.replace(self, data_dir=folder, train_file=train, test_file=test)
+
+    def read(self, folder: pathlib.Path, split: str) -> Records:
+        """Reads the records of a split; see `TextTask.read`."""
+        train, test = find_file(folder, self.train_file), find_file(folder, self.test_file)
+        held_out: tuple[str, ...] = ("validation",)
+        if train and test:
+            path = test if split == "test" else train
+        else:
+            path = train or test or require_file(folder, self.train_file)
+            held_out = ("validation", "test")
+            logging.warning(
+                "%s has not both of %s and %s; the articles of %s are divided among all splits",
+                folder,
+                self.train_file,
+                self.test_file,
+                path.name,
+            )
+        articles = _read_articles(path)
+        if split in ("train", *held_out):
+            split_of = split_names((_title(article) for article in articles), held_out)
+            articles = [article for article in articles if split_of[_title(article)] == split]
+        found = [record for article in articles for record in _read_article(article)]
+        return Records(
+            tuple(record for record in found if isinstance(record, Record)),
+            tuple(record for record in found if isinstance(record, Skipped)),
+        )
+
+    def choose_context(self, record: Record) -> Record:
+        """Returns a record with the paragraph, or with the sentence of its first answer."""
+        if self.context == "paragraph":
+            return record
+        start = record.answer_starts[0]
+        context = sentences_around(record.context, start, start + len(record.answers[0]))
+        return record._replace(context=context, answer_starts=())
+
+    def prompt(self, question: str) -> str:
+        """Returns the text that the answer of a question continues."""
+        return f"question: {question} answer:"
+
+
+def sentences_around(text: str, start: int, end: int) -> str:
+    """Returns the sentences of a text that hold its characters from start to end."""
+    bounds = [0, *(match.end() for match in _SENTENCE_END.finditer(text)), len(text)]
+    first = bisect.bisect_right(bounds, start) - 1
+    last = bisect.bisect_left(bounds, end)
+    return text[bounds[first] : bounds[last]].strip()
+
+
+def _title(article: dict[str, Any]) -> str:
+    return str(article.get("title"))
+
+
+def _read_articles(path: pathlib.Path) -> list[dict[str, Any]]:
+    try:
+        articles = json.loads(read_text(path))["data"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no SQuAD file: {error!r}; get the file again.") from error
+    fits = isinstance(articles, list) and all(
+        isinstance(article, dict) and isinstance(article.get("paragraphs"), list)
+        for article in articles
+    )
+    require(fits and bool(articles), f"{path} has no articles with paragraphs; get it again.")
+    return articles
+
+
+def _read_article(article: dict[str, Any]) -> Iterator[Record | Skipped]:
+    """Reads the questions of an article, damaged ones as `Skipped`."""
+    for i, paragraph in enumerate(article["paragraphs"]):
+        name = f"{_title(article)}, paragraph {i}"
+        try:
+            context, questions = paragraph["context"], list(paragraph["qas"])
+        except (KeyError, TypeError) as error:
+            yield Skipped(name, f"no context or questions: {error!r}")
+            continue
+        for j, question in enumerate(questions):
+            given = question.get("id") if isinstance(question, dict) else None
+            question_id = str(given or f"{name}, question {j}")
+            try:
+                yield _read_question(question_id, context, question)
+            except (KeyError, TypeError, AttributeError) as error:
+                yield Skipped(question_id, f"a field is missing or wrong: {error!r}")
+
+
+def _read_question(question_id: str, context: str, question: dict[str, Any]) -> Record | Skipped:
+    if question.get("is_impossible"):
+        return Skipped(question_id, "the question has no answer (is_impossible)")
+    answers = [(answer["text"], answer["answer_start"]) for answer in question["answers"]]
+    text = question["question"].strip()
+    if not context.strip() or not text:
+        return Skipped(question_id, f"the {'question' if context.strip() else 'context'} is empty")
+    if not answers or not all(answer.strip() for answer, _ in answers):
+        return Skipped(question_id, "an answer is missing or empty")
+    for answer, start in answers:
+        if not 0 <= start < len(context):
+            return Skipped(question_id, f"answer_start={start} is outside of the context")
+        if not context.startswith(answer, start):
+            where = "at its answer_start" if answer in context else ""
+            return Skipped(question_id, f"{answer[:40]!r} is not in the context {where}".strip())
+    return Record(
+        question_id,
+        context,
+        text,
+        tuple(answer for answer, _ in answers),
+        tuple(start for _, start in answers),
+    )

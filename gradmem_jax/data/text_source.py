@@ -1,0 +1,223 @@
+"""Tokenised records as random-access samples."""
+
+import dataclasses
+import itertools
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from typing import SupportsIndex
+
+import numpy as np
+
+from gradmem_jax.config import require
+from gradmem_jax.data.records import Record, Records, Skipped
+from gradmem_jax.data.text_tokenizer import TextTokenizer
+from gradmem_jax.losses import IGNORE
+
+_AT_ONCE = 1024  # texts handed to the tokenizer together
+_MAX_CANDIDATES = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSource:
+    """Random access to the samples of a split; see `task.Source`.
+
+    Attributes:
+        contexts: ids of each context.
+        queries: ids of each query with its target.
+        target_starts: int [n], where in a query its target begins.
+        record: gives the texts of sample i.
+        skipped: the records that no sample was made of, and why.
+    """
+
+    contexts: Sequence[np.ndarray] | np.ndarray
+    queries: Sequence[np.ndarray] | np.ndarray
+    target_starts: np.ndarray
+    record: Callable[[int], Record]
+    skipped: tuple[Skipped, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.contexts)
+
+    def __repr__(self) -> str:
+        return f"TextSource({len(self)} samples, {len(self.skipped)} skipped)"
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, np.ndarray]:
+        index = operator.index(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is outside [0, {len(self)}).")
+        query, start = self.queries[index], self.target_starts[index]
+        labels = np.full_like(query, IGNORE)
+        labels[start:] = query[start:]
+        return {
+            "context_ids": self.contexts[index],
+            "query_ids": query[None],
+            "labels": labels[None],
+            "value_mask": labels[None] >= 0,
+        }
+
+    @property
+    def context_lengths(self) -> np.ndarray:
+        """Tokens of each context, int64 [n]."""
+        return np.array([len(context) for context in self.contexts])
+
+    @property
+    def query_lengths(self) -> np.ndarray:
+        """Tokens of each query with its target, int64 [n]."""
+        return np.array([len(query) for query in self.queries])
+
+    def first(self, count: int | None) -> "TextSource":
+        """Returns the first `count` samples; all if it is None."""
+        return dataclasses.replace(
+            self,
+            contexts=self.contexts[:count],
+            queries=self.queries[:count],
+            target_starts=self.target_starts[:count],
+        )
+
+
+def encode_texts(tokenizer: TextTokenizer, texts: Iterable[str]) -> list[np.ndarray]:
+    """Returns the ids of each text, int32; equal texts share one array."""
+    texts = list(texts)
+    unique = list(dict.fromkeys(texts))
+    ids: dict[str, np.ndarray] = {}
+    for start in range(0, len(unique), _AT_ONCE):
+        batch = unique[start : start + _AT_ONCE]
+        encodings = tokenizer.backend.encode_batch_fast(batch, add_special_tokens=False)
+        for text, encoding in zip(batch, encodings, strict=True):
+            ids[text] = np.array(encoding.ids, np.int32)
+    return [ids[text] for text in texts]
+
+
+def encode_target(
+    tokenizer: TextTokenizer, prompt: str, answer: str
+) -> tuple[np.ndarray, int] | None:
+    """Tokenises an answer as the continuation of a prompt.
+
+    Args:
+        tokenizer: the tokenizer.
+        prompt: what is asked, without white space at its end.
+        answer: the answer; a blank comes before it.
+
+    Returns:
+        Ids of prompt, answer and end token, and where the answer begins. None if a token holds
+        the end of the prompt and the start of the answer, or if one of them has no tokens.
+    """
+    ids, offsets = tokenizer.encode_with_offsets(f"{prompt} {answer}")
+    is_answer = offsets[:, 1] > len(prompt)
+    start = len(ids) - int(is_answer.sum())
+    if not 0 < start < len(ids) or offsets[start, 0] < len(prompt) or is_answer[:start].any():
+        return None
+    return np.append(ids, tokenizer.end_id).astype(np.int32), start
+
+
+def question_source(
+    records: Records,
+    tokenizer: TextTokenizer,
+    prompt: Callable[[str], str],
+    max_context_tokens: int | None = None,
+    long_contexts: str = "skip",
+) -> TextSource:
+    """Makes the samples of questions, their first answers the targets.
+
+    Args:
+        records: the questions.
+        tokenizer: the tokenizer.
+        prompt: from a question to the text that the answer continues.
+        max_context_tokens: longest context allowed; None allows any.
+        long_contexts: "skip" leaves longer ones out, "error" refuses them.
+
+    Returns:
+        The samples, with the records skipped here added to those skipped before.
+
+    Raises:
+        ValueError: a context is too long and `long_contexts` is "error".
+    """
+    limit = np.inf if max_context_tokens is None else max_context_tokens
+    contexts, queries, starts, kept, skipped = [], [], [], [], list(records.skipped)
+    encoded = encode_texts(tokenizer, (record.context for record in records.kept))
+    for record, context in zip(records.kept, encoded, strict=True):
+        target = encode_target(tokenizer, prompt(record.question), record.answers[0].strip())
+        reason = ""
+        if not len(context):
+            reason = "the context has no tokens"
+        elif tokenizer.pad_id in context:
+            reason = "the context holds the padding token"
+        elif len(context) > limit:
+            reason = f"{len(context)} tokens of context, max_context_tokens={limit}"
+            require(
+                long_contexts == "skip",
+                f"{record.id}: {reason}; allow more, or leave it out with long_contexts='skip'.",
+            )
+        elif target is None:
+            reason = f"the tokens of the answer {record.answers[0]!r} cannot be told from the rest"
+        if target is None or reason:
+            skipped.append(Skipped(record.id, reason))
+            continue
+        contexts.append(context)
+        queries.append(target[0])
+        starts.append(target[1])
+        kept.append(record)
+    return TextSource(
+        contexts, queries, np.array(starts, int), tuple(kept).__getitem__, tuple(skipped)
+    )
+
+
+def chunk_source(
+    chunks: np.ndarray,
+    context_length: int,
+    query: np.ndarray,
+    tokenizer: TextTokenizer,
+    skipped: tuple[Skipped, ...],
+) -> TextSource:
+    """Makes the samples of chunks of running text.
+
+    Args:
+        chunks: ids [n, length]; what follows `context_length` tokens is the target, or the chunk
+            itself if there is nothing.
+        context_length: tokens that are written into memory.
+        query: ids of what is asked, the same for all chunks; perhaps none.
+        tokenizer: the tokenizer.
+        skipped: the records left out.
+    """
+    contexts = chunks[:, :context_length]
+    targets = chunks[:, context_length:] if chunks.shape[1] > context_length else contexts
+    asked = np.broadcast_to(query, (len(chunks), len(query)))
+    question = tokenizer.decode(query)
+
+    def record(index: int) -> Record:
+        answer = tokenizer.decode(targets[index])
+        return Record(str(index), tokenizer.decode(contexts[index]), question, (answer,))
+
+    return TextSource(
+        contexts,
+        np.concatenate([asked, targets], axis=1).astype(np.int32),
+        np.full(len(chunks), len(query)),
+        record,
+        skipped,
+    )
+
+
+def length_buckets(lengths: np.ndarray, count: int = 3, multiple: int = 8) -> tuple[int, ...]:
+    """Chooses the lengths to pad to that need the least padding.
+
+    Args:
+        lengths: int [n], at least one.
+        count: how many to choose, or fewer if there are fewer different ones.
+        multiple: what they are multiples of; a larger power of two for very different lengths.
+
+    Returns:
+        The lengths, ascending; the last one holds all.
+    """
+    rounded, numbers = np.unique(-(-lengths // multiple) * multiple, return_counts=True)
+    if len(rounded) > _MAX_CANDIDATES:
+        return length_buckets(lengths, count, multiple * 2)
+    up_to = np.cumsum(numbers)
+    last = len(rounded) - 1
+    size = min(count, len(rounded))
+
+    def padded_tokens(chosen: tuple[int, ...]) -> int:
+        inside = np.diff(up_to[[*chosen, last]], prepend=0)
+        return int((inside * rounded[[*chosen, last]]).sum())
+
+    best = min(itertools.combinations(range(last), size - 1), key=padded_tokens)
+    return tuple(int(length) for length in rounded[[*best, last]])
