@@ -18,6 +18,7 @@ from gradmem_jax.lm.hugging_face_families import family_of
 from gradmem_jax.lm.llama2c import open_llama2c, read_llama2c_tokenizer
 from gradmem_jax.lm.tensor_layout import (
     Params,
+    StoredModel,
     StoredTensor,
     tensor_shapes,
     to_params,
@@ -59,22 +60,7 @@ def load_pretrained(
         ValueError: a file is missing or damaged, the model is none that can be computed here, or
             its tensors are not those of its configuration. Weights are read last.
     """
-    path = pathlib.Path(path)
-    require(path.exists(), f"there is no {path}; give the directory or file of a model.")
-    if path.is_dir() and not (path / "config.json").is_file():
-        files = sorted(path.glob("*.gguf"))
-        require(
-            len(files) == 1,
-            f"{path} has no config.json and {len(files)} .gguf files; it must have a config.json "
-            "or one .gguf file.",
-        )
-        (path,) = files
-    if path.is_dir():
-        stored = open_hugging_face(path)
-    elif path.suffix == ".gguf":
-        stored = open_gguf(path)
-    else:
-        stored = open_llama2c(path)
+    stored = _open(pathlib.Path(path))
     config = _change(stored.config, changes)
     if tokenizer is None:
         text_tokenizer = stored.read_tokenizer()
@@ -83,6 +69,11 @@ def load_pretrained(
     else:
         text_tokenizer = load_tokenizer(tokenizer)
     return Pretrained(config, to_params(stored.tensors, stored.layout, config), text_tokenizer)
+
+
+def load_config(path: str | pathlib.Path, **changes: Any) -> LMConfig:
+    """Reads the configuration only, as `load_pretrained` does."""
+    return _change(_open(pathlib.Path(path)).config, changes)
 
 
 def save_pretrained(directory: str | pathlib.Path, pretrained: Pretrained) -> None:
@@ -105,6 +96,7 @@ def save_pretrained(directory: str | pathlib.Path, pretrained: Pretrained) -> No
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     write = lambda name, content: (directory / name).write_text(json.dumps(content, indent=2))
+    (directory / "model.safetensors.index.json").unlink(missing_ok=True)  # of an older model
     write("config.json", write_config(config) | theirs)
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     if tokenizer is not None:
@@ -141,6 +133,23 @@ def from_hugging_face(
         if prefix + name in tensors
     }
     return to_params(stored, layout, config)
+
+
+def _open(path: pathlib.Path) -> StoredModel:
+    require(path.exists(), f"there is no {path}; give the directory or file of a model.")
+    if path.is_dir() and not (path / "config.json").is_file():
+        files = sorted(path.glob("*.gguf"))
+        require(
+            len(files) == 1,
+            f"{path} has no config.json and {len(files)} .gguf files; it must have a config.json "
+            "or one .gguf file.",
+        )
+        (path,) = files
+    if path.is_dir():
+        return open_hugging_face(path)
+    if path.suffix == ".gguf":
+        return open_gguf(path)
+    return open_llama2c(path)
 
 
 def _change(config: LMConfig, changes: Mapping[str, Any]) -> LMConfig:

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -21,6 +22,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from gradmem_jax.config import LMConfig, TransformerConfig, require
 from gradmem_jax.data.text_tokenizer import TextTokenizer
 from gradmem_jax.lm.mamba import MambaConfig
+from gradmem_jax.validation import check_params
 
 Params = dict[str, Any]
 Layout = Mapping[str, tuple[str, str]]
@@ -131,8 +133,8 @@ def to_tensors(params: Params, layout: Layout, config: LMConfig) -> dict[str, np
         ValueError: the parameters are not those of `config`; the message names what differs.
     """
     sizes, entries = axis_sizes(config), _entries(layout, config)
-    flat, shapes = flatten_dict(params, sep="/"), _param_shapes(entries, config, sizes)
-    check_shapes({path: np.shape(x) for path, x in flat.items()}, shapes)
+    check_params(params, _param_shapes(entries, config, sizes))
+    flat = flatten_dict(params, sep="/")
     tensors = {}
     for theirs, (ours, pattern) in entries.items():
         back = "->".join(reversed(pattern.split("->")))
@@ -144,20 +146,6 @@ def to_tensors(params: Params, layout: Layout, config: LMConfig) -> dict[str, np
             x = np.stack(leaves) if "*" in ours else np.asarray(leaves[0])
             tensors[name] = np.ascontiguousarray(_rearrange(x, back, sizes))
     return tensors
-
-
-def check_shapes(
-    shapes: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
-) -> None:
-    """Raises ValueError, naming all differences, unless parameters have the paths and shapes."""
-    problems = [f"there is no {path!r}" for path in wanted if path not in shapes]
-    problems += [f"{path!r} is unexpected" for path in shapes if path not in wanted]
-    problems += [
-        f"{path!r} has shape {shapes[path]} instead of {shape}"
-        for path, shape in wanted.items()
-        if path in shapes and shapes[path] != shape
-    ]
-    require(not problems, f"the parameters do not fit their configuration: {'; '.join(problems)}.")
 
 
 def _entries(layout: Layout, config: LMConfig) -> Layout:
@@ -203,16 +191,15 @@ def _rearrange(x: np.ndarray, pattern: str, sizes: Mapping[str, int]) -> np.ndar
     return x.reshape(_shape(after, sizes))
 
 
-def _param_shapes(
-    entries: Layout, config: LMConfig, sizes: Mapping[str, int]
-) -> dict[str, tuple[int, ...]]:
-    shapes = {}
+def _param_shapes(entries: Layout, config: LMConfig, sizes: Mapping[str, int]) -> Params:
+    shapes: dict[str, jax.ShapeDtypeStruct] = {}
+    as_leaf = lambda shape: jax.ShapeDtypeStruct(shape, config.param_dtype)
     for theirs, (ours, pattern) in entries.items():
         shape = _shape(pattern.split("->")[1], sizes)
         shape = shape[1:] if "*" in ours else shape
         for path in _paths(ours):
             if config.scan_layers and "{}" in theirs:
-                shapes[path] = (config.num_layers, *shape)
+                shapes[path] = as_leaf((config.num_layers, *shape))
             else:
-                shapes |= dict.fromkeys(_layer_paths(path, config), shape)
-    return shapes
+                shapes |= dict.fromkeys(_layer_paths(path, config), as_leaf(shape))
+    return unflatten_dict(shapes, sep="/")
