@@ -104,13 +104,16 @@ def _read_config(
     require_choice("llama.rope.scaling.type", kind, (None, "none", "linear"))
     scaling = RopeScaling("linear", factor) if kind == "linear" else None
     if rope_factors is not None:
-        scaling = _llama3_scaling(config, rope_factors.read())
+        original = get("rope.scaling.original_context_length", RopeScaling.original_positions)
+        scaling = _llama3_scaling(config, rope_factors.read(), original)
     return dataclasses.replace(config, rope_scaling=scaling)
 
 
-def _llama3_scaling(config: LlamaConfig, factors: np.ndarray) -> RopeScaling:
+def _llama3_scaling(
+    config: LlamaConfig, factors: np.ndarray, original_positions: int
+) -> RopeScaling:
     """The rope scaling of Llama 3, which is stored as what each frequency is divided by."""
-    scaling = RopeScaling("llama3", float(factors.max()))
+    scaling = RopeScaling("llama3", float(factors.max()), original_positions=original_positions)
     frequencies = functools.partial(rotary_frequencies, config.head_size, config.rope_base)
     expected = frequencies() / frequencies(scaling)
     require(
