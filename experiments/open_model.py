@@ -129,6 +129,7 @@ def open_pretrained(
         write_head=False,
     )
     start = np.tile(embedding.mean(axis=0), (num_memory_tokens, 1)).astype(lm.param_dtype)
-    params = jax.tree.map(jnp.asarray, {"lm": lm_params, "initial_memory": start})
+    model = GradMem(config, optimizer)
+    params = model.init(jax.random.key(0), lm_params) | {"initial_memory": jnp.asarray(start)}
     prompt = lambda question: question
-    return OpenModel(GradMem(config, optimizer), params, tokenizer, tokenizer.end_id, prompt, {})
+    return OpenModel(model, params, tokenizer, tokenizer.end_id, prompt, {})
