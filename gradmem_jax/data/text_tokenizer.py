@@ -113,6 +113,17 @@ def word_tokenizer(texts: Iterable[str], lowercase: bool = False) -> TextTokeniz
     return wrap_tokenizer(backend)
 
 
+def character_tokenizer(texts: Iterable[str]) -> TextTokenizer:
+    """Makes a tokenizer whose ids are the characters of some texts, in alphabetical order."""
+    characters = sorted(set("".join(texts)))
+    vocabulary = {name: i for i, name in enumerate([PAD, END, UNKNOWN, *characters])}
+    backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    backend.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+    backend.decoder = decoders.Fuse()
+    backend.add_special_tokens([PAD, END, UNKNOWN])
+    return wrap_tokenizer(backend)
+
+
 def load_tokenizer(path: str | pathlib.Path) -> TextTokenizer:
     """Reads a tokenizer from disk.
 
