@@ -75,7 +75,7 @@ def measure() -> dict[str, Any]:
     model, optimizer = GradMem(config), make_optimizer(OptimizerConfig())
     batch = next(make_iterator(KVRetrievalSource(data), _BATCH_SIZE.value, num_threads=0))
     del batch["context_kinds"]
-    state = init_state(model, optimizer, jax.random.key(0))
+    state = init_state(model.init(jax.random.key(0)), optimizer)
     batch = jax.device_put(batch)
     before = peak_bytes()
     started = time.perf_counter()

@@ -8,12 +8,17 @@ import optax
 from ml_collections import ConfigDict
 
 from experiments.methods import METHODS
-from gradmem_jax.config import require, require_choice
-from gradmem_jax.data.kv_retrieval import KVRetrievalConfig
+from experiments.tasks import TASKS, size_name
+from gradmem_jax.config import LMConfig, require, require_choice
+from gradmem_jax.data.task import Task
 from gradmem_jax.freezing import split_params
+from gradmem_jax.lm import pretrained
 from gradmem_jax.memory.gradient import GradMem
-from gradmem_jax.memory.interface import MemoryModel
+from gradmem_jax.memory.interface import MemoryModel, Params
 from gradmem_jax.optimizer import OptimizerConfig
+
+LOWER_IS_BETTER = ("read_loss",)
+BEST_METRICS = ("exact_match", "token_accuracy", *LOWER_IS_BETTER)
 
 
 class Stage(NamedTuple):
@@ -21,24 +26,62 @@ class Stage(NamedTuple):
 
     Attributes:
         model: the model, with this stage's number of WRITE steps.
-        data: the training data.
+        task: the task.
+        name: what progress lines call it.
     """
 
     model: MemoryModel
-    data: KVRetrievalConfig
+    task: Task
+    name: str
 
 
-def build_data(config: ConfigDict, **changes: object) -> KVRetrievalConfig:
-    """Returns the training data's configuration; `changes` replace fields."""
-    return KVRetrievalConfig(**(config.data.to_dict() | {"seed": config.seed} | changes))
+def build_task(config: ConfigDict, **changes: object) -> Task:
+    """Returns the task; `changes` replace fields."""
+    require_choice("task", config.task, tuple(TASKS))
+    task_class: Any = TASKS[config.task]
+    known = {field.name for field in dataclasses.fields(task_class)}
+    fields = config.data.to_dict() | changes
+    if "seed" in known:
+        fields["seed"] = config.seed
+    if config.pretrained and "tokenizer_path" in known and not fields.get("tokenizer_path"):
+        fields["tokenizer_path"] = config.pretrained
+    return task_class(**fields)
+
+
+def one_query(task: Any) -> Any:
+    """The task with one query a context, so that the samples of an evaluation are independent."""
+    has_several = getattr(task, "queries_per_context", 1) > 1
+    return dataclasses.replace(task, queries_per_context=1) if has_several else task
+
+
+def build_lm(config: ConfigDict, task: Task) -> LMConfig:
+    """Returns the language model's configuration: the pretrained one's, or that of config.lm."""
+    method = METHODS[config.method]
+    if not config.pretrained:
+        return method.lm(vocab_size=task.vocab_size, **config.lm.to_dict())
+    lm = pretrained.load_config(config.pretrained, **config.lm.to_dict())
+    require(
+        isinstance(lm, method.pretrained_lm),
+        f"method={config.method!r} needs a {method.pretrained_lm.__name__}; pretrained="
+        f"{config.pretrained!r} is a {type(lm).__name__}.",
+    )
+    require(
+        task.vocab_size <= lm.vocab_size,
+        f"the tokenizer has {task.vocab_size} ids, pretrained={config.pretrained!r} has "
+        f"{lm.vocab_size}; leave data.tokenizer empty to use the model's own.",
+    )
+    if method.lm is not method.pretrained_lm and issubclass(method.lm, type(lm)):
+        return method.lm(**{f.name: getattr(lm, f.name) for f in dataclasses.fields(lm)})
+    return lm
 
 
 def build_model(config: ConfigDict, **changes: object) -> MemoryModel:
     """Returns the model; `changes` replace fields of its configuration."""
     require_choice("method", config.method, tuple(METHODS))
     method: Any = METHODS[config.method]
-    lm = method.lm(vocab_size=build_data(config).vocab_size, **config.lm.to_dict())
-    model_config = method.config(lm=lm, **(config.model.to_dict() | changes))
+    task = build_task(config)
+    fields = config.model.to_dict() | {"pad_id": task.pad_id} | changes
+    model_config = method.config(lm=build_lm(config, task), **fields)
     name = config.write_optimizer.name
     if not name:
         return method.model(model_config)
@@ -53,6 +96,14 @@ def build_model(config: ConfigDict, **changes: object) -> MemoryModel:
     return method.model(model_config, write_optimizer=optimizer)
 
 
+def first_params(config: ConfigDict, model: MemoryModel) -> Params:
+    """Draws the parameters of step 0, those of a pretrained language model in their place."""
+    key = jax.random.key(config.seed)
+    if not config.pretrained:
+        return model.init(key)
+    return model.init(key, pretrained.load_pretrained(config.pretrained, **config.lm.to_dict()).params)
+
+
 def build_optimizer_config(config: ConfigDict) -> OptimizerConfig:
     """Returns the outer optimizer's configuration."""
     return OptimizerConfig(num_steps=config.num_steps, **config.optimizer.to_dict())
@@ -64,10 +115,11 @@ def build_stages(config: ConfigDict) -> list[Stage]:
     Raises:
         ValueError: a field is wrong, or the curriculum does not end at the task.
     """
-    model, data = build_model(config), build_data(config)
+    model, task = build_model(config), build_task(config)
     for name in ("num_steps", "batch_size", "num_micro_batches", "log_every", "evaluate_every"):
         require(config[name] >= 1, f"{name}={config[name]} must be at least 1.")
     require(config.num_eval_samples >= 1, "num_eval_samples must be at least 1.")
+    require_choice("best_metric", config.best_metric, BEST_METRICS)
     require(
         config.evaluate_every % config.log_every == 0,
         f"evaluate_every={config.evaluate_every} must be a multiple of log_every="
@@ -84,7 +136,12 @@ def build_stages(config: ConfigDict) -> list[Stage]:
     steps = config.curriculum.num_write_steps or (model.config.num_write_steps,) * len(pairs)
     if not pairs:
         require(not steps, "curriculum.num_write_steps needs curriculum.num_pairs of equal length.")
-        return [Stage(model, data)]
+        return [Stage(model, task, _stage_name(config, model, task))]
+    data: Any = task
+    require(
+        hasattr(data, "num_pairs"),
+        f"curriculum.num_pairs={pairs} must be empty: task {config.task!r} has no num_pairs.",
+    )
     require(
         len(steps) == len(pairs),
         f"curriculum.num_write_steps={steps} and num_pairs={pairs} must have equal length.",
@@ -94,11 +151,14 @@ def build_stages(config: ConfigDict) -> list[Stage]:
         f"the curriculum ends at num_pairs={pairs[-1]}, num_write_steps={steps[-1]}; its last "
         f"stage must be the task itself, {data.num_pairs} and {model.config.num_write_steps}.",
     )
-    queries = lambda n: min(n, data.queries_per_context)
-    return [
-        Stage(
-            build_model(config, num_write_steps=k),
-            dataclasses.replace(data, num_pairs=n, queries_per_context=queries(n)),
-        )
-        for n, k in zip(pairs, steps, strict=True)
-    ]
+    stages = []
+    for n, k in zip(pairs, steps, strict=True):
+        stage_model = build_model(config, num_write_steps=k)
+        queries = min(n, data.queries_per_context)
+        part = dataclasses.replace(data, num_pairs=n, queries_per_context=queries)
+        stages.append(Stage(stage_model, part, _stage_name(config, stage_model, part)))
+    return stages
+
+
+def _stage_name(config: ConfigDict, model: MemoryModel, task: Any) -> str:
+    return f"{size_name(config.task, vars(task))}, K = {model.config.num_write_steps}"

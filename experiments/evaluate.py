@@ -1,4 +1,4 @@
-"""Evaluates a trained run with the context removed, over numbers of pairs and of WRITE steps.
+"""Evaluates a trained run with the context removed, over numbers of WRITE steps (and of pairs).
 
 Writes evaluation.json and evaluation.png into the run's folder. Example:
 
@@ -12,20 +12,24 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from experiments import figures, reporting
-from experiments.build import build_data, build_model
+from experiments.build import build_model, build_task, one_query
 from experiments.evaluation import evaluate_params, table
 from experiments.reporting import log
+from experiments.tasks import size_name
 from gradmem_jax import checkpoint
 from gradmem_jax.config import require
+from gradmem_jax.data.task import Task
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run to evaluate.", required=True)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, or a step.")
 _NUM_WRITE_STEPS = flags.DEFINE_list(
     "num_write_steps", ["0", "1", "2", "3", "4", "5", "8"], "Numbers of WRITE steps K."
 )
-_NUM_PAIRS = flags.DEFINE_list("num_pairs", None, "Numbers of pairs N; default: as trained.")
-_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 2000, "Validation contexts.", lower_bound=1)
-_QUERIES = flags.DEFINE_integer("queries_per_context", 1, "Queries of each context.", lower_bound=1)
+_NUM_PAIRS = flags.DEFINE_list(
+    "num_pairs", None, "Numbers of pairs N, of KV retrieval; default: as trained."
+)
+_SPLIT = flags.DEFINE_string("split", "", "Split of the data; default: config.final_split.")
+_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 2000, "Contexts, at most.", lower_bound=1)
 _OUT = flags.DEFINE_string("out", None, "Path of the results without suffix; in --workdir.")
 
 
@@ -37,31 +41,45 @@ def _integers(name: str, values: Sequence[str]) -> list[int]:
     return sorted({int(value) for value in values})
 
 
+def _tasks(config: ConfigDict) -> dict[str, Task]:
+    """The trained task, or the same one with the numbers of pairs that the flag asks for."""
+    changes: list[dict[str, int]] = [{}]
+    if _NUM_PAIRS.value is not None:
+        require("num_pairs" in config.data, f"--num_pairs: {config.task!r} has no pairs.")
+        changes = [{"num_pairs": n} for n in _integers("num_pairs", _NUM_PAIRS.value)]
+        changes = [change | {"queries_per_context": 1} for change in changes]
+    fields = config.data.to_dict()
+    return {
+        size_name(config.task, fields | change): one_query(build_task(config, **change))
+        for change in changes
+    }
+
+
 def main(_: Sequence[str]) -> None:
     """Runs the program."""
     reporting.set_up_logging()
     workdir = pathlib.Path(_WORKDIR.value)
     config = ConfigDict(reporting.read_json(workdir / "config.json"))
     step, params = checkpoint.restore_params(workdir / "checkpoints", _CHECKPOINT.value)
-    model = build_model(config)
+    model, split = build_model(config), _SPLIT.value or config.final_split
     steps = _integers("num_write_steps", _NUM_WRITE_STEPS.value)
-    pairs = _integers("num_pairs", _NUM_PAIRS.value or [str(config.data.num_pairs)])
     results = {}
-    for n in pairs:
-        data = build_data(config, num_pairs=n, queries_per_context=_QUERIES.value)
-        results[n] = evaluate_params(model, params, data, steps, num_samples=_NUM_SAMPLES.value)
-        log.info("N=%d, checkpoint of step %d\n%s", n, step, table(results[n]))
+    for name, task in _tasks(config).items():
+        results[name] = evaluate_params(
+            model, params, task, steps, num_samples=_NUM_SAMPLES.value, split=split
+        )
+        log.info("%s, checkpoint of step %d\n%s", name, step, table(results[name]))
     out = pathlib.Path(_OUT.value) if _OUT.value else workdir / "evaluation"
     trained = {
-        "num_pairs": config.data.num_pairs,
+        "task": size_name(config.task, config.data),
         "num_write_steps": config.model.num_write_steps,
     }
     report = {
         "workdir": workdir,
         "step": step,
-        "num_samples": _NUM_SAMPLES.value,
+        "split": split,
         "trained": trained,
-        "by_num_pairs": results,
+        "by_task": results,
     }
     reporting.write_json(out.with_suffix(".json"), report)
     figures.exact_match_by_steps(out.with_suffix(".png"), results, trained)

@@ -1,6 +1,5 @@
 """Evaluation with the context removed: exact match, WRITE losses and readable answers."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,15 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradmem_jax.data import kv_retrieval
 from gradmem_jax.data.pipeline import make_iterator
-from gradmem_jax.data.tokenizer import kv_tokenizer
+from gradmem_jax.data.task import Task
 from gradmem_jax.generate import generate
 from gradmem_jax.memory.interface import MemoryModel, Params
 from gradmem_jax.memory.segments import write_context
 from gradmem_jax.training import evaluate_batch
-
-KINDS = [kind.name.lower() for kind in kv_retrieval.TokenKind]
 
 
 def confidence_interval(rate: float, count: int, z: float = 1.96) -> tuple[float, float]:
@@ -30,33 +26,35 @@ def confidence_interval(rate: float, count: int, z: float = 1.96) -> tuple[float
 def evaluate_params(
     model: MemoryModel,
     params: Params,
-    data: kv_retrieval.KVRetrievalConfig,
+    task: Task,
     num_write_steps: Sequence[int],
     *,
     num_samples: int,
+    split: str = "validation",
     batch_size: int = 64,
     batch_sharding: jax.sharding.Sharding | None = None,
 ) -> dict[int, dict[str, Any]]:
-    """Evaluates on the validation stream of a task, the context removed after WRITE.
+    """Evaluates on a split of a task, the context removed after WRITE.
 
     Args:
         model: the model.
         params: its parameters.
-        data: the task; split and number of samples are replaced.
+        task: the task.
         num_write_steps: the values of K to evaluate.
-        num_samples: number of contexts.
+        num_samples: number of contexts, at most.
+        split: of the task.
         batch_size: contexts in a batch.
         batch_sharding: how a batch lies on devices; None puts it on the first one.
 
     Returns:
-        For each K: exact_match and its confidence_interval, token_accuracy, read_loss, write_loss
-        (after K steps, nats a token), write_loss_of, by kind of token, and, if the context comes in
-        segments, exact_match_by_segment, the first written first.
+        For each K: exact_match and its confidence_interval, token_accuracy, read_loss (nats a
+        target token), write_loss (after K steps, nats a token), num_samples, write_loss_of by kind
+        of token if the task has kinds, and, if the context comes in segments,
+        exact_match_by_segment, the first written first.
     """
-    data = dataclasses.replace(data, split="validation", num_samples=num_samples)
-    source = kv_retrieval.KVRetrievalSource(data)
+    source = task.source(split, num_samples)
     sums: dict[int, list[Any]] = {k: [] for k in num_write_steps}
-    for host_batch in make_iterator(source, batch_size, pad_last=True):
+    for host_batch in make_iterator(source, batch_size, task=task, pad_last=True):
         batch = jax.device_put(host_batch, batch_sharding)
         for k in num_write_steps:
             results = evaluate_batch(
@@ -65,13 +63,16 @@ def evaluate_params(
                 batch,
                 jnp.int32(k),
                 max_steps=max(num_write_steps),
-                num_kinds=len(KINDS),
+                num_kinds=len(task.kinds),
             )
             sums[k].append(results)
-    return {k: _summarize(jax.device_get(results), num_samples) for k, results in sums.items()}
+    return {
+        k: _summarize(jax.device_get(results), len(source), task.kinds)
+        for k, results in sums.items()
+    }
 
 
-def _summarize(results: list[Any], num_samples: int) -> dict[str, Any]:
+def _summarize(results: list[Any], num_samples: int, kinds: Sequence[str]) -> dict[str, Any]:
     weights = {
         "read_loss": "targets",
         "exact_match": "queries",
@@ -87,53 +88,64 @@ def _summarize(results: list[Any], num_samples: int) -> dict[str, Any]:
         total = sum(totals[weight] for _, totals in results)
         weighted = sum(metrics[name] * totals[weight] for metrics, totals in results)
         means[name] = weighted / np.maximum(total, 1)
-    counts = sum(totals["kinds"] for _, totals in results)
-    by_kind = means.pop("write_loss_by_kind")
+    by_kind = means.pop("write_loss_by_kind", None)
     by_segment = means.pop("exact_match_by_segment", None)
     summary: dict[str, Any] = {name: float(value) for name, value in means.items()}
     if by_segment is not None:
         summary["exact_match_by_segment"] = by_segment
     summary["confidence_interval"] = confidence_interval(summary["exact_match"], num_samples)
-    summary["write_loss_of"] = {
-        kind: float(loss) for kind, loss, n in zip(KINDS, by_kind, counts, strict=True) if n
-    }
+    summary["num_samples"] = num_samples
+    if by_kind is not None:
+        counts = sum(totals["kinds"] for _, totals in results)
+        summary["write_loss_of"] = {
+            kind: float(loss) for kind, loss, n in zip(kinds, by_kind, counts, strict=True) if n
+        }
     return summary
 
 
 def sample_answers(
-    model: MemoryModel, params: Params, data: kv_retrieval.KVRetrievalConfig, count: int = 4
+    model: MemoryModel,
+    params: Params,
+    task: Task,
+    *,
+    split: str = "validation",
+    count: int = 4,
 ) -> str:
     """Writes a few fresh contexts, answers queries from memory alone and shows what came back."""
-    data = dataclasses.replace(data, split="validation", num_samples=count)
-    source, tokenizer = kv_retrieval.KVRetrievalSource(data), kv_tokenizer(data.alphabet_size)
-    batch = {
-        name: np.stack([source[i][name] for i in range(count)])
-        for name in ("context_ids", "query_ids", "labels")
-    }
-    is_question = batch["labels"] < 0
-    questions = np.where(is_question, batch["query_ids"], model.config.pad_id)
-    answer_length = int((~is_question[0, 0]).sum())
+    source, tokenizer = task.source(split, count), task.tokenizer
+    batch = next(make_iterator(source, min(count, len(source)), task=task, num_threads=0))
+    is_question = (batch["labels"] < 0) & (batch["query_ids"] != task.pad_id)
+    questions = np.where(is_question, batch["query_ids"], task.pad_id)
+    is_answer = batch["labels"] >= 0
     write = jax.jit(lambda params, ids: write_context(model, params, ids)[0])
     memory = write(params, batch["context_ids"])
-    answers = np.asarray(generate(model, params, memory, questions, answer_length))
+    answers = np.asarray(
+        generate(model, params, memory, questions, int(is_answer.sum(axis=-1).max()))
+    )
     lines = []
-    for i in range(count):
-        segments = np.atleast_2d(batch["context_ids"][i])
-        lines += [f"context  {tokenizer.decode(segment)}" for segment in segments]
-        for question, answer, truth, asked in zip(
-            questions[i], answers[i], batch["query_ids"][i], is_question[i], strict=True
+    for i, context in enumerate(batch["context_ids"]):
+        lines += [f"context  {tokenizer.decode(segment)}" for segment in np.atleast_2d(context)]
+        for asked, answer, truth, told in zip(
+            questions[i], answers[i], batch["query_ids"][i], is_answer[i], strict=True
         ):
-            got, want = tokenizer.decode(answer), tokenizer.decode(truth[~asked])
+            got = tokenizer.decode(answer[: told.sum()])
+            want = tokenizer.decode(truth[told])
             verdict = "right" if got == want else f"wrong, it is {want}"
-            lines.append(f"  {tokenizer.decode(question[asked])} -> {got}  ({verdict})")
+            lines.append(f"  {tokenizer.decode(asked)} -> {got}  ({verdict})")
     return "\n".join(lines)
 
 
 def table(results: dict[int, dict[str, Any]]) -> str:
     """Formats the results of one task, a line for each K."""
-    lines = ["  K   exact match   95 % interval   WRITE loss: " + ", ".join(KINDS[1:4])]
+    kinds = [kind for kind in next(iter(results.values())).get("write_loss_of", {})][:3]
+    losses_of = ", ".join(kinds) or "all tokens"
+    lines = [f"  K   exact match   95 % interval   tokens right   WRITE loss: {losses_of}"]
     for k, row in results.items():
         low, high = row["confidence_interval"]
-        losses = "  ".join(f"{row['write_loss_of'].get(kind, 0):.3f}" for kind in KINDS[1:4])
-        lines.append(f"{k:3d}   {row['exact_match']:10.1%}   {low:6.1%}-{high:6.1%}   {losses:>12}")
+        values = [row["write_loss_of"][kind] for kind in kinds] or [row["write_loss"]]
+        losses = "  ".join(f"{value:.3f}" for value in values)
+        lines.append(
+            f"{k:3d}   {row['exact_match']:10.1%}   {low:6.1%}-{high:6.1%}   "
+            f"{row['token_accuracy']:12.1%}   {losses:>12}"
+        )
     return "\n".join(lines)

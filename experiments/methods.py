@@ -2,7 +2,13 @@
 
 from typing import NamedTuple
 
-from gradmem_jax.config import GradMemConfig, LlamaConfig, LMConfig, MemoryConfig
+from gradmem_jax.config import (
+    GradMemConfig,
+    LlamaConfig,
+    LMConfig,
+    MemoryConfig,
+    TransformerConfig,
+)
 from gradmem_jax.lm.associative import AssociativeConfig
 from gradmem_jax.lm.lact import LaCTConfig
 from gradmem_jax.lm.mamba import MambaConfig
@@ -24,12 +30,14 @@ class Method(NamedTuple):
     Attributes:
         model: its class.
         config: the class of the model's configuration.
-        lm: the class of its language model's configuration.
+        lm: the class of its language model's configuration, when it is trained from scratch.
+        pretrained_lm: what the configuration of a pretrained language model must be.
     """
 
     model: type[MemoryModel]
     config: type[MemoryConfig]
     lm: type[LMConfig] = LlamaConfig
+    pretrained_lm: type[LMConfig] = TransformerConfig
 
 
 METHODS = {
@@ -37,10 +45,10 @@ METHODS = {
     "warm_start": Method(WarmStart, WarmStartConfig),
     "kv_prefix": Method(KVPrefix, KVPrefixConfig),
     "rmt": Method(RMT, RMTConfig),
-    "armt": Method(LayerMemory, ARMTConfig, AssociativeConfig),
-    "mamba": Method(StateSpace, StateSpaceConfig, MambaConfig),
-    "mamba2": Method(StateSpace, StateSpaceConfig, Mamba2Config),
-    "ttt_linear": Method(StateSpace, StateSpaceConfig, TTTLinearConfig),
-    "lact": Method(LayerMemory, LayerMemoryConfig, LaCTConfig),
+    "armt": Method(LayerMemory, ARMTConfig, AssociativeConfig, LlamaConfig),
+    "mamba": Method(StateSpace, StateSpaceConfig, MambaConfig, MambaConfig),
+    "mamba2": Method(StateSpace, StateSpaceConfig, Mamba2Config, Mamba2Config),
+    "ttt_linear": Method(StateSpace, StateSpaceConfig, TTTLinearConfig, TTTLinearConfig),
+    "lact": Method(LayerMemory, LayerMemoryConfig, LaCTConfig, LaCTConfig),
     "full_context": Method(FullContext, FullContextConfig),
 }

@@ -8,7 +8,7 @@ Writes Markdown, to standard output too, and figures next to it. Example:
 import collections
 import pathlib
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags
@@ -19,11 +19,13 @@ from experiments.runs import (
     ONLY,
     ROOT,
     FinishedRun,
+    Metric,
     differences,
     find_runs,
     label,
     task_name,
 )
+from experiments.tasks import SIZES
 
 flags.declare_key_flag(ROOT.name)
 flags.declare_key_flag(ONLY.name)
@@ -31,7 +33,7 @@ _OUT = flags.DEFINE_string("out", None, "Path of the report without suffix.", re
 _TITLE = flags.DEFINE_string("title", "", "Heading of the report; default: names --root.")
 
 METHODS_WITH_WRITE_LOSS = ("gradmem", "kv_prefix", "warm_start")
-Groups = Mapping[tuple[str, int], Sequence[FinishedRun]]  # by name of the method and N
+Groups = Mapping[tuple[str, int], Sequence[FinishedRun]]  # by name of the method and size
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
@@ -39,10 +41,22 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def percent(runs: Sequence[FinishedRun]) -> str:
-    """Exact match of the seeds of one setting: `96.1 ± 0.7 (3)`, or `96.1` of one run."""
-    mean, deviation = mean_and_deviation([100 * run.metrics["exact_match"] for run in runs])
-    return f"{mean:.1f} ± {deviation:.1f} ({len(runs)})" if len(runs) > 1 else f"{mean:.1f}"
+def score(runs: Sequence[FinishedRun]) -> str:
+    """Score of the seeds of one setting: `96.1 ± 0.7 (3)`, or `96.1` of one run."""
+    mean, deviation = mean_and_deviation([run.score for run in runs])
+    text = f"{mean:.{runs[0].metric.digits}f}"
+    if len(runs) == 1:
+        return text
+    return f"{text} ± {deviation:.{runs[0].metric.digits}f} ({len(runs)})"
+
+
+def _metric(groups: Groups) -> Metric:
+    return next(iter(groups.values()))[0].metric
+
+
+def _size_names(runs: Iterable[FinishedRun]) -> dict[int, str]:
+    """What people call the sizes of a task, ascending."""
+    return dict(sorted({run.size: run.size_name for run in runs}.items()))
 
 
 def _group(runs: Sequence[FinishedRun], key: Callable[[FinishedRun], Any]) -> dict[Any, Any]:
@@ -63,7 +77,7 @@ def _by_method(runs: Sequence[FinishedRun]) -> Groups:
     def key(run: FinishedRun) -> tuple[str, int]:
         m = _num_memory_tokens(run)
         with_m = f", m = {m}" if len(sizes) > 1 and m is not None else ""
-        return label(run.config) + with_m, run.num_pairs
+        return label(run.config) + with_m, run.size
 
     def rank(run: FinishedRun) -> tuple[int, str, int, int, str, int]:
         method, k = run.config.get("method", "gradmem"), run.config["model"].get("num_write_steps")
@@ -82,40 +96,40 @@ def _paper(runs: Sequence[FinishedRun]) -> float | None:
     return paper_results.find(runs[0].config)
 
 
-def exact_match_table(groups: Groups) -> str:
-    """Exact match by method and N, with the paper's figure in brackets and notes below."""
-    pairs = sorted({n for _, n in groups})
+def score_table(groups: Groups) -> str:
+    """Score by method and size, with the paper's figure in brackets and notes below."""
+    sizes = _size_names(run for runs in groups.values() for run in runs)
     compared = False
     rows = []
     for name in dict.fromkeys(name for name, _ in groups):
         cells = [name]
-        for n in pairs:
+        for n in sizes:
             runs = groups.get((name, n))
-            cell = percent(runs) if runs else ""
+            cell = score(runs) if runs else ""
             paper = _paper(runs) if runs else None
             if paper is not None:
                 cell, compared = f"{cell} [{paper:.1f}]", True
             cells.append(cell)
         rows.append(cells)
-    lines = [_markdown(["exact match, %", *(f"N = {n}" for n in pairs)], rows)]
+    lines = [_markdown([_metric(groups).name, *sizes.values()], rows)]
     notes = ["Mean ± standard deviation over seeds (their number)."]
     if compared:
-        notes[0] += " In brackets: the paper's figure for this method, K and N."
-    for (name, n), runs in groups.items():
+        notes[0] += " In brackets: the paper's figure for this method and K."
+    for (name, _), runs in groups.items():
         fields = [f"{f} ({', '.join(values)})" for f, values in differences(runs).items()]
         if fields:
-            notes.append(f"Runs of {name}, N = {n} differ in {', '.join(fields)}.")
+            notes.append(f"Runs of {name}, {runs[0].size_name} differ in {', '.join(fields)}.")
         seeds = [run.config.get("seed") for run in runs]
         if len(set(seeds)) < len(seeds):
-            notes.append(f"Several runs of {name}, N = {n} have the same seed.")
+            notes.append(f"Several runs of {name}, {runs[0].size_name} have the same seed.")
     return "\n\n".join([*lines, "\n".join(f"- {note}" for note in notes)])
 
 
 def cost_table(groups: Groups) -> str:
-    """Memory, parameters, training steps and minutes by method and N."""
-    head = ["method", "N", "memory, floats", "parameters", "steps", "minutes", "devices"]
+    """Memory, parameters, training steps and minutes by method and size."""
+    head = ["method", "size", "memory, floats", "parameters", "steps", "minutes", "devices"]
     rows = []
-    for (name, n), runs in groups.items():
+    for (name, _), runs in groups.items():
         known = lambda field, runs=runs: [r.metrics[field] for r in runs if field in r.metrics]
         means = [
             f"{statistics.fmean(known(field)) / unit:,.{digits}f}" if known(field) else "?"
@@ -125,17 +139,17 @@ def cost_table(groups: Groups) -> str:
             )
         ]
         devices = dict.fromkeys(" and ".join(names) for names in known("devices"))
-        rows.append([name, str(n), *means, ", ".join(devices) or "?"])
+        rows.append([name, runs[0].size_name, *means, ", ".join(devices) or "?"])
     return _markdown(head, rows) + "\n\nMeans over seeds; memory is that of one sample."
 
 
 def _by_memory(runs: Sequence[FinishedRun]) -> dict[str, dict[str, dict[int, Any]]]:
-    """Groups by (method without K, N), then by K, then by m; empty if there is one m only."""
+    """Groups by (method without K, size), then by K, then by m; empty if there is one m only."""
     found: dict[str, dict[str, dict[int, Any]]] = {}
     for run in sorted(runs, key=lambda run: run.config["model"].get("num_write_steps", 0)):
         m, k = _num_memory_tokens(run), run.config["model"].get("num_write_steps", 1)
         if m is not None:
-            title = f"{label(run.config).replace(f', K = {k}', '')}, N = {run.num_pairs}"
+            title = f"{label(run.config).replace(f', K = {k}', '')}, {run.size_name}"
             by_m = found.setdefault(title, {}).setdefault(f"K = {k}", {})
             by_m.setdefault(m, []).append(run)
     several = lambda lines: len({m for by_m in lines.values() for m in by_m}) > 1
@@ -143,29 +157,30 @@ def _by_memory(runs: Sequence[FinishedRun]) -> dict[str, dict[str, dict[int, Any
 
 
 def memory_table(by_memory: Mapping[str, Mapping[str, Mapping[int, Any]]]) -> str:
-    """Exact match by m (rows) and K (columns), for every method and N with several m."""
+    """Score by m (rows) and K (columns), for every method and size with several m."""
     names = list(dict.fromkeys(k for lines in by_memory.values() for k in lines))
     rows = []
     for title, lines in by_memory.items():
         for m in sorted({m for by_m in lines.values() for m in by_m}):
-            cells = [percent(lines[k][m]) if m in lines.get(k, {}) else "" for k in names]
+            cells = [score(lines[k][m]) if m in lines.get(k, {}) else "" for k in names]
             rows.append([title, str(m), *cells])
-    return _markdown(["exact match, %", "m", *names], rows)
+    runs = next(iter(next(iter(next(iter(by_memory.values())).values())).values()))
+    return _markdown([runs[0].metric.name, "m", *names], rows)
 
 
 def _curves(
     groups: Groups, value: Callable[[Mapping[str, Any]], float | None]
 ) -> dict[str, dict[str, dict[int, tuple[float, float]]]]:
-    """Values by N, method and number of WRITE steps at evaluation, where runs have them."""
+    """Values by size, method and number of WRITE steps at evaluation, where runs have them."""
     panels: dict[str, dict[str, dict[int, tuple[float, float]]]] = {}
-    for (name, n), runs in sorted(groups.items(), key=lambda item: item[0][1]):
+    for (name, _), runs in sorted(groups.items(), key=lambda item: item[0][1]):
         points = collections.defaultdict(list)
         for run in runs:
             for k, row in run.metrics["by_num_write_steps"].items():
                 if (number := value(row)) is not None:
                     points[int(k)].append(number)
         if points:
-            lines = panels.setdefault(f"N = {n}", {})
+            lines = panels.setdefault(runs[0].size_name, {})
             lines[name] = {k: mean_and_deviation(numbers) for k, numbers in points.items()}
     return panels
 
@@ -177,7 +192,7 @@ def _loss_of(kind: str) -> Callable[[Mapping[str, Any]], float | None]:
 def _by_segment(groups: Groups) -> dict[str, dict[str, dict[int, tuple[float, float]]]]:
     """Exact match by how many segments were written since, as trained, where runs have segments."""
     panels: dict[str, dict[str, dict[int, tuple[float, float]]]] = {}
-    for (name, n), runs in groups.items():
+    for (name, _), runs in groups.items():
         rows = [
             run.metrics["by_num_write_steps"].get(str(run.metrics["num_write_steps"]), {})
             for run in runs
@@ -189,19 +204,20 @@ def _by_segment(groups: Groups) -> dict[str, dict[str, dict[int, tuple[float, fl
                 i: mean_and_deviation(rates)
                 for i, rates in enumerate(zip(*newest_first, strict=True))
             }
-            panels.setdefault(f"N = {n}", {})[name] = points
+            panels.setdefault(runs[0].size_name, {})[name] = points
     return panels
 
 
 def draw(prefix: str, folder: pathlib.Path, runs: Sequence[FinishedRun]) -> dict[str, str]:
     """Draws the figures of a task and returns their captions by file name."""
     groups = _by_method(runs)
-    rates = lambda runs: mean_and_deviation([100 * run.metrics["exact_match"] for run in runs])
-    by_pairs: dict[str, dict[int, tuple[float, float]]] = {}
+    metric = _metric(groups)
+    scores = lambda runs: mean_and_deviation([run.score for run in runs])
+    by_size: dict[str, dict[int, tuple[float, float]]] = {}
     for (name, n), members in groups.items():
-        by_pairs.setdefault(name, {})[n] = rates(members)
+        by_size.setdefault(name, {})[n] = scores(members)
     by_memory = {
-        title: {k: {m: rates(members) for m, members in by_m.items()} for k, by_m in lines.items()}
+        title: {k: {m: scores(members) for m, members in by_m.items()} for k, by_m in lines.items()}
         for title, lines in _by_memory(runs).items()
     }
     descent = {
@@ -224,17 +240,21 @@ def draw(prefix: str, folder: pathlib.Path, runs: Sequence[FinishedRun]) -> dict
             figures.panels(folder / file, values, **options)
             captions[file] = caption
 
-    methods, steps = list(by_pairs), "WRITE steps K at evaluation"
+    methods, steps = list(by_size), "WRITE steps K at evaluation"
+    bottom, top = metric.limits
+    axis: dict[str, Any] = {"y_label": metric.name, "bottom": bottom, "top": top}
+    what = metric.name.split(",")[0].capitalize()
+    if runs[0].task in SIZES:
+        x_label = SIZES[runs[0].task].axis
+        add(
+            *("sizes", f"{what} by {x_label}", {"": by_size}),
+            **axis | {"x_label": x_label, "names": methods, "log_x": runs[0].task != "babi"},
+        )
+    add(
+        *("steps", f"{what} by WRITE steps", _curves(groups, metric.value)),
+        **axis | {"x_label": steps, "names": methods},
+    )
     rate: dict[str, Any] = {"y_label": "exact match, %", "bottom": -2, "top": 102}
-    add(
-        *("pairs", "Exact match by pairs N", {"": by_pairs}),
-        **rate | {"x_label": "pairs N", "names": methods, "log_x": True},
-    )
-    add(
-        *("steps", "Exact match by WRITE steps"),
-        _curves(groups, lambda row: 100 * row["exact_match"]),
-        **rate | {"x_label": steps, "names": methods},
-    )
     loss: dict[str, Any] = {"y_label": "WRITE loss, nats a token", "columns": 4}
     add(
         *("write_loss", "WRITE loss by WRITE steps", losses),
@@ -246,8 +266,8 @@ def draw(prefix: str, folder: pathlib.Path, runs: Sequence[FinishedRun]) -> dict
         **rate | {"x_label": "segments written since", "names": methods},
     )
     add(
-        *("memory", "Exact match by memory tokens m", by_memory),
-        **rate | {"x_label": "memory tokens m", "log_x": True},
+        *("memory", f"{what} by memory tokens m", by_memory),
+        **axis | {"x_label": "memory tokens m", "log_x": True},
     )
     return captions
 
@@ -272,7 +292,7 @@ def write_report(root: pathlib.Path, out: pathlib.Path, title: str = "", only: s
     parts.append(f"Made by `python -m experiments.report --root={root} --out={out}{chosen}`.")
     for i, (name, runs) in enumerate(sorted(tasks.items()), 1):
         groups, by_memory = _by_method(runs), _by_memory(runs)
-        parts += [f"## {name}", exact_match_table(groups), cost_table(groups)]
+        parts += [f"## {name}", score_table(groups), cost_table(groups)]
         if by_memory:
             parts.append(memory_table(by_memory))
         prefix = out.name if len(tasks) == 1 else f"{out.name}_{i}"

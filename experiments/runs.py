@@ -9,6 +9,7 @@ from absl import flags
 
 from experiments import reporting
 from experiments.reporting import log
+from experiments.tasks import SIZES, size_name
 from gradmem_jax.config import require
 
 ROOT = flags.DEFINE_string("root", None, "Folder of the runs' folders.", required=True)
@@ -41,6 +42,39 @@ def name_pattern(only: str) -> re.Pattern[str]:
         ) from error
 
 
+class Metric(NamedTuple):
+    """What a run is judged by.
+
+    Attributes:
+        field: its name in metrics.json.
+        name: what people call it, with its unit.
+        scale: from the value in metrics.json to that unit.
+        digits: to print.
+        limits: of an axis, (None, None) if there are none.
+    """
+
+    field: str
+    name: str
+    scale: float = 1.0
+    digits: int = 2
+    limits: tuple[float | None, float | None] = (None, None)
+
+    def value(self, metrics: Mapping[str, Any]) -> float:
+        """The metric in its unit."""
+        return self.scale * metrics[self.field]
+
+
+_RATE: Any = {"scale": 100.0, "digits": 1, "limits": (-2, 102)}
+METRICS = {
+    metric.field: metric
+    for metric in (
+        Metric("exact_match", "exact match, %", **_RATE),
+        Metric("token_accuracy", "tokens right, %", **_RATE),
+        Metric("read_loss", "READ loss, nats a token"),
+    )
+}
+
+
 class FinishedRun(NamedTuple):
     """A finished run.
 
@@ -55,9 +89,29 @@ class FinishedRun(NamedTuple):
     metrics: Mapping[str, Any]
 
     @property
-    def num_pairs(self) -> int:
-        """N, pairs in a context."""
-        return self.config["data"]["num_pairs"]
+    def task(self) -> str:
+        """A name of experiments/tasks.py."""
+        return self.config.get("task", "kv_retrieval")
+
+    @property
+    def size(self) -> int:
+        """How much there is to remember, such as N; 0 if the task has one size only."""
+        return self.config["data"][SIZES[self.task].field] if self.task in SIZES else 0
+
+    @property
+    def size_name(self) -> str:
+        """What people call the size, such as "N = 8"."""
+        return size_name(self.task, self.config["data"])
+
+    @property
+    def metric(self) -> Metric:
+        """What the run is judged by."""
+        return METRICS[self.config.get("best_metric", "exact_match")]
+
+    @property
+    def score(self) -> float:
+        """The run's result in the units of `metric`."""
+        return self.metric.value(self.metrics)
 
 
 class Found(NamedTuple):
@@ -100,7 +154,8 @@ def find_runs(root: pathlib.Path, only: str = "") -> Found:
             )
             rows = [run.metrics, *run.metrics["by_num_write_steps"].values()]
             require(all(0 <= row["exact_match"] <= 1 for row in rows), "exact_match not in [0, 1]")
-            require(run.num_pairs >= 1 and label(run.config) != "", "no num_pairs or no method")
+            require(label(run.config) != "", "no method")
+            require(all(0 <= x < float("inf") for x in (run.size, run.score)), "no size or score")
             found.runs.append(run)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             found.damaged.append(f"{name} ({error})")
@@ -129,10 +184,16 @@ def label(config: Mapping[str, Any]) -> str:
 
 
 def task_name(config: Mapping[str, Any]) -> str:
-    """Names a run's task, the number of pairs aside."""
-    left_out = ("num_pairs", "queries_per_context", "seed")
+    """Names a run's task, its size aside."""
+    task = config.get("task", "kv_retrieval")
+    left_out = (
+        SIZES[task].field if task in SIZES else "",
+        "queries_per_context",
+        "seed",
+        "data_dir",
+    )
     fields = {name: value for name, value in config["data"].items() if name not in left_out}
-    text = ""
+    text = "" if task == "kv_retrieval" else task
     if {"key_length", "value_length", "alphabet_size"} <= fields.keys():
         lengths = fields.pop("key_length"), fields.pop("value_length")
         text = "Keys of {}, values of {} symbols".format(*lengths)

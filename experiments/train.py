@@ -1,4 +1,4 @@
-"""Trains GradMem on KV retrieval and evaluates it with the context removed.
+"""Trains a way of writing memory on a task and evaluates it with the context removed.
 
 Run again with the same --workdir, a stopped run goes on from its last checkpoint. Example:
 
@@ -6,30 +6,35 @@ Run again with the same --workdir, a stopped run goes on from its last checkpoin
   python -m experiments.train --config=experiments/configs/kv_paper.py:n8_k2 --workdir=runs/n8_k2
 """
 
-import dataclasses
 import pathlib
 import time
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from absl import app, flags
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict, config_flags
 
 from experiments import reporting
-from experiments.build import Stage, build_optimizer_config, build_stages
+from experiments.build import (
+    BEST_METRICS,
+    LOWER_IS_BETTER,
+    Stage,
+    build_optimizer_config,
+    build_stages,
+    first_params,
+    one_query,
+)
 from experiments.evaluation import evaluate_params, sample_answers, table
 from experiments.reporting import log
+from experiments.stage import Devices, RunningStage, find_devices
 from gradmem_jax import checkpoint
 from gradmem_jax.config import require
-from gradmem_jax.data.kv_retrieval import KVRetrievalSource
-from gradmem_jax.data.pipeline import make_iterator
 from gradmem_jax.memory.interface import MemoryModel, Params, memory_floats
 from gradmem_jax.memory.segments import write_context
 from gradmem_jax.optimizer import make_optimizer
-from gradmem_jax.training import TrainState, init_state, make_train_step
+from gradmem_jax.training import TrainState, init_state
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -45,31 +50,9 @@ class NonFiniteError(RuntimeError):
     """Loss or gradient became NaN or infinite."""
 
 
-class Devices(NamedTuple):
-    """Where arrays live: batches split over all devices, everything else on each of them."""
-
-    batch: NamedSharding
-    replicated: NamedSharding
-    names: list[str]
-
-
-def find_devices(batch_size: int) -> Devices:
-    """Returns shardings over all devices, for data-parallel training."""
-    devices = jax.devices()
-    require(
-        batch_size % len(devices) == 0,
-        f"batch_size={batch_size} must be a multiple of the {len(devices)} devices.",
-    )
-    mesh = Mesh(np.array(devices), ("data",))
-    split, whole = PartitionSpec("data"), PartitionSpec()
-    kinds = [device.device_kind for device in devices]
-    names = [f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds))]
-    return Devices(NamedSharding(mesh, split), NamedSharding(mesh, whole), names)
-
-
 def start_state(config: ConfigDict, model: MemoryModel, optimizer: Any) -> TrainState:
     """Returns the state of step 0, with another run's parameters if `config.init_from` says so."""
-    state = init_state(model, optimizer, jax.random.key(config.seed), config.frozen)
+    state = init_state(first_params(config, model), optimizer, config.frozen)
     if not config.init_from:
         return state
     step, params = checkpoint.restore_params(pathlib.Path(config.init_from) / "checkpoints")
@@ -102,57 +85,6 @@ def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
             "--workdir, or the same configuration to go on.",
         )
     reporting.write_json(path, config.to_dict())
-
-
-class Running(NamedTuple):
-    """A curriculum stage that is being trained.
-
-    Attributes:
-        stage: its number, from 0.
-        task: its name in progress lines.
-        iterator: grain iterator over training batches.
-        step_fn: the compiled training step.
-        compile_seconds: how long that took.
-    """
-
-    stage: int
-    task: str
-    iterator: Any
-    step_fn: Any
-    compile_seconds: float
-
-
-def next_batch(iterator: Any) -> dict[str, np.ndarray]:
-    """Returns the next training batch, on the host."""
-    batch = next(iterator)
-    return {name: batch[name] for name in ("context_ids", "query_ids", "labels", "value_mask")}
-
-
-def start_stage(
-    config: ConfigDict, stages: list[Stage], index: int, devices: Devices, iterator_state: Any
-) -> Running:
-    """Opens the data of a stage, where `iterator_state` says, and compiles its training step."""
-    model, data = stages[index]
-    iterator = make_iterator(KVRetrievalSource(data), config.batch_size, repeat=True)
-    if iterator_state is None:
-        iterator_state = iterator.get_state()
-    example = next_batch(iterator)
-    iterator.set_state(iterator_state)
-    started = time.monotonic()
-    optimizer = make_optimizer(build_optimizer_config(config))
-    step_fn = jax.jit(
-        make_train_step(model, optimizer, config.num_micro_batches, config.frozen),
-        donate_argnums=0,
-        in_shardings=(devices.replicated, devices.batch),
-        out_shardings=devices.replicated,
-    )
-    first = lambda: init_state(model, optimizer, jax.random.key(0), config.frozen)
-    state = jax.eval_shape(first)
-    compiled = step_fn.lower(state, example).compile()
-    seconds = time.monotonic() - started
-    task = f"N={data.num_pairs} K={model.config.num_write_steps}"
-    log.info("training on %s; compiled in %.1f s", task, seconds)
-    return Running(index, task, iterator, compiled, seconds)
 
 
 def finish_window(window: list[Any], step: int, workdir: pathlib.Path) -> dict[str, float]:
@@ -207,26 +139,27 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
         size = sum(x.size for x in jax.tree.leaves(state.params))
         log.info("%d parameters on %s; compiling", size, " and ".join(devices.names))
         trained_before = host["seconds"]
-        running = start_stage(config, stages, host["stage"], devices, host["iterator"])
-        compile_seconds += running.compile_seconds
+        start = lambda index, iterator=None: RunningStage(
+            config, stages, index, devices, state, iterator
+        )
+        running = start(host["stage"], host["iterator"])
         reached = bool(host.get("reached"))
         window: list[Any] = []
         with reporting.Progress(workdir, config.num_steps, config.batch_size, step) as progress:
             while step < config.num_steps and not reached:
-                batch = next_batch(running.iterator)
-                on_device = jax.device_put(batch, devices.batch)
-                state, metrics = running.step_fn(state, on_device)
+                batch = running.next_batch()
+                state, metrics = running.step(state, jax.device_put(batch, devices.batch))
                 window.append((batch, metrics))
                 step += 1
                 if step % config.log_every and step < config.num_steps:
                     continue
                 means = finish_window(window, step, workdir)
                 window = []
-                progress.train(step, running.task, means)
+                progress.train(step, running.name, means)
                 threshold = config.curriculum.exact_match
-                if running.stage < len(stages) - 1 and means["exact_match"] >= threshold:
-                    running = start_stage(config, stages, running.stage + 1, devices, None)
+                if running.index < len(stages) - 1 and means["exact_match"] >= threshold:
                     compile_seconds += running.compile_seconds
+                    running = start(running.index + 1)
                 if step % config.evaluate_every == 0 or step == config.num_steps:
                     results = evaluate(config, target, state.params, devices)
                     log.info("step %d, fresh samples: %s", step, reporting.describe(results))
@@ -234,14 +167,17 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
                     wanted = config.stop_at_exact_match
                     reached = wanted is not None and results["exact_match"] >= wanted
                     host = {
-                        "stage": running.stage,
+                        "stage": running.index,
                         "iterator": running.iterator.get_state(),
                         "seconds": trained_before + time.monotonic() - started,
                         "reached": reached,
                     }
-                    checkpoint.save(checkpoints, step, state, host, results)
+                    checkpoint.save(
+                        checkpoints, step, state, host, results | score(config, results)
+                    )
                 progress.restart_clock(step)
     summary = final_report(config, target, workdir)
+    compile_seconds += running.compile_seconds
     summary |= {"steps": step, "compile_seconds": compile_seconds, "devices": devices.names}
     summary["seconds"] = trained_before + time.monotonic() - started
     reporting.write_json(workdir / "metrics.json", summary)
@@ -257,13 +193,19 @@ def evaluate(
     results = evaluate_params(
         target.model,
         params,
-        target.data,
+        target.task,
         [k],
         num_samples=config.num_eval_samples,
         batch_size=config.batch_size,
         batch_sharding=devices.batch,
     )[k]
     return {name: value for name, value in results.items() if isinstance(value, float)}
+
+
+def score(config: ConfigDict, results: Mapping[str, float]) -> dict[str, float]:
+    """What the best checkpoint has most of: config.best_metric, or its negative if it is a loss."""
+    value = results[config.best_metric]
+    return {"score": -value if config.best_metric in LOWER_IS_BETTER else value}
 
 
 def final_report(config: ConfigDict, target: Stage, workdir: pathlib.Path) -> dict[str, Any]:
@@ -273,27 +215,28 @@ def final_report(config: ConfigDict, target: Stage, workdir: pathlib.Path) -> di
     results = evaluate_params(
         target.model,
         params,
-        dataclasses.replace(target.data, queries_per_context=1),
+        one_query(target.task),
         sorted({*config.final_num_write_steps, k}),
         num_samples=config.num_eval_samples,
+        split=config.final_split,
     )
-    answers = sample_answers(target.model, params, target.data)
+    answers = sample_answers(target.model, params, target.task, split=config.final_split)
     (workdir / "answers.txt").write_text(answers + "\n")
     log.info("answers from memory alone, after %d WRITE steps\n%s", k, answers)
     log.info(
         "best checkpoint (step %d) on fresh samples, context removed\n%s", best_step, table(results)
     )
     write = lambda params, ids: write_context(target.model, params, ids)[0]
-    shape = (1, *KVRetrievalSource(target.data)[0]["context_ids"].shape)
-    memory = jax.eval_shape(write, params, jax.ShapeDtypeStruct(shape, np.int32))
+    segments = (target.task.num_segments,) if target.task.num_segments > 1 else ()
+    ids = jax.ShapeDtypeStruct((1, *segments, target.task.context_buckets[-1]), np.int32)
     return {
         "method": config.method,
-        "memory_floats": memory_floats(memory),
+        "task": config.task,
+        "memory_floats": memory_floats(jax.eval_shape(write, params, ids)),
         "num_parameters": sum(x.size for x in jax.tree.leaves(params)),
         "best_step": best_step,
-        "num_pairs": target.data.num_pairs,
         "num_write_steps": k,
-        "exact_match": results[k]["exact_match"],
+        **{name: results[k][name] for name in BEST_METRICS},
         "by_num_write_steps": results,
     }
 

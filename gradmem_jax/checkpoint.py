@@ -16,7 +16,7 @@ DAMAGED = "damaged"
 def open_checkpoints(
     directory: str | pathlib.Path,
     *,
-    best_metric: str = "exact_match",
+    best_metric: str = "score",
     keep_latest: int = 2,
     create: bool = True,
 ) -> ocp.CheckpointManager:
@@ -64,7 +64,7 @@ def save(
         step: steps done.
         state: pytree of arrays.
         run: JSON-able state of the host: data iterator, curriculum stage, ...
-        metrics: evaluation at this step.
+        metrics: evaluation at this step, the `best_metric` of `open_checkpoints` among it.
     """
     checkpoints.save(
         step,

@@ -33,13 +33,9 @@ class TrainState(NamedTuple):
 
 
 def init_state(
-    model: MemoryModel,
-    optimizer: optax.GradientTransformation,
-    key: jax.Array,
-    frozen: Sequence[str] = (),
+    params: Params, optimizer: optax.GradientTransformation, frozen: Sequence[str] = ()
 ) -> TrainState:
-    """Draws parameters and makes the state of step 0; see `make_train_step` for `frozen`."""
-    params = model.init(key)
+    """Makes the state of step 0 of parameters; see `make_train_step` for `frozen`."""
     return TrainState(jnp.int32(0), params, optimizer.init(split_params(params, frozen)[0]))
 
 

@@ -24,7 +24,7 @@ class CheckpointTest(absltest.TestCase):
         with checkpoint.open_checkpoints(self.folder) as checkpoints:
             for step, value in enumerate(exact_matches, start=1):
                 run = {"stage": step, "iterator": {"next": 10 * step}}
-                checkpoint.save(checkpoints, step, state_of(step), run, {"exact_match": value})
+                checkpoint.save(checkpoints, step, state_of(step), run, {"score": value})
 
     def restore(self):
         with checkpoint.open_checkpoints(self.folder) as checkpoints:

@@ -50,7 +50,7 @@ class FreezingTest(parameterized.TestCase):
         )
 
     def test_optimizer_state_is_of_trained_parameters_only(self):
-        make = lambda frozen: init_state(MODEL, optax.adam(1.0), jax.random.key(0), frozen)
+        make = lambda frozen: init_state(MODEL.init(jax.random.key(0)), optax.adam(1.0), frozen)
         state = jax.eval_shape(lambda: make(("^lm/",)))
         trained = {name: x for name, x in state.params.items() if name != "lm"}
         self.assertEqual(

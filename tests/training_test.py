@@ -140,7 +140,7 @@ class StepTest(parameterized.TestCase):
         optimizer = make_optimizer(
             OptimizerConfig(learning_rate=1e-2, warmup_steps=0, b2=0.99, num_steps=200)
         )
-        state = init_state(model, optimizer, jax.random.key(0))
+        state = init_state(model.init(jax.random.key(0)), optimizer)
         batch = small_batch(4)
         batch["query_ids"][:, :, :3] = random_ids(9, 1, 1, 3)  # only memory tells samples apart
         batch["query_ids"][:, 1] = batch["query_ids"][:, 0]
@@ -156,7 +156,7 @@ class StepTest(parameterized.TestCase):
     def test_step_that_is_not_finite_changes_nothing(self):
         model = small_model(num_write_steps=1)
         optimizer = make_optimizer(OptimizerConfig())
-        state = init_state(model, optimizer, jax.random.key(0))
+        state = init_state(model.init(jax.random.key(0)), optimizer)
         step = jax.jit(make_train_step(model, optimizer))
         bad = state._replace(
             params=state.params | {"initial_memory": jnp.full((3, 8), jnp.inf, jnp.float32)}

@@ -1,5 +1,7 @@
 """Every field of a training run, with the paper's settings for KV retrieval.
 
+Other tasks have another `config.data`, the fields of their class in experiments/tasks.py.
+
 Another config starts from `get_config()` and changes what it needs; any field can be overridden on
 the command line, as in `--config.data.num_pairs=8`.
 """
@@ -10,9 +12,11 @@ import typing
 from ml_collections import ConfigDict, config_dict
 
 from experiments.methods import METHODS
+from experiments.tasks import GENERATED, TASKS
 from gradmem_jax.config import require_choice
-from gradmem_jax.data.kv_retrieval import KVRetrievalConfig
 from gradmem_jax.optimizer import OptimizerConfig
+
+LEFT_OPEN = ("dtype", "param_dtype", "scan_layers", "remat")
 
 
 def fields_of(config_class: type, leave_out: tuple[str, ...] = ()) -> ConfigDict:
@@ -34,15 +38,23 @@ def fields_of(config_class: type, leave_out: tuple[str, ...] = ()) -> ConfigDict
     return fields
 
 
-def get_config(method: str = "gradmem") -> ConfigDict:
+def get_config(
+    method: str = "gradmem", task: str = "kv_retrieval", pretrained: bool = False
+) -> ConfigDict:
     """Returns the configuration.
 
     Args:
         method: how the memory is written, a name of experiments/methods.py.
+        task: a name of experiments/tasks.py.
+        pretrained: whether the language model is read from `config.pretrained`, so that
+            `config.lm` has those fields only that a checkpoint leaves open.
     """
     require_choice("method", method, tuple(METHODS))
+    require_choice("task", task, tuple(TASKS))
     config = ConfigDict()
     config.method = method
+    config.task = task
+    config.pretrained = ""  # what `load_pretrained` reads; the tokenizer comes from there too
     config.seed = 0  # parameters and samples are functions of it
     config.num_steps = 1_000_000
     config.batch_size = 64
@@ -51,15 +63,20 @@ def get_config(method: str = "gradmem") -> ConfigDict:
     config.evaluate_every = 500  # steps between evaluations, each with a checkpoint
     config.num_eval_samples = 5000
     config.stop_at_exact_match = config_dict.placeholder(float)  # of an evaluation
+    config.best_metric = "exact_match"  # which checkpoint is best; token_accuracy, read_loss
+    config.shuffle = task not in GENERATED  # in every epoch another order
+    config.final_split = "validation" if task in GENERATED else "test"
     config.frozen = ()  # regular expressions; "^lm/" trains all but the language model
     config.init_from = ""  # workdir of another run, whose best parameters this one starts from
 
     config.lm = fields_of(METHODS[method].lm, leave_out=("rope_scaling",))
+    if pretrained:
+        config.lm = ConfigDict({name: config.lm[name] for name in LEFT_OPEN})
     config.model = fields_of(METHODS[method].config, leave_out=("pad_id",))
     if "write_learning_rate" in config.model:
         config.model.num_write_steps = 2
         config.model.write_learning_rate = 0.04
-    config.data = fields_of(KVRetrievalConfig, leave_out=("seed", "split", "num_samples"))
+    config.data = fields_of(TASKS[task], leave_out=("seed", "split", "num_samples"))
     config.optimizer = fields_of(OptimizerConfig, leave_out=("num_steps",))
 
     # An optax optimizer for WRITE in place of plain gradient descent: its name and arguments,

@@ -1,7 +1,6 @@
 """Small counterpart of the paper's Table 1, for CPU: `kv_small.py:gradmem_n8_k2`.
 
-Keys and values of one symbol out of 16, 2 memory vectors of width 64, 2 layers, attention heads of
-32 components as in the paper. Every method of
+Keys and values of one symbol out of 16, 2 memory vectors of width 64, 2 layers. Every method of
 experiments/methods.py has rows, `mamba_n4` for example; `_k` is for methods with several steps,
 `_m` changes the memory vectors, `_t` splits the context into segments that are written one by one.
 Runs come in chains (experiments/sweeps/kv_small.py): N = 4 from scratch, then N = 8 from its
@@ -16,7 +15,7 @@ from experiments.configs.arguments import parse_row
 from gradmem_jax.config import require
 
 FIRST_PAIRS = {"full_context": 8}
-NUM_STEPS = {4: {4: 1000, 8: 1000}, 8: {8: 4000, 4: 500}}  # by first N, then by N
+NUM_STEPS = {4: {4: 1000, 8: 1000}, 8: {8: 5000, 4: 500}}  # by first N, then by N
 
 
 def get_config(arguments: str = "gradmem_n4_k2") -> ConfigDict:
@@ -32,8 +31,6 @@ def get_config(arguments: str = "gradmem_n4_k2") -> ConfigDict:
     config.stop_at_exact_match = 0.985
     config.optimizer.warmup_steps = 100
     config.lm.num_layers = 2
-    if "num_heads" in config.lm:
-        config.lm.num_heads = 2
     if "state_size" in config.lm:
         config.lm.state_size = 8
     if "memory_width" in config.lm:

@@ -19,17 +19,25 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gradmem_jax.config import LlamaConfig, require_integer
+from gradmem_jax.config import (
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    TransformerConfig,
+    require_integer,
+)
+from gradmem_jax.lm.gpt2 import GPT2, GPT2Layer
+from gradmem_jax.lm.gpt_neox import GPTNeoX, GPTNeoXLayer
 from gradmem_jax.lm.language_model import dense
 from gradmem_jax.lm.layer_memory_lm import LayerMemoryLM, Segment
-from gradmem_jax.lm.llama import Block
+from gradmem_jax.lm.llama import Block, Llama
 
 _EPSILON = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
-class AssociativeConfig(LlamaConfig):
-    """A Llama with an associative memory in every layer.
+class AssociativeFields(TransformerConfig):
+    """What a Transformer with an associative memory in every layer has beside the Transformer's.
 
     Attributes:
         memory_width: d_mem, width of keys and queries before the feature map.
@@ -43,6 +51,28 @@ class AssociativeConfig(LlamaConfig):
         super().__post_init__()
         require_integer("memory_width", self.memory_width, 1)
         require_integer("feature_order", self.feature_order, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class AssociativeConfig(AssociativeFields, LlamaConfig):
+    """A Llama with an associative memory in every layer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AssociativeGPT2Config(AssociativeFields, GPT2Config):
+    """A GPT-2 with an associative memory in every layer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AssociativeGPTNeoXConfig(AssociativeFields, GPTNeoXConfig):
+    """A GPT-NeoX with an associative memory in every layer."""
+
+
+_BLOCKS: dict[type[AssociativeFields], Any] = {
+    AssociativeConfig: Block,
+    AssociativeGPT2Config: GPT2Layer,
+    AssociativeGPTNeoXConfig: GPTNeoXLayer,
+}
 
 
 class Associations(NamedTuple):
@@ -84,9 +114,9 @@ def associate(
 
 
 class AssociativeLayer(nn.Module):
-    """A layer of Llama that reads its associative memory first and is written to behind."""
+    """A Transformer's layer that reads its associative memory first and is written to behind."""
 
-    config: AssociativeConfig
+    config: AssociativeFields
 
     @nn.compact
     def __call__(self, x: jax.Array, segment: Segment, state: Any) -> tuple[jax.Array, Any]:
@@ -103,7 +133,7 @@ class AssociativeLayer(nn.Module):
                 jnp.zeros((len(x), count, c.width), dtype), jnp.zeros((len(x), count), dtype)
             )
         x = x + recall(memory, features("memory_query", x))[0].astype(x.dtype)
-        x, cached = Block(c, name="block")(x, segment.places, cached)
+        x, cached = _BLOCKS[type(c)](c, name="block")(x, segment.places, cached)
         if segment.write:
             tokens = x[:, -segment.num_memory_tokens :]
             value = dense(c, c.width, "memory_value", kernel_init=nn.initializers.zeros)(tokens)
@@ -117,8 +147,22 @@ class AssociativeLayer(nn.Module):
         return x, (memory, cached)
 
 
-class AssociativeLlama(LayerMemoryLM):
+class AssociativeLlama(LayerMemoryLM, Llama):
     """The language model of ARMT; see `LayerMemoryLM`."""
 
     config: AssociativeConfig
+    layer_class = AssociativeLayer
+
+
+class AssociativeGPT2(LayerMemoryLM, GPT2):
+    """The same made of GPT-2, as in the paper's experiments with natural language."""
+
+    config: AssociativeGPT2Config
+    layer_class = AssociativeLayer
+
+
+class AssociativeGPTNeoX(LayerMemoryLM, GPTNeoX):
+    """The same made of GPT-NeoX."""
+
+    config: AssociativeGPTNeoXConfig
     layer_class = AssociativeLayer

@@ -1,7 +1,14 @@
 """Which language model belongs to which configuration."""
 
 from gradmem_jax.config import GPT2Config, GPTNeoXConfig, LlamaConfig, LMConfig
-from gradmem_jax.lm.associative import AssociativeConfig, AssociativeLlama
+from gradmem_jax.lm.associative import (
+    AssociativeConfig,
+    AssociativeGPT2,
+    AssociativeGPT2Config,
+    AssociativeGPTNeoX,
+    AssociativeGPTNeoXConfig,
+    AssociativeLlama,
+)
 from gradmem_jax.lm.gpt2 import GPT2
 from gradmem_jax.lm.gpt_neox import GPTNeoX
 from gradmem_jax.lm.lact import LaCT, LaCTConfig
@@ -17,6 +24,8 @@ _FAMILIES: dict[type[LMConfig], type[LanguageModel]] = {
     GPTNeoXConfig: GPTNeoX,
     MambaConfig: Mamba,
     AssociativeConfig: AssociativeLlama,
+    AssociativeGPT2Config: AssociativeGPT2,
+    AssociativeGPTNeoXConfig: AssociativeGPTNeoX,
     LaCTConfig: LaCT,
     Mamba2Config: Mamba2,
     TTTLinearConfig: TTTLinear,

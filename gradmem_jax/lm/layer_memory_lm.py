@@ -1,13 +1,11 @@
 """Transformers whose layers each hold a memory, which all tokens read and a WRITE renews."""
 
-from typing import Any
-
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from gradmem_jax.lm.attention import KVCache
-from gradmem_jax.lm.language_model import LanguageModel, PyTree
+from gradmem_jax.lm.language_model import PyTree
 from gradmem_jax.lm.transformer import Places, Transformer, find_places
 
 
@@ -27,7 +25,7 @@ class Segment(flax.struct.PyTreeNode):
     num_memory_tokens: int = flax.struct.field(pytree_node=False)
 
 
-class LayerMemoryLM(LanguageModel):
+class LayerMemoryLM(Transformer):
     """A Transformer with a memory in every layer.
 
     Layers map `(x, segment, (memory, cached))` to the same without the segment; `cached` are keys
@@ -69,6 +67,7 @@ class LayerMemoryLM(LanguageModel):
             seen = places.positions if cache is None else jnp.arange(places.mask.shape[-1])[None]
             near = slots - seen[:, None, None, :] < self.window
             places = places._replace(mask=places.mask & near)
+        embeddings = self.add_positions(embeddings, places.positions)
         segment = Segment(places, real, write, num_memory_tokens)
         cached = None if cache is None else (cache.keys, cache.values)
         hidden, (memory, cached) = self.run_layers(embeddings, segment, (memory, cached))
@@ -86,5 +85,3 @@ class LayerMemoryLM(LanguageModel):
         """Logits [B, S, V] of token ids [B, S] with the first memory."""
         hidden, _, _ = self(self.embed(ids), write=True, num_memory_tokens=1)
         return self.unembed(hidden)
-
-    empty_cache: Any = Transformer.empty_cache

@@ -1,186 +1,92 @@
-"""Parameters of published checkpoints in this library's layout."""
+"""Pretrained language models: read from disk, written to disk."""
 
+import dataclasses
+import functools
+import json
+import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
+from safetensors.numpy import save_file
 
-from gradmem_jax.config import GPT2Config, GPTNeoXConfig, LlamaConfig, LMConfig, require
+from gradmem_jax.config import LMConfig, require
+from gradmem_jax.data.text_tokenizer import TextTokenizer, load_tokenizer
+from gradmem_jax.lm import hugging_face
+from gradmem_jax.lm.hugging_face_families import family_of
+from gradmem_jax.lm.tensor_layout import Params, StoredTensor, to_params, to_tensors
 
 
-class Checkpoint:
-    """Tensors by name, with their shapes checked as they are taken.
+class Pretrained(NamedTuple):
+    """A language model with its weights.
 
     Attributes:
-        tensors: arrays by their PyTorch names.
-        prefix: what stands in front of every name.
+        config: the model.
+        params: its parameters as numpy arrays, the "lm" part of a memory model's parameters.
+        tokenizer: its tokenizer, if it came with one.
     """
 
-    def __init__(self, tensors: Mapping[str, np.ndarray], prefix: str):
-        self.tensors, self.prefix = tensors, prefix
-
-    def take(self, name: str, *shape: int) -> np.ndarray:
-        """Returns a tensor of a known shape.
-
-        Raises:
-            ValueError: it is missing or has another shape.
-        """
-        full_name = self.prefix + name
-        if full_name not in self.tensors:
-            raise ValueError(f"the checkpoint has no tensor {full_name!r}.")
-        tensor = np.asarray(self.tensors[full_name])
-        if tensor.shape != shape:
-            raise ValueError(f"{full_name} has shape {tensor.shape}; the config needs {shape}.")
-        return tensor
-
-    def kernel(self, name: str, inputs: int, outputs: int) -> np.ndarray:
-        """Returns the matrix of a torch linear layer, [inputs, outputs]."""
-        return self.take(name, outputs, inputs).T
-
-    def layer_norm(self, name: str, width: int) -> dict[str, np.ndarray]:
-        """Returns scale and bias of a torch layer norm."""
-        return {
-            "scale": self.take(f"{name}.weight", width),
-            "bias": self.take(f"{name}.bias", width),
-        }
+    config: LMConfig
+    params: Params
+    tokenizer: TextTokenizer | None = None
 
 
-def _join_layers(config: LMConfig, layers: list[dict[str, Any]]) -> dict[str, Any]:
-    if config.scan_layers:
-        return {"layers": jax.tree.map(lambda *leaves: np.stack(leaves), *layers)}
-    return {f"layers_{i}": layer for i, layer in enumerate(layers)}
+def load_pretrained(path: str | pathlib.Path, **changes: Any) -> Pretrained:
+    """Reads a pretrained language model.
+
+    Args:
+        path: a directory as Hugging Face stores models: `config.json`, `model.safetensors` or
+            several files with their index, and `tokenizer.json` or `vocab.json` and `merges.txt`
+            if there is a tokenizer. Llama (Llama 3, SmolLM2), GPT-2, GPT-NeoX (Pythia) and Mamba.
+        **changes: fields of the configuration to be replaced, such as `dtype`, `param_dtype`,
+            `scan_layers`, `remat` or `max_positions`.
+
+    Raises:
+        ValueError: a file is missing or damaged, the model is none that can be computed here, or
+            its tensors are not those of its configuration. Weights are read last.
+    """
+    path = pathlib.Path(path)
+    require(path.exists(), f"there is no {path}; give the directory or file of a model.")
+    return _load_hugging_face(path, changes)
 
 
-def _llama(checkpoint: Checkpoint, c: LlamaConfig) -> dict[str, Any]:
-    take, kernel = checkpoint.take, checkpoint.kernel
+def save_pretrained(directory: str | pathlib.Path, pretrained: Pretrained) -> None:
+    """Writes a model as Hugging Face stores it, for `load_pretrained` and `transformers`.
 
-    def heads(name: str, number: int) -> dict[str, np.ndarray]:
-        matrix = kernel(name, c.width, number * c.head_size)
-        return {"kernel": matrix.reshape(c.width, number, c.head_size)}
+    Args:
+        directory: where to; made if missing. Files of a model that is there are overwritten.
+        pretrained: the model.
 
-    def layer(i: int) -> dict[str, Any]:
-        p = f"model.layers.{i}."
-        output = kernel(p + "self_attn.o_proj.weight", c.num_heads * c.head_size, c.width)
-        mlp = {"gate": (c.width, c.mlp_size), "up": (c.width, c.mlp_size)}
-        mlp["down"] = (c.mlp_size, c.width)
-        return {
-            "attention": {
-                "query": heads(p + "self_attn.q_proj.weight", c.num_heads),
-                "key": heads(p + "self_attn.k_proj.weight", c.kv_heads),
-                "value": heads(p + "self_attn.v_proj.weight", c.kv_heads),
-                "output": {"kernel": output.reshape(c.num_heads, c.head_size, c.width)},
-            },
-            "attention_norm": {"scale": take(p + "input_layernorm.weight", c.width)},
-            "mlp_norm": {"scale": take(p + "post_attention_layernorm.weight", c.width)},
-            **{
-                name: {"kernel": kernel(f"{p}mlp.{name}_proj.weight", *shape)}
-                for name, shape in mlp.items()
-            },
-        }
-
-    params: dict[str, Any] = {
-        "embedding": take("model.embed_tokens.weight", c.vocab_size, c.width),
-        "final_norm": {"scale": take("model.norm.weight", c.width)},
-        **_join_layers(c, [layer(i) for i in range(c.num_layers)]),
-    }
-    if not c.tied_head:
-        params["head"] = kernel("lm_head.weight", c.width, c.vocab_size)
-    return params
-
-
-def _gpt2(checkpoint: Checkpoint, c: GPT2Config) -> dict[str, Any]:
-    take = checkpoint.take
-
-    def affine(name: str, inputs: int, outputs: int) -> dict[str, np.ndarray]:
-        """GPT-2 stores its matrices as [inputs, outputs]."""
-        weight = take(f"{name}.weight", inputs, outputs)
-        return {"kernel": weight, "bias": take(f"{name}.bias", outputs)}
-
-    norm = lambda name: checkpoint.layer_norm(name, c.width)
-
-    def layer(i: int) -> dict[str, Any]:
-        p = f"transformer.h.{i}."
-        joint = affine(p + "attn.c_attn", c.width, 3 * c.width)
-        parts = {name: np.split(x, 3, axis=-1) for name, x in joint.items()}
-        heads = lambda x: x.reshape(*x.shape[:-1], c.num_heads, c.head_size)
-        output = affine(p + "attn.c_proj", c.width, c.width)
-        output["kernel"] = output["kernel"].reshape(c.num_heads, c.head_size, c.width)
-        return {
-            **{
-                name: {part: heads(parts[part][j]) for part in ("kernel", "bias")}
-                for j, name in enumerate(("query", "key", "value"))
-            },
-            "output": output,
-            "attention_norm": norm(p + "ln_1"),
-            "mlp_norm": norm(p + "ln_2"),
-            "up": affine(p + "mlp.c_fc", c.width, c.mlp_size),
-            "down": affine(p + "mlp.c_proj", c.mlp_size, c.width),
-        }
-
-    params: dict[str, Any] = {
-        "embedding": take("transformer.wte.weight", c.vocab_size, c.width),
-        "position_embedding": take("transformer.wpe.weight", c.max_positions, c.width),
-        "final_norm": norm("transformer.ln_f"),
-        **_join_layers(c, [layer(i) for i in range(c.num_layers)]),
-    }
-    if not c.tied_head:
-        params["head"] = checkpoint.kernel("lm_head.weight", c.width, c.vocab_size)
-    return params
-
-
-def _gpt_neox(checkpoint: Checkpoint, c: GPTNeoXConfig) -> dict[str, Any]:
-    take, kernel = checkpoint.take, checkpoint.kernel
-    heads = (c.num_heads, c.head_size)
-
-    def affine(name: str, inputs: int, outputs: int) -> dict[str, np.ndarray]:
-        weight = kernel(f"{name}.weight", inputs, outputs)
-        return {"kernel": weight, "bias": take(f"{name}.bias", outputs)}
-
-    norm = lambda name: checkpoint.layer_norm(name, c.width)
-
-    def layer(i: int) -> dict[str, Any]:
-        p = f"gpt_neox.layers.{i}."
-        joint = affine(p + "attention.query_key_value", c.width, 3 * c.width)
-        by_head = {name: x.reshape(*x.shape[:-1], c.num_heads, 3, -1) for name, x in joint.items()}
-        output = affine(p + "attention.dense", c.width, c.width)
-        output["kernel"] = output["kernel"].reshape(*heads, c.width)
-        return {
-            **{
-                name: {part: x[..., j, :] for part, x in by_head.items()}
-                for j, name in enumerate(("query", "key", "value"))
-            },
-            "output": output,
-            "attention_norm": norm(p + "input_layernorm"),
-            "mlp_norm": norm(p + "post_attention_layernorm"),
-            "up": affine(p + "mlp.dense_h_to_4h", c.width, c.mlp_size),
-            "down": affine(p + "mlp.dense_4h_to_h", c.mlp_size, c.width),
-        }
-
-    params: dict[str, Any] = {
-        "embedding": take("gpt_neox.embed_in.weight", c.vocab_size, c.width),
-        "final_norm": norm("gpt_neox.final_layer_norm"),
-        **_join_layers(c, [layer(i) for i in range(c.num_layers)]),
-    }
-    if not c.tied_head:
-        params["head"] = kernel("embed_out.weight", c.width, c.vocab_size)
-    return params
-
-
-_CONVERTERS: dict[type[LMConfig], Any] = {
-    LlamaConfig: _llama,
-    GPT2Config: _gpt2,
-    GPTNeoXConfig: _gpt_neox,
-}
+    Raises:
+        ValueError: Hugging Face has no such models, or the parameters are not those of the
+            configuration.
+    """
+    config, params, tokenizer = pretrained
+    family = family_of(config)
+    tensors = to_tensors(params, family.layout, config)
+    theirs: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    if tokenizer is not None:
+        theirs |= {"eos_token_id": tokenizer.end_id, "pad_token_id": tokenizer.pad_id}
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    write = lambda name, content: (directory / name).write_text(json.dumps(content, indent=2))
+    write("config.json", hugging_face.write_config(config) | theirs)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    if tokenizer is not None:
+        tokenizer.save(directory / "tokenizer.json")
+        names = {"eos_token": tokenizer.end_id, "pad_token": tokenizer.pad_id}
+        special = {name: tokenizer.backend.id_to_token(i) for name, i in names.items()}
+        write("tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **special})
 
 
 def from_hugging_face(
     tensors: Mapping[str, np.ndarray], config: LMConfig, prefix: str = ""
-) -> dict[str, Any]:
+) -> Params:
     """Converts the tensors of a Hugging Face model to parameters of this library's.
 
     Args:
-        tensors: arrays by their PyTorch names (`model.embed_tokens.weight`, ...).
+        tensors: arrays by their PyTorch names (`model.embed_tokens.weight`, ...); others may be
+            among them.
         config: the model they belong to.
         prefix: what stands in front of every name.
 
@@ -191,9 +97,36 @@ def from_hugging_face(
         ValueError: a tensor is missing or has another shape than `config` says, or models of this
             kind cannot be converted.
     """
-    require(
-        type(config) in _CONVERTERS,
-        f"a {type(config).__name__} cannot be read from a Hugging Face checkpoint; only "
-        f"{sorted(kind.__name__ for kind in _CONVERTERS)} can.",
-    )
-    return _CONVERTERS[type(config)](Checkpoint(tensors, prefix), config)
+    family = family_of(config)
+    stored = {
+        name.removeprefix(prefix): StoredTensor(np.shape(x), functools.partial(np.asarray, x))
+        for name, x in tensors.items()
+        if name.startswith(prefix)
+    }
+    return to_params(stored, family.layout, config, may_be_left=lambda name: True)
+
+
+def _load_hugging_face(directory: pathlib.Path, changes: Mapping[str, Any]) -> Pretrained:
+    file = directory / "config.json"
+    require(file.is_file(), f"{directory} has no config.json; is it the directory of a model?")
+    try:
+        theirs = json.loads(file.read_text(encoding="utf-8"))
+        require(isinstance(theirs, dict), "it holds no object")
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}.") from error
+    config = _change(hugging_face.read_config(theirs), changes)
+    family = family_of(config)
+    tensors = hugging_face.full_names(hugging_face.open_tensors(directory), family)
+    tokenizer = None
+    if any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        tokenizer = load_tokenizer(directory)
+    is_buffer = hugging_face.is_buffer
+    params = to_params(tensors, family.layout, config, may_be_left=is_buffer)
+    return Pretrained(config, params, tokenizer)
+
+
+def _change(config: LMConfig, changes: Mapping[str, Any]) -> LMConfig:
+    fields = [field.name for field in dataclasses.fields(config)]
+    unknown = [name for name in changes if name not in fields]
+    require(not unknown, f"{unknown} are no fields of {type(config).__name__}; it has {fields}.")
+    return dataclasses.replace(config, **changes)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gradmem_jax.config import MemoryConfig, require_integer, require_number
-from gradmem_jax.lm.associative import AssociativeConfig
+from gradmem_jax.lm.associative import AssociativeFields
 from gradmem_jax.memory.inner_loop import WriteInfo
 from gradmem_jax.memory.interface import Memory, MemoryModel, Params, swap_batch_and_layers
 from gradmem_jax.validation import check_memory
@@ -43,7 +43,7 @@ class ARMTConfig(LayerMemoryConfig):
         num_memory_tokens: m.
     """
 
-    lm: AssociativeConfig
+    lm: AssociativeFields
     num_memory_tokens: int = 8
 
     def __post_init__(self) -> None:

@@ -44,7 +44,7 @@ class ProgramsTest(absltest.TestCase):
         workdir = pathlib.Path(self.create_tempdir().full_path) / "run"
         done = start("train", f"--workdir={workdir}", *TINY)
         self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertIn("step 4/4 N=2 K=1 | loss", done.stdout)
+        self.assertIn("step 4/4 N = 2, K = 1 | loss", done.stdout)
         self.assertIn("answers from memory alone", done.stdout)
 
         done = start(
@@ -57,8 +57,8 @@ class ProgramsTest(absltest.TestCase):
         )
         self.assertEqual(done.returncode, 0, done.stderr)
         report = json.loads((workdir / "evaluation.json").read_text())
-        self.assertEqual(set(report["by_num_pairs"]), {"1", "2"})
-        for rows in report["by_num_pairs"].values():
+        self.assertEqual(set(report["by_task"]), {"N = 1", "N = 2"})
+        for rows in report["by_task"].values():
             self.assertEqual(set(rows), {"0", "2"})
             for row in rows.values():
                 low, high = row["confidence_interval"]

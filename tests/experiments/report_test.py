@@ -116,7 +116,7 @@ class ReportTest(parameterized.TestCase):
         )
         rates = re.findall(r"^\| GradMem, K = 2 \| (\d+\.\d) ", text, re.M)
         self.assertEqual(rates, ["60.0", "20.0", "40.0"])
-        self.assertIn("](results_3_pairs.png)", text)
+        self.assertIn("](results_3_sizes.png)", text)
 
     def test_differences_are_named(self):
         self.add("a", 0.2, **{"lm.width": 64, "data.queries_per_context": 4})
@@ -172,7 +172,7 @@ class ReportTest(parameterized.TestCase):
         keep = lambda path, values, **options: drawn.update({path.name: (values, options)})
         with mock.patch.object(figures, "panels", keep):
             report.write_report(self.root, self.out)
-        values, options = drawn["results_pairs.png"]
+        values, options = drawn["results_sizes.png"]
         deviation = statistics.stdev([40, 60])
         self.assertEqual(values[""]["GradMem, K = 2"], {4: (50.0, deviation)})
         self.assertEqual(values[""]["RMT, K = 1"], {8: (80.0, 0.0)})

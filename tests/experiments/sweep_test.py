@@ -314,7 +314,7 @@ class SweepTest(parameterized.TestCase):
         self.assertRegex(done.stdout, r"n3 holds a run with other values of .*'method'")
         self.assertIn("failed: n3", done.stdout)
         metrics = json.loads((self.root / "n2" / "metrics.json").read_text())
-        self.assertEqual((metrics["num_pairs"], metrics["steps"]), (2, 2))
+        self.assertEqual((metrics["task"], metrics["steps"]), ("kv_retrieval", 2))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from absl.testing import absltest, parameterized
 
 from experiments import train
 from experiments.configs import default, kv_paper, kv_quick, kv_scaling, kv_small
+from experiments.stage import RunningStage
 from gradmem_jax import checkpoint
 
 
@@ -56,13 +57,13 @@ class TrainTest(parameterized.TestCase):
     def train_and_kill(self, config, name, at_batch):
         calls = []
 
-        def next_batch(iterator, original=train.next_batch):
+        def next_batch(stage, original=RunningStage.next_batch):
             calls.append(None)
             if len(calls) == at_batch:
                 raise Killed
-            return original(iterator)
+            return original(stage)
 
-        with mock.patch.object(train, "next_batch", next_batch), self.assertRaises(Killed):
+        with mock.patch.object(RunningStage, "next_batch", next_batch), self.assertRaises(Killed):
             train.train(config, self.folder / name)
 
     def test_whole_run(self):
@@ -71,7 +72,8 @@ class TrainTest(parameterized.TestCase):
             summary = train.train(config, self.folder / "run")
         text = "\n".join(logs.output)
         self.assertRegex(
-            text, r"step 4/8 N=2 K=1 \| loss \d.* \| exact match \d.* ms/step.* samples/s.* left"
+            text,
+            r"step 4/8 N = 2, K = 1 \| loss \d.* \| exact match \d.* ms/step.* samples/s.* left",
         )
         self.assertRegex(text, r"\?!.: -> .+ \((right|wrong, it is .!\|)\)")
         written = json.loads((self.folder / "run" / "metrics.json").read_text())
@@ -79,7 +81,7 @@ class TrainTest(parameterized.TestCase):
         self.assertEqual(written["exact_match"], summary["exact_match"])
         self.assertEqual(set(written["by_num_write_steps"]), {"0", "1"})
         self.assertContainsSubset(
-            {"compile_seconds", "seconds", "devices", "best_step", "num_pairs"}, written
+            {"compile_seconds", "seconds", "devices", "best_step", "task"}, written
         )
         self.assertIn("context", (self.folder / "run" / "answers.txt").read_text())
         self.assertNotEmpty(list((self.folder / "run" / "tensorboard").glob("events*")))
@@ -115,8 +117,8 @@ class TrainTest(parameterized.TestCase):
         )
         with self.assertLogs("experiments", "INFO") as logs:
             summary = train.train(config, self.folder / "run")
-        tasks = re.findall(r"step \d/8 (N=\d)", "\n".join(logs.output))
-        self.assertEqual(tasks, ["N=1", "N=2"])
+        tasks = re.findall(r"step \d/8 (N = \d)", "\n".join(logs.output))
+        self.assertEqual(tasks, ["N = 1", "N = 2"])
         self.assertEqual(summary["steps"], 4)
 
     def test_start_from_another_run(self):
@@ -155,7 +157,7 @@ class TrainTest(parameterized.TestCase):
             }
         )
         self.assertEqual(train.train(config, self.folder / "run")["steps"], 2)
-        start = train.init_state(*model_and_optimizer(config), jax.random.key(config.seed))
+        start = train.start_state(config, *model_and_optimizer(config))
         _, params = self.params("run")
         jax.tree.map(np.testing.assert_array_equal, params["lm"], start.params["lm"])
 
@@ -219,7 +221,7 @@ class TrainTest(parameterized.TestCase):
     def test_configs_can_be_built(self, module, argument):
         config = module.get_config(argument) if argument else module.get_config()
         *_, target = train.build_stages(config)
-        self.assertEqual(target.data.num_pairs, config.data.num_pairs)
+        self.assertEqual(target.task.num_pairs, config.data.num_pairs)
 
     @parameterized.parameters(
         ("n5_k2", "no gradmem row N=5"),

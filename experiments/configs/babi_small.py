@@ -1,0 +1,45 @@
+"""bAbI with small models from scratch, for CPU: `babi_small.py:qa2_gradmem_k2`.
+
+`qa1` to `qa5` in front, then a name of experiments/methods.py and the number of WRITE steps.
+"""
+
+import re
+
+from ml_collections import ConfigDict
+
+from experiments.configs import default
+from experiments.methods import METHODS
+from gradmem_jax.config import require
+
+
+def get_config(arguments: str = "qa1_gradmem_k2") -> ConfigDict:
+    """Returns the configuration of a cell."""
+    match = re.fullmatch(rf"qa(\d+)_({'|'.join(METHODS)})(?:_k(\d+))?", arguments)
+    require(
+        match is not None,
+        f"config argument {arguments!r} must look like 'qa2_gradmem_k2': a bAbI task, a method of "
+        f"{tuple(METHODS)} and perhaps a number of WRITE steps.",
+    )
+    assert match is not None
+    config = default.get_config(match[2], "babi")
+    config.data.qa = int(match[1])
+    config.num_steps = 3000
+    config.batch_size = 32
+    config.evaluate_every = 250
+    config.num_eval_samples = 1000
+    config.stop_at_exact_match = 0.999
+    config.lm.width = 64
+    config.lm.num_layers = 2
+    config.lm.init = "fan_in"
+    config.lm.rope_base = 10_000.0
+    config.model.num_write_steps = int(match[3] or 1)
+    if "memory_init_std" in config.model:
+        config.model.memory_init_std = 1.0
+    if "write_learning_rate" in config.model:
+        config.model.write_learning_rate = 20.0
+        config.model.learned_write_learning_rate = "shared"
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.warmup_steps = 200
+    config.optimizer.schedule = "cosine"
+    config.optimizer.b2 = 0.99
+    return config

@@ -1,0 +1,74 @@
+"""Makes tests/golden/lm_*: tiny random models of transformers, and their logits.
+
+    python tests/golden/make_lm_golden.py
+
+Written with torch 2.13.0 and transformers 5.23.0 on CPU, in an environment of its own:
+pip install torch==2.13.0 transformers. The files are made again bit by bit only with the same
+versions.
+"""
+
+import pathlib
+
+import torch
+import transformers
+from safetensors.torch import save_file
+
+COMMON = dict(vocab_size=48, initializer_range=0.2)
+LLAMA3 = dict(
+    rope_type="llama3",
+    rope_theta=1000.0,
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=32,
+)
+LLAMA = dict(hidden_size=16, num_hidden_layers=2, intermediate_size=24, **COMMON)
+CASES = {
+    "lm_llama": transformers.LlamaConfig(
+        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=64, **LLAMA
+    ),
+    "lm_llama3": transformers.LlamaConfig(
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=128,
+        rope_parameters=LLAMA3,
+        tie_word_embeddings=True,
+        **LLAMA,
+    ),
+    "lm_gpt2": transformers.GPT2Config(n_embd=16, n_layer=2, n_head=4, n_positions=64, **COMMON),
+    "lm_gpt_neox": transformers.GPTNeoXConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=64,
+        rope_parameters=dict(rope_type="default", rope_theta=1000.0, partial_rotary_factor=0.25),
+        **COMMON,
+    ),
+    "lm_mamba": transformers.MambaConfig(
+        hidden_size=16, num_hidden_layers=2, state_size=4, time_step_rank=3, **COMMON
+    ),
+}
+
+
+def main() -> None:
+    """Writes all cases."""
+    torch.manual_seed(0)
+    for name, config in CASES.items():
+        config._attn_implementation = "eager"
+        model = transformers.AutoModelForCausalLM.from_config(config).eval()
+        for parameter in model.parameters():  # biases start at 0 and scales at 1: show them too
+            if parameter.ndim == 1:
+                parameter.data += 0.2 * torch.randn_like(parameter)
+        ids = torch.randint(0, config.vocab_size, (2, 40))
+        with torch.no_grad():
+            logits = model(ids, use_cache=False).logits
+        folder = pathlib.Path(__file__).parent / name
+        model.save_pretrained(folder)
+        (folder / "generation_config.json").unlink(missing_ok=True)
+        save_file({"ids": ids, "logits": logits}, folder / "expected.safetensors")
+
+
+if __name__ == "__main__":
+    main()
