@@ -30,8 +30,8 @@ class WikiTextTest(absltest.TestCase):
         task = self.task(context_length=3, target_length=4)
         articles = [record.context for record in task.records("train").kept]
         self.assertEqual("".join(articles), TEXT)
-        self.assertLen(articles, 3)  # the blank line before the first heading, and the two articles
-        self.assertStartsWith(articles[2], " = Second = \n")
+        self.assertLen(articles, 2)
+        self.assertStartsWith(articles[1], " = Second = \n")
 
         source = task.source("train")
         want = task.tokenizer.encode(TEXT)
@@ -56,7 +56,7 @@ class WikiTextTest(absltest.TestCase):
             validation_file="wiki.test.raw",
             test_file="wiki.valid.raw",
         )
-        self.assertIn("= T =", task.records("validation").kept[1].context)
+        self.assertIn("= T =", task.records("validation").kept[0].context)
         with self.assertRaisesRegex(ValueError, "no file wiki.gone.raw or wiki.gone.raw.gz"):
             self.task(train_file="wiki.gone.raw").source("train")
         with self.assertRaisesRegex(ValueError, "three names"):
@@ -73,12 +73,12 @@ class WikiTextTest(absltest.TestCase):
             validation_file="wiki.test.tokens",
             tokenizer_path=str(data_dir() / "gpt2_tokenizer"),
         )
-        self.assertEqual(len(task.records("test").kept), 1 + 60)  # a blank line, the articles
+        self.assertEqual(len(task.records("test").kept), 60)
         self.assertEqual(sum(len(r.context) for r in task.records("test").kept), 1_288_556)
         source = task.source("test")
         self.assertEqual(source[0]["context_ids"].shape, (128,))
         self.assertEmpty(source.skipped)
-        first = task.records("test").kept[1].context
+        first = task.records("test").kept[0].context
         self.assertIn(source.record(0).context.strip(), first)
 
 
