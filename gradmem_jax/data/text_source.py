@@ -13,11 +13,11 @@ from gradmem_jax.data.records import Record, Records, Skipped
 from gradmem_jax.data.text_tokenizer import TextTokenizer
 from gradmem_jax.losses import IGNORE
 
-_AT_ONCE = 1024  # texts handed to the tokenizer together
+_AT_ONCE = 256  # texts handed to the tokenizer together
 _MAX_CANDIDATES = 64
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TextSource:
     """Random access to the samples of a split; see `task.Source`.
 

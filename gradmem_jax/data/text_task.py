@@ -179,7 +179,7 @@ class QuestionTask(TextTask):
         return _buckets(self.located())[1]
 
 
-@functools.lru_cache(maxsize=12)
+@functools.lru_cache(maxsize=len(SPLITS))
 def _records(task: TextTask, split: str) -> Records:
     folder = pathlib.Path(task.data_dir)
     if (folder / "dataset_info.json").exists():

@@ -1,6 +1,7 @@
 """Text tasks as TFDS data sets on disk: their raw records as array_record; needs no TensorFlow."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -91,6 +92,9 @@ def prepare(
         f"the files of {type(task).__name__} cannot be downloaded; set its data_dir to them.",
     )
     name = f"{task.folder_name}_{task.records_name}_{'_'.join(splits)}"
+    if task.data_dir:  # other raw files, another data set
+        path = str(pathlib.Path(task.data_dir).resolve())
+        name += f"_{hashlib.blake2b(path.encode(), digest_size=4).hexdigest()}"
     config = TextBuilderConfig(name=name, task=task, splits=tuple(splits))
     builder = TextRecords(data_dir=str(data_dir), config=config, file_format="array_record")
     builder.download_and_prepare()

@@ -41,6 +41,24 @@ class TextTFDSTest(absltest.TestCase):
         again = prepare(raw, folder)
         self.assertEqual(again.info.splits["test"].num_examples, 2)
 
+    def test_running_text(self):
+        raw = TextSpansConfig(data_dir=self.folder({"a.txt": "one two three " * 20}), num_tokens=2)
+        builder = prepare(raw, self.create_tempdir().full_path)
+        task = dataclasses.replace(raw, data_dir=str(builder.data_path))
+        for split in ("train", "validation", "test"):
+            self.assertEqual(task.records(split), raw.records(split))
+            np.testing.assert_equal(task.source(split)[1], raw.source(split)[1])
+
+    def test_other_raw_files_are_another_data_set(self):
+        folder = self.create_tempdir().full_path
+        first, second = (BabiConfig(data_dir=self.babi(), variant="en") for _ in range(2))
+        path = pathlib.Path(second.data_dir) / "en" / "qa1_x_test.txt"
+        path.write_text(STORY.replace("Bob", "Cat"))
+        for raw in (first, second):
+            builder = prepare(raw, folder, splits=("test",))
+            task = dataclasses.replace(raw, data_dir=str(builder.data_path))
+            self.assertEqual(task.records("test"), raw.records("test"))
+
     def test_download(self):
         paths = {"archive": self.babi()}
         with mock.patch.object(
