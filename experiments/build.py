@@ -101,9 +101,8 @@ def first_params(config: ConfigDict, model: MemoryModel) -> Params:
     key = jax.random.key(config.seed)
     if not config.pretrained:
         return model.init(key)
-    return model.init(
-        key, pretrained.load_pretrained(config.pretrained, **config.lm.to_dict()).params
-    )
+    lm = pretrained.load_pretrained(config.pretrained, **config.lm.to_dict())
+    return model.init(key, lm.params)
 
 
 def build_optimizer_config(config: ConfigDict) -> OptimizerConfig:
