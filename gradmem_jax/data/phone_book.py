@@ -149,6 +149,10 @@ class PhoneBookSource:
             for name, number in asked
         ]
 
+    def record(self, index: SupportsIndex) -> Record:
+        """Returns the texts of a sample's first query."""
+        return self.records(index)[0]
+
     def __getitem__(self, index: SupportsIndex) -> dict[str, np.ndarray]:
         records = self.records(index)
         targets = [encode_target(self._tokenizer, r.question, r.answers[0]) for r in records]

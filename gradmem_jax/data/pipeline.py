@@ -29,10 +29,10 @@ def make_iterator(
 ) -> grain.DatasetIterator:
     """Makes an iterator over batches; `get_state` and `set_state` keep its exact position.
 
-    With a `task` whose contexts differ in length, batches are padded to its buckets; and if the
-    source knows its `context_lengths`, samples of one bucket come together, bucket by bucket or,
-    shuffled, in batches of random order. A batch then has the same shape in every shard. What
-    sample i of the source became is marked by `index`, int32 [B].
+    With a `task`, batches are padded to its buckets, and `index`, int32 [B], says which samples of
+    the source they hold. If there are several buckets and the source knows its `context_lengths`,
+    samples of one bucket come together: bucket by bucket or, shuffled, in batches of random order.
+    A batch then has the same shape in every shard.
 
     Args:
         source: random-access source of dicts of arrays, with `__len__` and `__getitem__`.

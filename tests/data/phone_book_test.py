@@ -19,6 +19,7 @@ class PhoneBookTest(parameterized.TestCase):
             sample, records = source[i], source.records(i)
             context = decode(sample["context_ids"])
             self.assertEqual(context, records[0].context)
+            self.assertEqual(source.record(i), records[0])
             book = dict(line.split(": ") for line in context.split("\n"))
             self.assertLen(book, task.num_entries)
             for name, number in book.items():
