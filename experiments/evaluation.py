@@ -104,20 +104,6 @@ def _summarize(results: list[Any], num_samples: int, kinds: Sequence[str]) -> di
     return summary
 
 
-class _Numbered:
-    """A source whose samples know their index."""
-
-    def __init__(self, source: Any):
-        self._source = source
-        self.context_lengths = source.context_lengths
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: Any) -> dict[str, np.ndarray]:
-        return self._source[index] | {"index": np.array(index)}
-
-
 def answer_metrics(
     model: MemoryModel,
     params: Params,
@@ -144,7 +130,7 @@ def answer_metrics(
     longest = max(int((source[i]["labels"] >= 0).sum()) for i in range(len(source)))
     write = jax.jit(lambda params, ids: write_context(model, params, ids)[0])
     matches, f1s = np.zeros(len(source)), np.zeros(len(source))
-    for batch in make_iterator(_Numbered(source), batch_size, task=task, pad_last=True):
+    for batch in make_iterator(source, batch_size, task=task, pad_last=True):
         questions = np.where(batch["labels"] < 0, batch["query_ids"], task.pad_id)
         memory = write(params, batch["context_ids"])
         answers = generate(

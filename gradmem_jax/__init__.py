@@ -6,6 +6,7 @@ from gradmem_jax.lm.associative import AssociativeConfig
 from gradmem_jax.lm.lact import LaCTConfig
 from gradmem_jax.lm.mamba import MambaConfig
 from gradmem_jax.lm.mamba2 import Mamba2Config
+from gradmem_jax.lm.pretrained import Pretrained, load_config, load_pretrained, save_pretrained
 from gradmem_jax.lm.ttt_linear import TTTLinearConfig
 from gradmem_jax.memory.full_context import ContextMemory, FullContext, FullContextConfig
 from gradmem_jax.memory.gradient import GradMem, ProjectedMemory
@@ -40,6 +41,7 @@ __all__ = [
     "Mamba2Config",
     "MambaConfig",
     "MemoryModel",
+    "Pretrained",
     "ProjectedMemory",
     "RMT",
     "RMTConfig",
@@ -52,6 +54,9 @@ __all__ = [
     "WarmStartConfig",
     "WriteInfo",
     "generate",
+    "load_config",
+    "load_pretrained",
     "memory_floats",
+    "save_pretrained",
     "write_context",
 ]

@@ -1,10 +1,12 @@
 """Checks of arrays at the border of the library: before any compile, with a remedy."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from gradmem_jax.config import require, require_integer
 
@@ -86,6 +88,27 @@ def check_memory(memory: Any, expected: Any) -> None:
                 "memory holds NaN or infinite values; the WRITE that made it diverged. Use a "
                 "smaller write learning rate, or clip its gradient."
             )
+
+
+def check_params(params: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raises ValueError, naming all differences, unless parameters have the expected shapes.
+
+    Args:
+        params: nested dict of arrays.
+        expected: nested dict of arrays or `jax.ShapeDtypeStruct`.
+    """
+    shapes = lambda tree: {
+        path: tuple(jnp.shape(x)) for path, x in flatten_dict(tree, sep="/").items()
+    }
+    found, wanted = shapes(params), shapes(expected)
+    problems = [f"there is no {path!r}" for path in wanted if path not in found]
+    problems += [f"{path!r} is unexpected" for path in found if path not in wanted]
+    problems += [
+        f"{path!r} has shape {found[path]} instead of {shape}"
+        for path, shape in wanted.items()
+        if found.get(path, shape) != shape
+    ]
+    require(not problems, f"the parameters do not fit their configuration: {'; '.join(problems)}.")
 
 
 def resolve_steps(

@@ -1,6 +1,7 @@
 """Tokenizers of natural language: words, and what pretrained models come with."""
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Iterable
 from typing import Any
@@ -124,12 +125,20 @@ def character_tokenizer(texts: Iterable[str]) -> TextTokenizer:
     return wrap_tokenizer(backend)
 
 
+def _special_tokens(file: pathlib.Path) -> dict[str, str]:
+    """What a tokenizer_config.json of Hugging Face, if there is one, calls padding and end."""
+    content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    tokens = {"pad_token": content.get("pad_token"), "end_token": content.get("eos_token")}
+    text = lambda token: token["content"] if isinstance(token, dict) else token
+    return {name: text(token) for name, token in tokens.items() if token}
+
+
 def load_tokenizer(path: str | pathlib.Path) -> TextTokenizer:
     """Reads a tokenizer from disk.
 
     Args:
         path: a `tokenizer.json`, or a folder with one or with `vocab.json` and `merges.txt`
-            (GPT-2).
+            (GPT-2). If the folder has a `tokenizer_config.json`, that names the special tokens.
 
     Raises:
         ValueError: there is no tokenizer, or it is damaged.
@@ -137,8 +146,9 @@ def load_tokenizer(path: str | pathlib.Path) -> TextTokenizer:
     path = pathlib.Path(path)
     file = path / "tokenizer.json" if path.is_dir() else path
     try:
+        special = _special_tokens(path / "tokenizer_config.json")
         if file.is_file():
-            return wrap_tokenizer(tokenizers.Tokenizer.from_file(str(file)))
+            return wrap_tokenizer(tokenizers.Tokenizer.from_file(str(file)), **special)
         vocabulary, merges = path / "vocab.json", path / "merges.txt"
         if vocabulary.is_file() and merges.is_file():
             model = models.BPE.from_file(str(vocabulary), str(merges))
@@ -146,7 +156,7 @@ def load_tokenizer(path: str | pathlib.Path) -> TextTokenizer:
             backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
             backend.decoder = decoders.ByteLevel()
             backend.add_special_tokens(["<|endoftext|>"])
-            return wrap_tokenizer(backend)
+            return wrap_tokenizer(backend, **special)
     except Exception as error:  # tokenizers raises plain Exception
         raise ValueError(f"cannot read a tokenizer from {path}: {error}") from error
     raise ValueError(

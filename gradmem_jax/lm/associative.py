@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gradmem_jax.config import (
     GPT2Config,
@@ -111,6 +112,13 @@ def associate(
     squares = jnp.square(keys).sum(axis=-1, keepdims=True)
     new = jax.lax.stop_gradient(jnp.clip(1 - known / (squares + _EPSILON), 0, 1))
     return Associations(memory.matrix + matrix, memory.normalizer + (new * keys).sum(axis=1))
+
+
+def adopt_transformer(params: Any, transformer: Any) -> Any:
+    """Parameters of an associative Transformer with a plain one's in the places of its own."""
+    inside = lambda path: (path[0], "block", *path[1:]) if path[0].startswith("layers") else path
+    adopted = {inside(path): x for path, x in flatten_dict(transformer).items()}
+    return unflatten_dict(flatten_dict(params) | adopted)
 
 
 class AssociativeLayer(nn.Module):

@@ -11,8 +11,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from gradmem_jax.config import LMConfig, RopeScaling, require
+from gradmem_jax.data.text_tokenizer import load_tokenizer
 from gradmem_jax.lm.hugging_face_families import FAMILIES, NEEDED, Family, family_of
-from gradmem_jax.lm.tensor_layout import StoredTensor
+from gradmem_jax.lm.tensor_layout import StoredModel, StoredTensor
 
 _BUFFERS = re.compile(r"(attn|attention)\.(bias|masked_bias)$|rotary_emb\.inv_freq$")
 _ROPE_SCALING_KEYS = {
@@ -77,12 +78,28 @@ def write_config(config: LMConfig) -> dict[str, Any]:
     }
 
 
-def open_tensors(directory: pathlib.Path) -> dict[str, StoredTensor]:
-    """Opens the safetensors of a directory, which may be in several files.
+def open_hugging_face(directory: pathlib.Path) -> StoredModel:
+    """Opens a directory with config.json, safetensors and perhaps a tokenizer.
 
     Raises:
-        ValueError: there are none, or files are missing or damaged.
+        ValueError: files are missing or damaged, or the model is none that is known here.
     """
+    file = directory / "config.json"
+    try:
+        theirs = json.loads(file.read_text(encoding="utf-8"))
+        require(isinstance(theirs, dict), "it holds no object")
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}.") from error
+    config = read_config(theirs)
+    family = family_of(config)
+    tensors = _full_names(_open_tensors(directory), family)
+    has_tokenizer = any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json"))
+    read_tokenizer = lambda: load_tokenizer(directory) if has_tokenizer else None
+    return StoredModel(config, family.layout, tensors, read_tokenizer)
+
+
+def _open_tensors(directory: pathlib.Path) -> dict[str, StoredTensor]:
+    """Opens the safetensors of a directory, which may be in several files."""
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         try:
@@ -109,8 +126,8 @@ def open_tensors(directory: pathlib.Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def full_names(tensors: Mapping[str, StoredTensor], family: Family) -> dict[str, StoredTensor]:
-    """Tensors by the names of the layout, whatever a file calls them.
+def _full_names(tensors: Mapping[str, StoredTensor], family: Family) -> dict[str, StoredTensor]:
+    """Tensors by the names of the layout, without the constants that old versions saved too.
 
     The files of GPT-2 leave the base's name out, those of Mamba say `embedding` for `embeddings`.
     """
@@ -120,12 +137,8 @@ def full_names(tensors: Mapping[str, StoredTensor], family: Family) -> dict[str,
     return {
         full(name).replace("backbone.embedding.", "backbone.embeddings."): tensor
         for name, tensor in tensors.items()
+        if not _BUFFERS.search(name)
     }
-
-
-def is_buffer(name: str) -> bool:
-    """Whether a tensor is a constant that old versions of transformers saved too."""
-    return _BUFFERS.search(name) is not None
 
 
 def _old_rope_keys(theirs: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """Pretrained language models: read from disk, written to disk."""
 
 import dataclasses
-import functools
 import json
 import pathlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,9 +12,18 @@ from safetensors.numpy import save_file
 
 from gradmem_jax.config import LMConfig, require
 from gradmem_jax.data.text_tokenizer import TextTokenizer, load_tokenizer
-from gradmem_jax.lm import hugging_face
+from gradmem_jax.lm.gguf_file import open_gguf
+from gradmem_jax.lm.hugging_face import open_hugging_face, write_config
 from gradmem_jax.lm.hugging_face_families import family_of
-from gradmem_jax.lm.tensor_layout import Params, StoredTensor, to_params, to_tensors
+from gradmem_jax.lm.llama2c import open_llama2c, read_llama2c_tokenizer
+from gradmem_jax.lm.tensor_layout import (
+    Params,
+    StoredModel,
+    StoredTensor,
+    tensor_shapes,
+    to_params,
+    to_tensors,
+)
 
 
 class Pretrained(NamedTuple):
@@ -31,13 +40,19 @@ class Pretrained(NamedTuple):
     tokenizer: TextTokenizer | None = None
 
 
-def load_pretrained(path: str | pathlib.Path, **changes: Any) -> Pretrained:
+def load_pretrained(
+    path: str | pathlib.Path, *, tokenizer: str | pathlib.Path | None = None, **changes: Any
+) -> Pretrained:
     """Reads a pretrained language model.
 
     Args:
-        path: a directory as Hugging Face stores models: `config.json`, `model.safetensors` or
+        path: one of
+            a directory as Hugging Face stores models: `config.json`, `model.safetensors` or
             several files with their index, and `tokenizer.json` or `vocab.json` and `merges.txt`
-            if there is a tokenizer. Llama (Llama 3, SmolLM2), GPT-2, GPT-NeoX (Pythia) and Mamba.
+            if there is a tokenizer; Llama (Llama 3, SmolLM2), GPT-2, GPT-NeoX (Pythia), Mamba;
+            a `.gguf` file with a Llama, or a directory with exactly one;
+            a `.bin` file of llama2.c's first format, with its tokenizer `tok*.bin` beside it.
+        tokenizer: where the tokenizer is, if it is elsewhere: a file or directory.
         **changes: fields of the configuration to be replaced, such as `dtype`, `param_dtype`,
             `scan_layers`, `remat` or `max_positions`.
 
@@ -45,9 +60,20 @@ def load_pretrained(path: str | pathlib.Path, **changes: Any) -> Pretrained:
         ValueError: a file is missing or damaged, the model is none that can be computed here, or
             its tensors are not those of its configuration. Weights are read last.
     """
-    path = pathlib.Path(path)
-    require(path.exists(), f"there is no {path}; give the directory or file of a model.")
-    return _load_hugging_face(path, changes)
+    stored = _open(pathlib.Path(path))
+    config = _change(stored.config, changes)
+    if tokenizer is None:
+        text_tokenizer = stored.read_tokenizer()
+    elif pathlib.Path(tokenizer).suffix == ".bin":
+        text_tokenizer = read_llama2c_tokenizer(pathlib.Path(tokenizer), config.vocab_size)
+    else:
+        text_tokenizer = load_tokenizer(tokenizer)
+    return Pretrained(config, to_params(stored.tensors, stored.layout, config), text_tokenizer)
+
+
+def load_config(path: str | pathlib.Path, **changes: Any) -> LMConfig:
+    """Reads the configuration only, as `load_pretrained` does."""
+    return _change(_open(pathlib.Path(path)).config, changes)
 
 
 def save_pretrained(directory: str | pathlib.Path, pretrained: Pretrained) -> None:
@@ -70,7 +96,8 @@ def save_pretrained(directory: str | pathlib.Path, pretrained: Pretrained) -> No
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     write = lambda name, content: (directory / name).write_text(json.dumps(content, indent=2))
-    write("config.json", hugging_face.write_config(config) | theirs)
+    (directory / "model.safetensors.index.json").unlink(missing_ok=True)  # of an older model
+    write("config.json", write_config(config) | theirs)
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     if tokenizer is not None:
         tokenizer.save(directory / "tokenizer.json")
@@ -97,32 +124,32 @@ def from_hugging_face(
         ValueError: a tensor is missing or has another shape than `config` says, or models of this
             kind cannot be converted.
     """
-    family = family_of(config)
+    layout = family_of(config).layout
     stored = {
-        name.removeprefix(prefix): StoredTensor(np.shape(x), functools.partial(np.asarray, x))
-        for name, x in tensors.items()
-        if name.startswith(prefix)
+        name: StoredTensor(
+            np.shape(tensors[prefix + name]), partial(np.asarray, tensors[prefix + name])
+        )
+        for name in tensor_shapes(layout, config)
+        if prefix + name in tensors
     }
-    return to_params(stored, family.layout, config, may_be_left=lambda name: True)
+    return to_params(stored, layout, config)
 
 
-def _load_hugging_face(directory: pathlib.Path, changes: Mapping[str, Any]) -> Pretrained:
-    file = directory / "config.json"
-    require(file.is_file(), f"{directory} has no config.json; is it the directory of a model?")
-    try:
-        theirs = json.loads(file.read_text(encoding="utf-8"))
-        require(isinstance(theirs, dict), "it holds no object")
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged: {error}.") from error
-    config = _change(hugging_face.read_config(theirs), changes)
-    family = family_of(config)
-    tensors = hugging_face.full_names(hugging_face.open_tensors(directory), family)
-    tokenizer = None
-    if any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        tokenizer = load_tokenizer(directory)
-    is_buffer = hugging_face.is_buffer
-    params = to_params(tensors, family.layout, config, may_be_left=is_buffer)
-    return Pretrained(config, params, tokenizer)
+def _open(path: pathlib.Path) -> StoredModel:
+    require(path.exists(), f"there is no {path}; give the directory or file of a model.")
+    if path.is_dir() and not (path / "config.json").is_file():
+        files = sorted(path.glob("*.gguf"))
+        require(
+            len(files) == 1,
+            f"{path} has no config.json and {len(files)} .gguf files; it must have a config.json "
+            "or one .gguf file.",
+        )
+        (path,) = files
+    if path.is_dir():
+        return open_hugging_face(path)
+    if path.suffix == ".gguf":
+        return open_gguf(path)
+    return open_llama2c(path)
 
 
 def _change(config: LMConfig, changes: Mapping[str, Any]) -> LMConfig:

@@ -14,12 +14,15 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gradmem_jax.config import LMConfig, TransformerConfig, require
+from gradmem_jax.data.text_tokenizer import TextTokenizer
 from gradmem_jax.lm.mamba import MambaConfig
+from gradmem_jax.validation import check_params
 
 Params = dict[str, Any]
 Layout = Mapping[str, tuple[str, str]]
@@ -37,6 +40,22 @@ class StoredTensor(NamedTuple):
     read: Callable[[], np.ndarray]
 
 
+class StoredModel(NamedTuple):
+    """What files say of a model before its weights are read.
+
+    Attributes:
+        config: the model.
+        layout: how its tensors are named and laid out.
+        tensors: its tensors by name.
+        read_tokenizer: returns its tokenizer, or None if the files have none.
+    """
+
+    config: LMConfig
+    layout: Layout
+    tensors: Mapping[str, StoredTensor]
+    read_tokenizer: Callable[[], TextTokenizer | None]
+
+
 def axis_sizes(config: LMConfig) -> dict[str, int]:
     """Sizes of the axes that layouts name."""
     c = config
@@ -50,20 +69,13 @@ def axis_sizes(config: LMConfig) -> dict[str, int]:
     return sizes
 
 
-def to_params(
-    tensors: Mapping[str, StoredTensor],
-    layout: Layout,
-    config: LMConfig,
-    *,
-    may_be_left: Callable[[str], bool],
-) -> Params:
+def to_params(tensors: Mapping[str, StoredTensor], layout: Layout, config: LMConfig) -> Params:
     """Reads a language model's parameters, one tensor after the other.
 
     Args:
         tensors: the checkpoint's tensors by name.
         layout: how they are named and laid out.
         config: the model.
-        may_be_left: whether a tensor that the layout does not name is none of the parameters.
 
     Returns:
         Nested dict of numpy arrays in `config.param_dtype`.
@@ -73,21 +85,15 @@ def to_params(
             message names them all.
     """
     sizes, entries = axis_sizes(config), _entries(layout, config)
-    shapes = {
-        name: _shape(pattern.split("->")[0], sizes)
-        for theirs, (_, pattern) in entries.items()
-        for name in _names(theirs, config)
-    }
-    known = shapes.keys() | layout.keys()
+    shapes = tensor_shapes(layout, config)
     problems = [f"there is no tensor {name!r}" for name in shapes if name not in tensors]
     problems += [
         f"{name!r} has shape {tuple(tensors[name].shape)} instead of {shape}"
         for name, shape in shapes.items()
         if name in tensors and tuple(tensors[name].shape) != shape
     ]
-    problems += [
-        f"{name!r} is unexpected" for name in tensors if name not in known and not may_be_left(name)
-    ]
+    unexpected = tensors.keys() - shapes.keys() - layout.keys()
+    problems += [f"{name!r} is unexpected" for name in sorted(unexpected)]
     require(not problems, f"the checkpoint does not fit its configuration: {'; '.join(problems)}.")
     dtype = jnp.dtype(config.param_dtype)
     flat: dict[str, np.ndarray] = {}
@@ -105,6 +111,16 @@ def to_params(
     return unflatten_dict(flat, sep="/")
 
 
+def tensor_shapes(layout: Layout, config: LMConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a model by their names, in the order of the layout."""
+    sizes = axis_sizes(config)
+    return {
+        name: _shape(pattern.split("->")[0], sizes)
+        for theirs, (_, pattern) in _entries(layout, config).items()
+        for name in _names(theirs, config)
+    }
+
+
 def to_tensors(params: Params, layout: Layout, config: LMConfig) -> dict[str, np.ndarray]:
     """Lays parameters out as a checkpoint has them: the inverse of `to_params`.
 
@@ -117,8 +133,8 @@ def to_tensors(params: Params, layout: Layout, config: LMConfig) -> dict[str, np
         ValueError: the parameters are not those of `config`; the message names what differs.
     """
     sizes, entries = axis_sizes(config), _entries(layout, config)
-    flat, shapes = flatten_dict(params, sep="/"), _param_shapes(entries, config, sizes)
-    check_shapes({path: np.shape(x) for path, x in flat.items()}, shapes)
+    check_params(params, _param_shapes(entries, config, sizes))
+    flat = flatten_dict(params, sep="/")
     tensors = {}
     for theirs, (ours, pattern) in entries.items():
         back = "->".join(reversed(pattern.split("->")))
@@ -130,20 +146,6 @@ def to_tensors(params: Params, layout: Layout, config: LMConfig) -> dict[str, np
             x = np.stack(leaves) if "*" in ours else np.asarray(leaves[0])
             tensors[name] = np.ascontiguousarray(_rearrange(x, back, sizes))
     return tensors
-
-
-def check_shapes(
-    shapes: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
-) -> None:
-    """Raises ValueError, naming all differences, unless parameters have the paths and shapes."""
-    problems = [f"there is no {path!r}" for path in wanted if path not in shapes]
-    problems += [f"{path!r} is unexpected" for path in shapes if path not in wanted]
-    problems += [
-        f"{path!r} has shape {shapes[path]} instead of {shape}"
-        for path, shape in wanted.items()
-        if path in shapes and shapes[path] != shape
-    ]
-    require(not problems, f"the parameters do not fit their configuration: {'; '.join(problems)}.")
 
 
 def _entries(layout: Layout, config: LMConfig) -> Layout:
@@ -189,16 +191,15 @@ def _rearrange(x: np.ndarray, pattern: str, sizes: Mapping[str, int]) -> np.ndar
     return x.reshape(_shape(after, sizes))
 
 
-def _param_shapes(
-    entries: Layout, config: LMConfig, sizes: Mapping[str, int]
-) -> dict[str, tuple[int, ...]]:
-    shapes = {}
+def _param_shapes(entries: Layout, config: LMConfig, sizes: Mapping[str, int]) -> Params:
+    shapes: dict[str, jax.ShapeDtypeStruct] = {}
+    as_leaf = lambda shape: jax.ShapeDtypeStruct(shape, config.param_dtype)
     for theirs, (ours, pattern) in entries.items():
         shape = _shape(pattern.split("->")[1], sizes)
         shape = shape[1:] if "*" in ours else shape
         for path in _paths(ours):
             if config.scan_layers and "{}" in theirs:
-                shapes[path] = (config.num_layers, *shape)
+                shapes[path] = as_leaf((config.num_layers, *shape))
             else:
-                shapes |= dict.fromkeys(_layer_paths(path, config), shape)
-    return shapes
+                shapes |= dict.fromkeys(_layer_paths(path, config), as_leaf(shape))
+    return unflatten_dict(shapes, sep="/")

@@ -65,18 +65,19 @@ class GradMem(PrefixMemory):
             f"'none', not {c.learned_write_learning_rate!r}.",
         )
 
-    def init(self, key: jax.Array) -> Params:
+    def init(self, key: jax.Array, lm_params: Params | None = None) -> Params:
         """Draws all parameters.
 
         Args:
             key: a JAX random key.
+            lm_params: parameters of a pretrained language model, see `MemoryModel.init`.
 
         Returns:
             Nested dict: that of `init_prefix` and, if configured, "projection" (kernel, bias) and
             "log_write_learning_rate".
         """
         c = self.config
-        params = self.init_prefix(key)
+        params = self.init_prefix(key, lm_params)
         dtype, width = c.lm.param_dtype, c.lm.width
         if c.memory_projection != "none":
             params["projection"] = {

@@ -11,7 +11,7 @@ from gradmem_jax.config import MemoryConfig
 from gradmem_jax.lm.families import make_lm
 from gradmem_jax.losses import IGNORE, token_losses
 from gradmem_jax.memory.inner_loop import WriteInfo
-from gradmem_jax.validation import check_ids, check_length, resolve_steps
+from gradmem_jax.validation import check_ids, check_length, check_params, resolve_steps
 
 Params = dict[str, Any]
 Memory = Any
@@ -50,9 +50,13 @@ class MemoryModel:
         """The language model, a Flax module without parameters."""
         return make_lm(self.config.lm)
 
-    def init_lm(self, key: jax.Array) -> Params:
-        """Draws the parameters of the language model."""
-        return self.lm.init(key, jnp.zeros((1, 1), jnp.int32), method="everything")["params"]
+    def init_lm(self, key: jax.Array, lm_params: Params | None = None) -> Params:
+        """Draws the parameters of the language model, or takes those given; see `init`."""
+        draw = lambda: self.lm.init(key, jnp.zeros((1, 1), jnp.int32), method="everything")
+        if lm_params is None:
+            return draw()["params"]
+        check_params(lm_params, jax.eval_shape(draw)["params"])
+        return jax.tree.map(lambda x: jnp.asarray(x, self.config.lm.param_dtype), lm_params)
 
     def apply_lm(self, params: Params, *args: Any, **kwargs: Any) -> Any:
         """Calls the language model, or the `method` of it, with its part of the parameters."""
@@ -62,8 +66,20 @@ class MemoryModel:
         """Token embeddings [B, S, d] of ids [B, S]."""
         return self.apply_lm(params, ids, method="embed")
 
-    def init(self, key: jax.Array) -> Params:
-        """Draws all parameters."""
+    def init(self, key: jax.Array, lm_params: Params | None = None) -> Params:
+        """Draws all parameters.
+
+        Args:
+            key: a JAX random key.
+            lm_params: parameters of a pretrained language model of `config.lm`, in place of drawn
+                ones.
+
+        Returns:
+            Nested dict, with the language model's parameters under "lm".
+
+        Raises:
+            ValueError: `lm_params` are not those of `config.lm`.
+        """
         raise NotImplementedError
 
     def write_memory(

@@ -67,7 +67,7 @@ class KVPrefix(GradMem):
         """Names of the groups of control tokens: those behind the memory only."""
         return ("write_end", "read_end")
 
-    def init(self, key: jax.Array) -> Params:
+    def init(self, key: jax.Array, lm_params: Params | None = None) -> Params:
         """Draws all parameters: those of GradMem, "initial_memory" being {"keys", "values"}."""
         c = self.config
         shape = (c.lm.num_layers, c.num_memory_tokens, c.lm.kv_heads, c.lm.head_size)
@@ -75,7 +75,9 @@ class KVPrefix(GradMem):
         keys, values = c.memory_init_std * jax.random.normal(
             memory_key, (2, *shape), c.lm.param_dtype
         )
-        return super().init(own_key) | {"initial_memory": {"keys": keys, "values": values}}
+        return super().init(own_key, lm_params) | {
+            "initial_memory": {"keys": keys, "values": values}
+        }
 
     def initial_memory(self, params: Params, batch_size: int) -> KVMemory:
         """Returns a copy of M0 for each sample."""

@@ -5,9 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 
 from gradmem_jax.config import MemoryConfig, require_integer, require_number
-from gradmem_jax.lm.associative import AssociativeFields
+from gradmem_jax.lm.associative import AssociativeFields, adopt_transformer
 from gradmem_jax.memory.inner_loop import WriteInfo
 from gradmem_jax.memory.interface import Memory, MemoryModel, Params, swap_batch_and_layers
 from gradmem_jax.validation import check_memory
@@ -69,11 +70,13 @@ class LayerMemory(MemoryModel):
 
     config: LayerMemoryConfig
 
-    def init(self, key: jax.Array) -> Params:
+    def init(self, key: jax.Array, lm_params: Params | None = None) -> Params:
         """Draws all parameters.
 
         Args:
             key: a JAX random key.
+            lm_params: parameters of a pretrained language model, see `MemoryModel.init`. Those of
+                a plain Transformer do for ARMT made of it; what its layers have beside is drawn.
 
         Returns:
             Nested dict: "lm", "read_start" [1, d] and, for ARMT, "memory_tokens" [m, d].
@@ -83,10 +86,19 @@ class LayerMemory(MemoryModel):
         draw = lambda key, rows: (
             c.memory_init_std * jax.random.normal(key, (rows, c.lm.width), c.lm.param_dtype)
         )
-        params = {"lm": self.init_lm(lm_key), "read_start": draw(start_key, 1)}
+        params = {"lm": self.init_lm(lm_key, lm_params), "read_start": draw(start_key, 1)}
         if c.tokens_behind:
             params["memory_tokens"] = draw(token_key, c.tokens_behind)
         return params
+
+    def init_lm(self, key: jax.Array, lm_params: Params | None = None) -> Params:
+        """Draws the parameters of the language model, or takes those given; see `init`."""
+        is_plain = lm_params is not None and not any(
+            "block" in path for path in flatten_dict(lm_params)
+        )
+        if is_plain and isinstance(self.config.lm, AssociativeFields):
+            lm_params = adopt_transformer(super().init_lm(key), lm_params)
+        return super().init_lm(key, lm_params)
 
     def write_memory(
         self,

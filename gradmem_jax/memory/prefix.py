@@ -23,11 +23,12 @@ class PrefixMemory(MemoryModel):
 
     config: PrefixConfig
 
-    def init_prefix(self, key: jax.Array) -> Params:
+    def init_prefix(self, key: jax.Array, lm_params: Params | None = None) -> Params:
         """Draws the parameters that every such model has.
 
         Args:
             key: a JAX random key.
+            lm_params: parameters of a pretrained language model, see `MemoryModel.init`.
 
         Returns:
             Nested dict: "lm", "initial_memory" [m, d] and, if configured, "write_head" [d, V],
@@ -36,7 +37,7 @@ class PrefixMemory(MemoryModel):
         c = self.config
         lm_key, memory_key, control_key = jax.random.split(key, 3)
         lora_key = jax.random.fold_in(key, 3)
-        lm_params = self.init_lm(lm_key)
+        lm_params = self.init_lm(lm_key, lm_params)
         draw = lambda key, rows: (
             c.memory_init_std * jax.random.normal(key, (rows, c.lm.width), c.lm.param_dtype)
         )

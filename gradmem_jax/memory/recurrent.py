@@ -67,18 +67,19 @@ class RMT(PrefixMemory):
 
     config: RMTConfig
 
-    def init(self, key: jax.Array) -> Params:
+    def init(self, key: jax.Array, lm_params: Params | None = None) -> Params:
         """Draws all parameters.
 
         Args:
             key: a JAX random key.
+            lm_params: parameters of a pretrained language model, see `MemoryModel.init`.
 
         Returns:
             Nested dict: that of `init_prefix` and, if configured, "projection" and
             "read_projection" (kernel, bias) and "memory_norm" (scale, bias).
         """
         c = self.config
-        params = self.init_prefix(key)
+        params = self.init_prefix(key, lm_params)
         dtype, width = c.lm.param_dtype, c.lm.width
         if c.memory_projection != "none":
             keys = jax.random.split(jax.random.fold_in(key, 1))

@@ -42,9 +42,9 @@ class StateSpace(MemoryModel):
 
     config: StateSpaceConfig
 
-    def init(self, key: jax.Array) -> Params:
-        """Draws the parameters of the language model, {"lm": ...}."""
-        return {"lm": self.init_lm(key)}
+    def init(self, key: jax.Array, lm_params: Params | None = None) -> Params:
+        """Draws the parameters of the language model, {"lm": ...}; see `MemoryModel.init`."""
+        return {"lm": self.init_lm(key, lm_params)}
 
     def write_memory(
         self,

@@ -1,0 +1,115 @@
+"""Llama models in the first binary format of llama2.c, and their tokenizers."""
+
+import functools
+import math
+import pathlib
+import struct
+
+import numpy as np
+
+from gradmem_jax.config import LlamaConfig, require
+from gradmem_jax.data.text_tokenizer import TextTokenizer, wrap_tokenizer
+from gradmem_jax.data.tokenizer_tables import scored_bpe
+from gradmem_jax.lm.tensor_layout import StoredModel, StoredTensor, tensor_shapes
+
+_HEADER = struct.Struct("<7i")
+_BEGIN, _END = 1, 2
+# In the order of the file. Rotary pairs are neighbours, "pt"; here they are halves, "tp".
+_LAYOUT = {
+    "token_embedding": ("embedding", "v d -> v d"),
+    "rms_att_{}": ("layers/attention_norm/scale", "d -> d"),
+    "wq_{}": ("layers/attention/query/kernel", "hpt d -> d h tp"),
+    "wk_{}": ("layers/attention/key/kernel", "gpt d -> d g tp"),
+    "wv_{}": ("layers/attention/value/kernel", "gk d -> d g k"),
+    "wo_{}": ("layers/attention/output/kernel", "d hk -> h k d"),
+    "rms_ffn_{}": ("layers/mlp_norm/scale", "d -> d"),
+    "w1_{}": ("layers/gate/kernel", "f d -> d f"),
+    "w2_{}": ("layers/down/kernel", "d f -> f d"),
+    "w3_{}": ("layers/up/kernel", "f d -> d f"),
+    "rms_final": ("final_norm/scale", "d -> d"),
+    "classifier": ("head", "v d -> d v"),
+}
+
+
+def open_llama2c(path: pathlib.Path) -> StoredModel:
+    """Opens a file of seven int32 and all weights in float32, as llama2.c's `legacy_export` makes.
+
+    Raises:
+        ValueError: it is no such file, or it is damaged.
+    """
+    with path.open("rb") as file:
+        content = file.read(_HEADER.size)
+    values = _HEADER.unpack(content) if len(content) == _HEADER.size else (0,) * 7
+    width, mlp_width, num_layers, num_heads, num_kv_heads, vocab_size, max_positions = values
+    wrong = f"{path} is no model of llama2.c in its first format (export it with --version 0)"
+    try:
+        config = LlamaConfig(
+            vocab_size=abs(vocab_size),
+            width=width,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            mlp_width=mlp_width,
+            max_positions=max_positions,
+            norm_epsilon=1e-5,
+            rope_base=10_000.0,
+            tied_head=vocab_size > 0,
+        )
+    except (ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"{wrong}: {error}") from error
+    shapes = tensor_shapes(_LAYOUT, config)
+    num_rotary = config.max_positions * config.head_size  # tables that are made here instead
+    size = _HEADER.size + 4 * (sum(map(math.prod, shapes.values())) + num_rotary)
+    found = path.stat().st_size
+    require(found == size, f"{wrong}, or is damaged: it has {found} bytes instead of {size}.")
+    weights = np.memmap(path, "<f4", "r", offset=_HEADER.size)
+    tensors, start = {}, 0
+    for name, shape in shapes.items():
+        part = weights[start : start + math.prod(shape)]
+        tensors[name] = StoredTensor(shape, functools.partial(part.reshape, shape))
+        start += part.size + (num_rotary if name == "rms_final" else 0)
+    return StoredModel(config, _LAYOUT, tensors, functools.partial(_tokenizer_beside, path, config))
+
+
+def _tokenizer_beside(path: pathlib.Path, config: LlamaConfig) -> TextTokenizer | None:
+    files = sorted(path.parent.glob("tok*.bin"))
+    require(
+        len(files) <= 1,
+        f"{[file.name for file in files]} stand beside {path}; name one of them by tokenizer=.",
+    )
+    return read_llama2c_tokenizer(files[0], config.vocab_size) if files else None
+
+
+def read_llama2c_tokenizer(path: pathlib.Path, vocab_size: int) -> TextTokenizer:
+    """Reads a tokenizer of llama2.c.
+
+    Sequences of llama2.c start with "<s>" and end where the next one starts, so "<s>" is the end
+    token too.
+
+    Args:
+        path: the file.
+        vocab_size: V of the model; the file does not say it.
+
+    Raises:
+        ValueError: the file is damaged or of another size.
+    """
+    content = path.read_bytes()
+    pieces, scores, place = [], [], 4
+    try:
+        for _ in range(vocab_size):
+            score, length = struct.unpack_from("<fi", content, place)
+            piece = content[place + 8 : place + 8 + length]
+            require(0 < length == len(piece), "a piece is cut short")
+            pieces.append(piece.decode("utf-8").replace(" ", "\u2581"))
+            scores.append(score)
+            place += 8 + length
+        require(place == len(content), f"more than {vocab_size} pieces")
+        require(len(set(pieces)) == vocab_size, "a piece stands twice")
+    except (struct.error, ValueError) as error:
+        raise ValueError(
+            f"{path} is no tokenizer of llama2.c with {vocab_size} pieces: {error}."
+        ) from error
+    pieces[_BEGIN], pieces[_END] = "<s>", "</s>"
+    backend = scored_bpe(pieces, scores)
+    backend.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return wrap_tokenizer(backend, pad_token="</s>", end_token="<s>")
