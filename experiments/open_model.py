@@ -89,7 +89,7 @@ def open_run(workdir: pathlib.Path, checkpoint_name: str = "best") -> OpenModel:
 def open_pretrained(
     path: pathlib.Path,
     num_memory_tokens: int = 8,
-    num_write_steps: int = 100,
+    num_write_steps: int = 300,
     write_optimizer: str = "adam",
     write_learning_rate: float | None = None,
 ) -> OpenModel:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from gradmem_jax.config import require
 from gradmem_jax.fingerprint import (
@@ -127,7 +127,7 @@ def save_memory(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(arrays, temporary, metadata=texts)
+        temporary.write_bytes(save(arrays, metadata=texts))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
