@@ -1,0 +1,141 @@
+"""The training program on texts: bAbI from scratch, and on a pretrained language model."""
+
+import json
+import pathlib
+
+import chex
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from experiments import train
+from experiments.build import build_model, build_stages
+from experiments.configs import babi_small, text_paper
+from gradmem_jax import checkpoint, save_pretrained
+from gradmem_jax.data.babi import BabiConfig
+from gradmem_jax.lm.pretrained import Pretrained
+from tests.small import small_model, small_params
+
+PLACES = ("attic", "bridge", "cellar", "dock", "estate", "forest", "garden", "hotel")
+
+
+def stories(count):
+    """Stories of which every third one is longer, so that there are several buckets."""
+    lines = []
+    for i in range(count):
+        facts = [f"Ann went to the {PLACES[(i + j) % 8]}." for j in range(1 + 3 * (i % 3 == 0))]
+        lines += [f"{n} {fact}" for n, fact in enumerate(facts, 1)]
+        answer = PLACES[(i + len(facts) - 1) % 8]
+        lines.append(f"{len(facts) + 1} Where is Ann {i}?\t{answer}\t{len(facts)}")
+    return "\n".join(lines) + "\n"
+
+
+class TextTrainingTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(self.create_tempdir().full_path)
+        files = {"train": stories(60), "test": stories(9)}
+        (self.folder / "en-10k").mkdir()
+        for part, text in files.items():
+            (self.folder / f"en-10k/qa1_x_{part}.txt").write_text(text)
+
+    def tiny(self, config, **changes):
+        small = {
+            "data.data_dir": str(self.folder),
+            "batch_size": 8,
+            "num_steps": 4,
+            "log_every": 2,
+            "evaluate_every": 2,
+            "num_eval_samples": 9,
+            "final_num_write_steps": (0, 1),
+            "optimizer.warmup_steps": 1,
+        }
+        config.update_from_flattened_dict(small | changes)
+        return config
+
+    def test_from_scratch(self):
+        small = {"lm.width": 8, "lm.num_layers": 1, "lm.num_heads": 2}
+        config = self.tiny(babi_small.get_config("qa1_gradmem_k2"), **small)
+        with self.assertLogs("experiments", "INFO") as logs:
+            summary = train.train(config, self.folder / "run")
+        text = "\n".join(logs.output)
+        self.assertIn("training on QA1, K = ", text)
+        self.assertRegex(text, r"contexts of 8, queries of 8 tokens; compiled")
+        self.assertIn("generated answers: text exact match", text)
+        written = json.loads((self.folder / "run" / "metrics.json").read_text())
+        self.assertEqual(written["task"], "babi")
+        self.assertBetween(summary["text_f1"], summary["text_exact_match"], 1)
+        # An answer is one word here and ends with the end token: both ways of counting agree.
+        self.assertLessEqual(summary["exact_match"], summary["text_exact_match"])
+        self.assertIn("Where is Ann", (self.folder / "run" / "answers.txt").read_text())
+
+    def test_shuffled_buckets_resume_with_identical_numbers(self):
+        small = {"lm.width": 8, "lm.num_layers": 1, "lm.num_heads": 2}
+        config = self.tiny(babi_small.get_config("qa1_full_context"), **small)
+        config.optimizer.schedule = "constant"  # whatever the number of steps
+        for steps in (2, 4):
+            config.num_steps = steps
+            train.train(config, self.folder / "twice")
+        config.num_steps = 4
+        train.train(config, self.folder / "once")
+        once, twice = (
+            checkpoint.restore_params(self.folder / name / "checkpoints", "latest")
+            for name in ("once", "twice")
+        )
+        chex.assert_trees_all_equal(once, twice)
+
+    @parameterized.parameters("gradmem_k1", "armt", "full_context")
+    def test_pretrained_and_frozen(self, method):
+        tokenizer = BabiConfig(data_dir=str(self.folder)).tokenizer
+        lm = small_model(lm={"vocab_size": tokenizer.vocab_size + 1, "num_kv_heads": 2})
+        params = small_params(lm)["lm"]
+        save_pretrained(self.folder / "lm", Pretrained(lm.config.lm, params, tokenizer))
+        config = text_paper.get_config(f"qa1_{method}")
+        changes = {"pretrained": str(self.folder / "lm"), "lm.dtype": "float32"}
+        if method != "full_context":
+            changes["frozen"] = (r"^lm/(layers_\d+/(block/)?(attention|gate|up|down)|emb|head)",)
+        config = self.tiny(config, **changes)
+        train.train(config, self.folder / "run")
+        _, trained = checkpoint.restore_params(self.folder / "run" / "checkpoints")
+        same = np.array_equal(trained["lm"]["embedding"], params["embedding"])
+        self.assertEqual(same, method != "full_context")
+
+    def test_pretrained_models_that_do_not_fit(self):
+        tokenizer = BabiConfig(data_dir=str(self.folder)).tokenizer
+        lm = small_model(lm={"vocab_size": tokenizer.vocab_size - 1, "num_kv_heads": 2})
+        save_pretrained(
+            self.folder / "lm", Pretrained(lm.config.lm, small_params(lm)["lm"], tokenizer)
+        )
+        path = {"pretrained": str(self.folder / "lm")}
+        with self.assertRaisesRegex(ValueError, "the tokenizer has .* ids, pretrained="):
+            build_model(self.tiny(text_paper.get_config("qa1_rmt"), **path))
+        with self.assertRaisesRegex(ValueError, "method='mamba' needs a MambaConfig"):
+            build_model(self.tiny(text_paper.get_config("qa1_mamba"), **path))
+        with self.assertRaisesRegex(ValueError, "/nowhere holds no tokenizer"):
+            build_model(self.tiny(text_paper.get_config("qa1_rmt"), pretrained="/nowhere"))
+
+    def test_curriculum_needs_pairs(self):
+        config = self.tiny(
+            babi_small.get_config("qa1_gradmem_k1"), **{"curriculum.num_pairs": (1,)}
+        )
+        with self.assertRaisesRegex(ValueError, "task 'babi' has no num_pairs"):
+            build_stages(config)
+
+    @parameterized.parameters(
+        *(f"qa{i}_{method}" for i in (1, 5) for method in ("gradmem_k2", "rmt", "mamba")),
+        *(f"squad_{method}" for method in ("gradmem_k1", "gradmem_k5", "armt", "full_context")),
+        *(f"lm_{method}" for method in ("gradmem_k2", "rmt", "mamba", "full_context", "limited")),
+        *("spans16_gradmem_k2_m2", "spans8_gradmem_k1_m1", "spans32_gradmem_k2_m2_frozen"),
+    )
+    def test_cells_of_the_paper(self, cell):
+        config = text_paper.get_config(cell)
+        self.assertEqual(config.best_metric == "read_loss", cell.startswith("lm"))
+        self.assertEqual(bool(config.frozen), cell.startswith("spans"))
+
+    @parameterized.parameters("qa_gradmem", "squad", "lm_gradmem_2", "spans_rmt", "squad_lstm")
+    def test_cells_that_are_none(self, cell):
+        with self.assertRaisesRegex(ValueError, "must look like"):
+            text_paper.get_config(cell)
+
+
+if __name__ == "__main__":
+    absltest.main()
