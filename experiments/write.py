@@ -36,6 +36,9 @@ _WRITE_OPTIMIZER = flags.DEFINE_enum(
 _WRITE_LEARNING_RATE = flags.DEFINE_float(
     "write_learning_rate", None, "Of a pretrained model; Adam's in units of the embeddings' size."
 )
+_TOKENIZER = flags.DEFINE_string(
+    "tokenizer", None, "Of a pretrained model, if it is not beside it: a file or directory."
+)
 _SEGMENT_TOKENS = flags.DEFINE_integer(
     "segment_tokens", None, "Write longer contexts segment after segment.", lower_bound=1
 )
@@ -53,6 +56,7 @@ def main(arguments: Sequence[str]) -> None:
         "num_memory_tokens": _NUM_MEMORY_TOKENS.value,
         "write_optimizer": _WRITE_OPTIMIZER.value,
         "write_learning_rate": _WRITE_LEARNING_RATE.value,
+        "tokenizer_path": _TOKENIZER.value and str(pathlib.Path(_TOKENIZER.value).absolute()),
     }
     given = {name: value for name, value in options.items() if value is not None}
     opened = open_model(_MODEL.value, given)
