@@ -13,6 +13,7 @@ from gradmem_jax.config import LMConfig, require, require_choice
 from gradmem_jax.data.task import Task
 from gradmem_jax.freezing import split_params
 from gradmem_jax.lm import pretrained
+from gradmem_jax.lm.associative import AssociativeConfig, associative_config
 from gradmem_jax.memory.gradient import GradMem
 from gradmem_jax.memory.interface import MemoryModel, Params
 from gradmem_jax.optimizer import OptimizerConfig
@@ -59,7 +60,7 @@ def build_lm(config: ConfigDict, task: Task) -> LMConfig:
     method = METHODS[config.method]
     if not config.pretrained:
         return method.lm(vocab_size=task.vocab_size, **config.lm.to_dict())
-    lm = pretrained.load_config(config.pretrained, **config.lm.to_dict())
+    lm: Any = pretrained.load_config(config.pretrained, **config.lm.to_dict())
     require(
         isinstance(lm, method.pretrained_lm),
         f"method={config.method!r} needs a {method.pretrained_lm.__name__}; pretrained="
@@ -70,9 +71,7 @@ def build_lm(config: ConfigDict, task: Task) -> LMConfig:
         f"the tokenizer has {task.vocab_size} ids, pretrained={config.pretrained!r} has "
         f"{lm.vocab_size}; leave data.tokenizer empty to use the model's own.",
     )
-    if method.lm is not method.pretrained_lm and issubclass(method.lm, type(lm)):
-        return method.lm(**{f.name: getattr(lm, f.name) for f in dataclasses.fields(lm)})
-    return lm
+    return associative_config(lm) if method.lm is AssociativeConfig else lm
 
 
 def build_model(config: ConfigDict, **changes: object) -> MemoryModel:
@@ -101,7 +100,8 @@ def first_params(config: ConfigDict, model: MemoryModel) -> Params:
     key = jax.random.key(config.seed)
     if not config.pretrained:
         return model.init(key)
-    return model.init(key, pretrained.load_pretrained(config.pretrained, **config.lm.to_dict()).params)
+    lm = pretrained.load_pretrained(config.pretrained, **config.lm.to_dict())
+    return model.init(key, lm.params)
 
 
 def build_optimizer_config(config: ConfigDict) -> OptimizerConfig:

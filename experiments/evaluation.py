@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gradmem_jax import metrics
 from gradmem_jax.data.pipeline import make_iterator
 from gradmem_jax.data.task import Task
 from gradmem_jax.generate import generate
@@ -101,6 +102,45 @@ def _summarize(results: list[Any], num_samples: int, kinds: Sequence[str]) -> di
             kind: float(loss) for kind, loss, n in zip(kinds, by_kind, counts, strict=True) if n
         }
     return summary
+
+
+def answer_metrics(
+    model: MemoryModel,
+    params: Params,
+    task: Any,
+    *,
+    num_samples: int,
+    split: str = "test",
+    batch_size: int = 64,
+) -> dict[str, float]:
+    """Scores generated answers as texts against all reference answers, by the rules of SQuAD.
+
+    Args:
+        model: the model, its number of WRITE steps as configured.
+        params: its parameters.
+        task: a task of questions, whose sources have the texts of sample i in `record(i)`.
+        num_samples: number of questions, at most.
+        split: of the task.
+        batch_size: questions in a batch.
+
+    Returns:
+        text_exact_match and text_f1, means over the questions.
+    """
+    source, tokenizer = task.source(split, num_samples), task.tokenizer
+    longest = max(int((source[i]["labels"] >= 0).sum()) for i in range(len(source)))
+    write = jax.jit(lambda params, ids: write_context(model, params, ids)[0])
+    matches, f1s = np.zeros(len(source)), np.zeros(len(source))
+    for batch in make_iterator(source, batch_size, task=task, pad_last=True):
+        questions = np.where(batch["labels"] < 0, batch["query_ids"], task.pad_id)
+        memory = write(params, batch["context_ids"])
+        answers = generate(
+            model, params, memory, questions, longest, stop_id=getattr(tokenizer, "end_id", None)
+        )
+        for i, ids in zip(batch["index"], np.asarray(answers)[:, 0], strict=True):
+            text, references = tokenizer.decode(ids), source.record(int(i)).answers
+            matches[i] = metrics.exact_match(text, references)
+            f1s[i] = metrics.f1(text, references)
+    return {"text_exact_match": float(matches.mean()), "text_f1": float(f1s.mean())}
 
 
 def sample_answers(

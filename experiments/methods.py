@@ -45,7 +45,7 @@ METHODS = {
     "warm_start": Method(WarmStart, WarmStartConfig),
     "kv_prefix": Method(KVPrefix, KVPrefixConfig),
     "rmt": Method(RMT, RMTConfig),
-    "armt": Method(LayerMemory, ARMTConfig, AssociativeConfig, LlamaConfig),
+    "armt": Method(LayerMemory, ARMTConfig, AssociativeConfig),
     "mamba": Method(StateSpace, StateSpaceConfig, MambaConfig, MambaConfig),
     "mamba2": Method(StateSpace, StateSpaceConfig, Mamba2Config, Mamba2Config),
     "ttt_linear": Method(StateSpace, StateSpaceConfig, TTTLinearConfig, TTTLinearConfig),

@@ -26,11 +26,12 @@ from experiments.build import (
     first_params,
     one_query,
 )
-from experiments.evaluation import evaluate_params, sample_answers, table
+from experiments.evaluation import answer_metrics, evaluate_params, sample_answers, table
 from experiments.reporting import log
 from experiments.stage import Devices, RunningStage, find_devices
 from gradmem_jax import checkpoint
 from gradmem_jax.config import require
+from gradmem_jax.data.text_task import QuestionTask
 from gradmem_jax.memory.interface import MemoryModel, Params, memory_floats
 from gradmem_jax.memory.segments import write_context
 from gradmem_jax.optimizer import make_optimizer
@@ -220,6 +221,16 @@ def final_report(config: ConfigDict, target: Stage, workdir: pathlib.Path) -> di
         num_samples=config.num_eval_samples,
         split=config.final_split,
     )
+    text_metrics = {}
+    if isinstance(target.task, QuestionTask):
+        text_metrics = answer_metrics(
+            target.model,
+            params,
+            target.task,
+            num_samples=config.num_eval_samples,
+            split=config.final_split,
+        )
+        log.info("generated answers: %s", reporting.describe(text_metrics))
     answers = sample_answers(target.model, params, target.task, split=config.final_split)
     (workdir / "answers.txt").write_text(answers + "\n")
     log.info("answers from memory alone, after %d WRITE steps\n%s", k, answers)
@@ -237,6 +248,7 @@ def final_report(config: ConfigDict, target: Stage, workdir: pathlib.Path) -> di
         "best_step": best_step,
         "num_write_steps": k,
         **{name: results[k][name] for name in BEST_METRICS},
+        **text_metrics,
         "by_num_write_steps": results,
     }
 

@@ -29,9 +29,10 @@ def make_iterator(
 ) -> grain.DatasetIterator:
     """Makes an iterator over batches; `get_state` and `set_state` keep its exact position.
 
-    With a `task` whose contexts differ in length, batches are padded to its buckets; and if the
-    source knows its `context_lengths`, samples of one bucket come together, bucket by bucket or,
-    shuffled, in batches of random order. A batch then has the same shape in every shard.
+    With a `task`, batches are padded to its buckets, and `index`, int32 [B], says which samples of
+    the source they hold. If there are several buckets and the source knows its `context_lengths`,
+    samples of one bucket come together: bucket by bucket or, shuffled, in batches of random order.
+    A batch then has the same shape in every shard.
 
     Args:
         source: random-access source of dicts of arrays, with `__len__` and `__getitem__`.
@@ -70,7 +71,10 @@ def make_iterator(
             source, batch_size, task, repeat, shuffle_seed, pad_last, shard_index, num_shards
         )
     else:
-        dataset = grain.MapDataset.source(source)[shard_index::num_shards]
+        dataset = grain.MapDataset.source(source)
+        if task is not None:
+            dataset = dataset.map_with_index(_mark)
+        dataset = dataset[shard_index::num_shards]
         if shuffle_seed is not None:
             dataset = dataset.shuffle(seed=shuffle_seed)
         if repeat:
@@ -122,7 +126,7 @@ def _grouped(
         large = samples[start : start + size]
         bucket = int(buckets[bucket_of[large].max()])
         mine = large[shard_index::num_shards]
-        rows = [source[int(i)] for i in (mine if len(mine) else large[-1:])]
+        rows = [_mark(int(i), source[int(i)]) for i in (mine if len(mine) else large[-1:])]
         stacked = _stack(rows, batch_size if pad_last else None, task, context_length=bucket)
         if not len(mine):
             stacked["valid"][:] = False
@@ -130,6 +134,10 @@ def _grouped(
 
     dataset = grain.MapDataset.range(num_batches)
     return (dataset.repeat() if repeat else dataset).map_with_index(batch)
+
+
+def _mark(index: int, sample: Sample) -> Sample:
+    return sample | {"index": np.int32(index)}
 
 
 def _stack(

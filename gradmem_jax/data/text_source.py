@@ -13,11 +13,11 @@ from gradmem_jax.data.records import Record, Records, Skipped
 from gradmem_jax.data.text_tokenizer import TextTokenizer
 from gradmem_jax.losses import IGNORE
 
-_AT_ONCE = 1024  # texts handed to the tokenizer together
+_AT_ONCE = 256  # texts handed to the tokenizer together
 _MAX_CANDIDATES = 64
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TextSource:
     """Random access to the samples of a split; see `task.Source`.
 
@@ -177,8 +177,14 @@ def chunk_source(
         context_length: tokens that are written into memory.
         query: ids of what is asked, the same for all chunks; perhaps none.
         tokenizer: the tokenizer.
-        skipped: the records left out.
+        skipped: the records left out; chunks that hold the padding token are added to them.
     """
+    has_padding = (chunks == tokenizer.pad_id).any(axis=1)
+    skipped += tuple(
+        Skipped(f"chunk {i}", "the text holds the padding token")
+        for i in np.flatnonzero(has_padding)
+    )
+    chunks = chunks[~has_padding]
     contexts = chunks[:, :context_length]
     targets = chunks[:, context_length:] if chunks.shape[1] > context_length else contexts
     asked = np.broadcast_to(query, (len(chunks), len(query)))

@@ -53,7 +53,7 @@ class TextTask:
 
     def downloaded(self, paths: dict[str, str]) -> "TextTask":
         """Returns the task with its files where a download of `urls` put them."""
-        return dataclasses.replace(self, data_dir=paths["archive"])
+        return dataclasses.replace(self, data_dir=str(paths["archive"]))
 
     def make_source(self, records: Records, tokenizer: TextTokenizer) -> TextSource:
         """Makes the samples of records."""
@@ -179,7 +179,7 @@ class QuestionTask(TextTask):
         return _buckets(self.located())[1]
 
 
-@functools.lru_cache(maxsize=12)
+@functools.lru_cache(maxsize=len(SPLITS))
 def _records(task: TextTask, split: str) -> Records:
     folder = pathlib.Path(task.data_dir)
     if (folder / "dataset_info.json").exists():

@@ -114,6 +114,17 @@ def word_tokenizer(texts: Iterable[str], lowercase: bool = False) -> TextTokeniz
     return wrap_tokenizer(backend)
 
 
+def character_tokenizer(texts: Iterable[str]) -> TextTokenizer:
+    """Makes a tokenizer whose ids are the characters of some texts, in alphabetical order."""
+    characters = sorted(set("".join(texts)))
+    vocabulary = {name: i for i, name in enumerate([PAD, END, UNKNOWN, *characters])}
+    backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    backend.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+    backend.decoder = decoders.Fuse()
+    backend.add_special_tokens([PAD, END, UNKNOWN])
+    return wrap_tokenizer(backend)
+
+
 def _special_tokens(file: pathlib.Path) -> dict[str, str]:
     """What a tokenizer_config.json of Hugging Face, if there is one, calls padding and end."""
     content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

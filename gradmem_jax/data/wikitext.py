@@ -13,7 +13,7 @@ from gradmem_jax.data.text_source import TextSource, chunk_source, encode_texts
 from gradmem_jax.data.text_task import TextTask
 from gradmem_jax.data.text_tokenizer import TextTokenizer
 
-_HEADING = re.compile(r"^ = [^=\n](?:.*[^=\n])? = $", re.MULTILINE)
+_HEADING = re.compile(r"(?<=\n \n) = [^=\n](?:.*[^=\n])? = (?=\n \n)")  # between blank lines
 
 
 @dataclasses.dataclass(frozen=True)

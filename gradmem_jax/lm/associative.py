@@ -13,7 +13,7 @@ see the same old A and z, the denominators have 1e-5 added, and W_V starts at ze
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from gradmem_jax.config import (
     GPTNeoXConfig,
     LlamaConfig,
     TransformerConfig,
+    require,
     require_integer,
 )
 from gradmem_jax.lm.gpt2 import GPT2, GPT2Layer
@@ -74,6 +75,28 @@ _BLOCKS: dict[type[AssociativeFields], Any] = {
     AssociativeGPT2Config: GPT2Layer,
     AssociativeGPTNeoXConfig: GPTNeoXLayer,
 }
+
+
+_MADE_OF: dict[type[TransformerConfig], type[AssociativeFields]] = {
+    LlamaConfig: AssociativeConfig,
+    GPT2Config: AssociativeGPT2Config,
+    GPTNeoXConfig: AssociativeGPTNeoXConfig,
+}
+
+
+def associative_config(config: TransformerConfig) -> AssociativeFields:
+    """Returns the same Transformer with an associative memory in every layer.
+
+    Raises:
+        ValueError: there is none for such a Transformer.
+    """
+    require(
+        type(config) in _MADE_OF,
+        f"a {type(config).__name__} cannot have an associative memory; only "
+        f"{sorted(kind.__name__ for kind in _MADE_OF)} can.",
+    )
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return _MADE_OF[type(config)](**fields)
 
 
 class Associations(NamedTuple):
@@ -159,18 +182,18 @@ class AssociativeLlama(LayerMemoryLM, Llama):
     """The language model of ARMT; see `LayerMemoryLM`."""
 
     config: AssociativeConfig
-    layer_class = AssociativeLayer
+    layer_class: ClassVar[Any] = AssociativeLayer
 
 
 class AssociativeGPT2(LayerMemoryLM, GPT2):
     """The same made of GPT-2, as in the paper's experiments with natural language."""
 
     config: AssociativeGPT2Config
-    layer_class = AssociativeLayer
+    layer_class: ClassVar[Any] = AssociativeLayer
 
 
 class AssociativeGPTNeoX(LayerMemoryLM, GPTNeoX):
     """The same made of GPT-NeoX."""
 
     config: AssociativeGPTNeoXConfig
-    layer_class = AssociativeLayer
+    layer_class: ClassVar[Any] = AssociativeLayer

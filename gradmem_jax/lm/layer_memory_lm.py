@@ -33,7 +33,7 @@ class LayerMemoryLM(Transformer):
     one. Attention sees the tokens of one segment only.
     """
 
-    def __call__(
+    def __call__(  # type: ignore[override]
         self,
         embeddings: jax.Array,
         *,

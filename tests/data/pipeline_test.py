@@ -106,6 +106,7 @@ class PipelineTest(parameterized.TestCase):
         plain = list(make_iterator(Plain(source), 2, task=task))
         self.assertEqual([batch["context_ids"].shape for batch in plain], [(2, 4), (2, 8)])
         batch = plain[0]
+        self.assertEqual([b["index"].tolist() for b in plain], [[0, 1], [2, 3]])
         self.assertEqual(batch["context_ids"].tolist(), [[1, 1, 1, 99], [2, 2, 99, 99]])
         self.assertEqual(batch["query_ids"].tolist(), [[[5, 6, 99]], [[5, 6, 99]]])
         self.assertEqual(batch["labels"].tolist(), [[[-100, 6, -100]]] * 2)
@@ -126,6 +127,7 @@ class PipelineTest(parameterized.TestCase):
         seen = [int(row[0]) for batch in batches for row in batch["context_ids"]]
         self.assertLen(set(seen), 10)
         for batch in batches:
+            self.assertEqual(batch["index"].tolist(), (batch["context_ids"][:, 0] - 1).tolist())
             for row in batch["context_ids"]:
                 self.assertEqual((row != 99).sum(), lengths[row[0] - 1])
 

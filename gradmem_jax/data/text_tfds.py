@@ -1,0 +1,128 @@
+"""Text tasks as TFDS data sets on disk: their raw records as array_record; needs no TensorFlow."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from gradmem_jax.config import require, require_choice
+from gradmem_jax.data.records import SPLITS, Record, Records, Skipped, log_skipped
+from gradmem_jax.data.text_task import TextTask
+
+
+@dataclasses.dataclass(kw_only=True)
+class TextBuilderConfig(tfds.core.BuilderConfig):
+    """Which task, and which splits of it.
+
+    Attributes:
+        task: the task; without data_dir its files are downloaded.
+        splits: the splits to write.
+    """
+
+    task: TextTask
+    splits: Sequence[str] = SPLITS
+
+
+class TextRecords(tfds.core.GeneratorBasedBuilder):
+    """The records of a text task, before tokenisation."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First version."}
+    BUILDER_CONFIGS: list[Any] = []
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features
+        return self.dataset_info_from_configs(
+            description=f"Records of {self.builder_config.task}.",
+            disable_shuffling=True,
+            metadata=tfds.core.MetadataDict(),
+            features=features.FeaturesDict(
+                {
+                    "id": features.Text(),
+                    "context": features.Text(),
+                    "question": features.Text(),
+                    "answers": features.Sequence(features.Text()),
+                    "answer_starts": features.Sequence(np.int32),
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        task = self.builder_config.task
+        if not task.data_dir:
+            task = task.downloaded(dl_manager.download_and_extract(task.urls))
+        records = {split: task.records(split) for split in self.builder_config.splits}
+        for split, found in records.items():
+            log_skipped(f"{self.builder_config.name}, {split}", found.skipped)
+        skipped = {split: found.skipped for split, found in records.items()}
+        self.info.metadata["skipped"] = json.dumps(skipped)
+        return {split: self._generate_examples(found.kept) for split, found in records.items()}
+
+    def _generate_examples(self, records: Sequence[Record]) -> Iterator[tuple[int, Any]]:
+        return ((i, record._asdict()) for i, record in enumerate(records))
+
+
+def prepare(
+    task: TextTask, data_dir: str | pathlib.Path, *, splits: Sequence[str] = SPLITS
+) -> TextRecords:
+    """Writes the records of a task to disk, unless they are there.
+
+    Args:
+        task: the task. With `data_dir` its raw files are read from there; without, they are
+            downloaded from where they are published.
+        data_dir: TFDS data folder.
+        splits: the splits to write.
+
+    Returns:
+        The builder. `dataclasses.replace(task, data_dir=str(builder.data_path))` is the task that
+        reads what was written.
+
+    Raises:
+        ValueError: files are missing or damaged, or the task's cannot be downloaded.
+    """
+    for split in splits:
+        require_choice("splits", split, SPLITS)
+    require(
+        bool(task.data_dir or task.urls),
+        f"the files of {type(task).__name__} cannot be downloaded; set its data_dir to them.",
+    )
+    name = f"{task.folder_name}_{task.records_name}_{'_'.join(splits)}"
+    if task.data_dir:  # other raw files, another data set
+        path = str(pathlib.Path(task.data_dir).resolve())
+        name += f"_{hashlib.blake2b(path.encode(), digest_size=4).hexdigest()}"
+    config = TextBuilderConfig(name=name, task=task, splits=tuple(splits))
+    builder = TextRecords(data_dir=str(data_dir), config=config, file_format="array_record")
+    builder.download_and_prepare()
+    return builder
+
+
+def read_prepared(folder: pathlib.Path, split: str) -> Records:
+    """Reads the records of a split that `prepare` wrote.
+
+    Raises:
+        ValueError: the split was not written, or the files are damaged.
+    """
+    builder = tfds.builder_from_directory(str(folder))
+    require(
+        split in builder.info.splits,
+        f"{folder} has no split {split!r}, only {sorted(builder.info.splits)}; prepare it.",
+    )
+    skipped = json.loads(builder.info.metadata["skipped"]).get(split, [])
+    rows = builder.as_data_source(split=split)
+    text = lambda value: value.decode("utf-8") if isinstance(value, bytes) else str(value)
+    kept = (
+        Record(
+            text(row["id"]),
+            text(row["context"]),
+            text(row["question"]),
+            tuple(map(text, row["answers"])),
+            tuple(map(int, row["answer_starts"])),
+        )
+        for row in rows
+    )
+    return Records(tuple(kept), tuple(Skipped(*pair) for pair in skipped))

@@ -1,0 +1,98 @@
+"""Targets by character offsets, buckets, records that no sample can be made of."""
+
+import itertools
+
+import numpy as np
+import tokenizers
+from absl.testing import absltest, parameterized
+from tokenizers import models, pre_tokenizers
+
+from gradmem_jax.data.records import Record, Records
+from gradmem_jax.data.text_source import (
+    encode_target,
+    encode_texts,
+    length_buckets,
+    question_source,
+)
+from gradmem_jax.data.text_tokenizer import load_tokenizer, word_tokenizer, wrap_tokenizer
+from tests.shared_data import data_dir
+
+
+def bpe_tokenizer(merges, pre_tokenizer=None):
+    """Characters and merges of them, in words if there is a pre-tokenizer."""
+    symbols = sorted({c for pair in merges for c in "".join(pair)} | set("ab:? "))
+    tokens = ["[PAD]", "[END]", *symbols, *("".join(pair) for pair in merges)]
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
+    backend.add_special_tokens(["[PAD]", "[END]"])
+    if pre_tokenizer:
+        backend.pre_tokenizer = pre_tokenizer
+    return wrap_tokenizer(backend)
+
+
+class TextSourceTest(parameterized.TestCase):
+    def target_tokens(self, tokenizer, prompt, answer):
+        ids, start = encode_target(tokenizer, prompt, answer)
+        self.assertEqual(ids[-1], tokenizer.end_id)
+        return [tokenizer.backend.id_to_token(i) for i in ids[start:-1]]
+
+    def test_target_of_tokenizers_that_keep_the_blank(self):
+        metaspace = pre_tokenizers.Metaspace()
+        merges = [("\u2581", "a"), ("\u2581a", "b")]
+        tokenizer = bpe_tokenizer(merges, metaspace)
+        self.assertEqual(self.target_tokens(tokenizer, "a:", "ab"), ["\u2581ab"])
+        plain = bpe_tokenizer([(" ", "a")])
+        self.assertEqual(self.target_tokens(plain, "a:", "ab"), [" a", "b"])
+
+    def test_target_that_cannot_be_told_from_the_prompt(self):
+        self.assertIsNone(encode_target(bpe_tokenizer([(":", " ")]), "a:", "ab"))
+        self.assertIsNone(encode_target(word_tokenizer(["a"]), "", "a"))
+        self.assertIsNone(encode_target(word_tokenizer(["a"]), "a", ""))
+
+    @parameterized.parameters("東京", "naïve café", "😀 yes", "1,000")
+    def test_target_of_gpt2(self, answer):
+        tokenizer = load_tokenizer(data_dir() / "gpt2_tokenizer")
+        ids, start = encode_target(tokenizer, "question: é? answer:", answer)
+        self.assertEqual(tokenizer.backend.decode(ids[:start].tolist()), "question: é? answer:")
+        self.assertEqual(tokenizer.backend.decode(ids[start:-1].tolist()), f" {answer}")
+
+    def test_records_without_sample(self):
+        tokenizer = bpe_tokenizer([("?", " ")])
+        records = Records(
+            (
+                Record("good", "ab", "a:", ("b",)),
+                Record("joined", "ab", "a?", ("b",)),
+                Record("padding", "a[PAD]b", "a:", ("b",)),
+                Record("unknown", "xyz", "a:", ("b",)),
+            )
+        )
+        source = question_source(records, tokenizer, str)
+        self.assertEqual([source.record(i).id for i in range(len(source))], ["good"])
+        reasons = dict(source.skipped)
+        self.assertIn("answer 'b' cannot be told", reasons["joined"])
+        self.assertIn("the padding token", reasons["padding"])
+        self.assertIn("no tokens", reasons["unknown"])
+
+    def test_equal_texts_share_an_array(self):
+        tokenizer = word_tokenizer(["a b"])
+        first, second, third = encode_texts(tokenizer, ["a b", "b", "a b"])
+        self.assertIs(first, third)
+        self.assertEqual(second.tolist(), tokenizer.encode("b").tolist())
+
+    def test_buckets_need_the_least_padding(self):
+        lengths = np.array([3, 5, 8, 9, 20, 22, 23, 40, 41, 100])
+        got = length_buckets(lengths)
+        self.assertLen(got, 3)
+        self.assertEqual(got[-1], 104)
+        cost = lambda buckets: sum(min(b for b in buckets if b >= n) for n in lengths)
+        pairs = itertools.combinations(range(8, 104, 8), 2)
+        self.assertEqual(cost(got), min(cost((*pair, 104)) for pair in pairs))
+        self.assertEqual(length_buckets(np.array([4, 4])), (8,))
+        many = length_buckets(np.arange(1, 5000))
+        self.assertLen(many, 3)
+        self.assertGreaterEqual(many[-1], 4999)
+        self.assertTrue(all(length % 64 == 0 for length in many))
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,106 @@
+"""What the TFDS builder of text tasks writes is what the task reads from raw files."""
+
+import dataclasses
+import json
+import pathlib
+from unittest import mock
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl.testing import absltest
+
+from gradmem_jax.data.babi import BabiConfig
+from gradmem_jax.data.squad import SquadConfig
+from gradmem_jax.data.text_spans import TextSpansConfig
+from gradmem_jax.data.text_tfds import prepare
+
+STORY = "1 Ann slept.\n2 Who slept? \tAnn\t1\n3 Who ate? \n1 Bob slept.\n2 Who slept? \tBob\t1\n"
+
+
+class TextTFDSTest(absltest.TestCase):
+    def folder(self, files):
+        folder = pathlib.Path(self.create_tempdir().full_path)
+        for name, text in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+        return str(folder)
+
+    def babi(self):
+        return self.folder({f"en/qa1_x_{part}.txt": STORY for part in ("train", "test")})
+
+    def test_disk_and_raw_files_agree(self):
+        raw = BabiConfig(data_dir=self.babi(), variant="en")
+        folder = self.create_tempdir().full_path
+        builder = prepare(raw, folder)
+        task = dataclasses.replace(raw, data_dir=str(builder.data_path))
+        for split in ("train", "validation", "test"):
+            self.assertEqual(task.records(split), raw.records(split))
+            np.testing.assert_equal(task.source(split)[0], raw.source(split)[0])
+        self.assertLen(task.source("test").skipped, 1)
+        self.assertEqual(task.context_buckets, raw.context_buckets)
+        again = prepare(raw, folder)
+        self.assertEqual(again.info.splits["test"].num_examples, 2)
+
+    def test_running_text(self):
+        raw = TextSpansConfig(data_dir=self.folder({"a.txt": "one two three " * 20}), num_tokens=2)
+        builder = prepare(raw, self.create_tempdir().full_path)
+        task = dataclasses.replace(raw, data_dir=str(builder.data_path))
+        for split in ("train", "validation", "test"):
+            self.assertEqual(task.records(split), raw.records(split))
+            np.testing.assert_equal(task.source(split)[1], raw.source(split)[1])
+
+    def test_other_raw_files_are_another_data_set(self):
+        folder = self.create_tempdir().full_path
+        first, second = (BabiConfig(data_dir=self.babi(), variant="en") for _ in range(2))
+        path = pathlib.Path(second.data_dir) / "en" / "qa1_x_test.txt"
+        path.write_text(STORY.replace("Bob", "Cat"))
+        for raw in (first, second):
+            builder = prepare(raw, folder, splits=("test",))
+            task = dataclasses.replace(raw, data_dir=str(builder.data_path))
+            self.assertEqual(task.records("test"), raw.records("test"))
+
+    def test_download(self):
+        paths = {"archive": self.babi()}
+        with mock.patch.object(
+            tfds.download.DownloadManager, "download_and_extract", return_value=paths
+        ) as download:
+            builder = prepare(BabiConfig(variant="en"), self.create_tempdir().full_path)
+        download.assert_called_once_with(BabiConfig.urls)
+        self.assertEqual(builder.info.splits["test"].num_examples, 2)
+
+    def test_download_of_single_files(self):
+        text = "Ann saw 東京."
+        answers = [{"text": "東京", "answer_start": 8}]
+        questions = [{"id": "q", "question": "What?", "answers": answers}]
+        paragraphs = [{"context": text, "qas": questions}]
+        articles = [{"title": str(i), "paragraphs": paragraphs} for i in range(2)]
+        content = json.dumps({"data": articles})
+        folder = self.folder({"first_train.json": content, "then_dev.json": content})
+        paths = {"train": f"{folder}/first_train.json", "dev": f"{folder}/then_dev.json"}
+        task = SquadConfig()
+        with mock.patch.object(
+            tfds.download.DownloadManager, "download_and_extract", return_value=paths
+        ):
+            builder = prepare(task, self.create_tempdir().full_path)
+        task = dataclasses.replace(task, data_dir=str(builder.data_path))
+        record = task.source("test").record(1)
+        self.assertEqual((record.context, record.answers), (text, ("東京",)))
+        self.assertEqual(record.answer_starts, (8,))
+
+    def test_some_splits(self):
+        raw = BabiConfig(data_dir=self.babi(), variant="en")
+        builder = prepare(raw, self.create_tempdir().full_path, splits=("test",))
+        task = dataclasses.replace(raw, data_dir=str(builder.data_path))
+        self.assertLen(task.records("test").kept, 2)
+        with self.assertRaisesRegex(ValueError, "no split 'train'"):
+            task.records("train")
+
+    def test_refusals(self):
+        with self.assertRaisesRegex(ValueError, "splits='dev'"):
+            prepare(BabiConfig(), "unused", splits=("dev",))
+        with self.assertRaisesRegex(ValueError, "cannot be downloaded; set its data_dir"):
+            prepare(TextSpansConfig(), "unused")
+
+
+if __name__ == "__main__":
+    absltest.main()
