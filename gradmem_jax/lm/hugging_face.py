@@ -15,7 +15,7 @@ from gradmem_jax.data.text_tokenizer import load_tokenizer
 from gradmem_jax.lm.hugging_face_families import FAMILIES, NEEDED, Family, family_of
 from gradmem_jax.lm.tensor_layout import StoredModel, StoredTensor
 
-_BUFFERS = re.compile(r"(attn|attention)\.(bias|masked_bias)$|rotary_emb\.inv_freq$")
+_BUFFERS = re.compile(r"\.(attn|attention)\.(bias|masked_bias)$|rotary_emb\.inv_freq$")
 _ROPE_SCALING_KEYS = {
     "factor": "factor",
     "low_frequency_factor": "low_freq_factor",
@@ -104,7 +104,7 @@ def _open_tensors(directory: pathlib.Path) -> dict[str, StoredTensor]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{index} is damaged: {error!r}.") from error
     else:
         names = ["model.safetensors"]
