@@ -1,4 +1,4 @@
-"""Greedy decoding from memory."""
+"""Decoding from memory: greedy, or drawn from the model's distribution."""
 
 import functools
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gradmem_jax.config import require, require_integer
+from gradmem_jax.config import require, require_integer, require_number
 from gradmem_jax.memory.interface import Memory, MemoryModel, Params
 from gradmem_jax.validation import check_length
 
@@ -19,8 +19,10 @@ def generate(
     max_new_tokens: int,
     *,
     stop_id: int | None = None,
+    temperature: float = 0.0,
+    key: jax.Array | None = None,
 ) -> jax.Array:
-    """Continues queries greedily, from memory alone; compiled once for each shape.
+    """Continues queries, from memory alone; compiled once for each shape.
 
     The WRITE is not repeated: the same memory serves any number of calls.
 
@@ -31,12 +33,15 @@ def generate(
         query_ids: int [B, Q] or [B, R, Q], padded on the right with `config.pad_id`.
         max_new_tokens: T, how many tokens to add.
         stop_id: after this token a sample is filled with `config.pad_id`.
+        temperature: 0 takes the most probable token, 1 draws from the model's distribution.
+        key: a JAX random key, needed to draw.
 
     Returns:
         int32 [B, T] or [B, R, T], the new tokens only.
 
     Raises:
-        ValueError: wrong shapes, ids outside the vocabulary, or too many tokens for the model.
+        ValueError: wrong shapes, ids outside the vocabulary, too many tokens for the model, a
+            negative temperature, or one without a key.
     """
     require_integer("max_new_tokens", max_new_tokens, 1)
     c = model.config
@@ -44,41 +49,56 @@ def generate(
         stop_id is None or 0 <= stop_id < c.lm.vocab_size,
         f"stop_id={stop_id} is outside the vocabulary of {c.lm.vocab_size} ids.",
     )
+    require_number("temperature", temperature)
+    require(temperature >= 0, f"temperature={temperature} must not be negative.")
+    require(
+        temperature == 0 or key is not None,
+        f"temperature={temperature} draws tokens: give a key, such as jax.random.key(0).",
+    )
     ids = model.check_read(params, memory, query_ids)
     length = ids.shape[-1] + max_new_tokens
     positions = model.num_memory_positions(memory)
     check_length("query_ids with max_new_tokens", length, positions, c.lm.max_positions)
     stop = -1 if stop_id is None else stop_id
-    decode = functools.partial(_generate, model, max_new_tokens, stop)
-    return decode(params, memory, ids)
+    decode = functools.partial(_generate, model, max_new_tokens, stop, temperature > 0)
+    return decode(params, memory, ids, key if temperature > 0 else None, temperature)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _generate(
     model: MemoryModel,
     max_new_tokens: int,
     stop_id: int,
+    draws: bool,
     params: Params,
     memory: Memory,
     query_ids: jax.Array,
+    key: jax.Array | None,
+    temperature: jax.Array,
 ) -> jax.Array:
     c = model.config
 
-    def step(carry: Any, _: None) -> Any:
+    def step(carry: Any, key: jax.Array | None) -> Any:
         ids, done, state = carry
         logits, state = model.decode_token(params, state, ids)
-        return pick(logits, done | (ids == stop_id), state)
+        return pick(logits, done | (ids == stop_id), state, key)
 
-    def pick(logits: jax.Array, done: jax.Array, state: Any) -> Any:
-        ids = jnp.where(done, c.pad_id, logits.argmax(-1).astype(jnp.int32))
+    def pick(logits: jax.Array, done: jax.Array, state: Any, key: jax.Array | None) -> Any:
+        chosen = jax.random.categorical(key, logits / temperature) if draws else logits.argmax(-1)
+        ids = jnp.where(done, c.pad_id, chosen.astype(jnp.int32))
         return (ids, done, state), ids
 
-    def decode(query_ids: jax.Array) -> jax.Array:
+    def decode(query_ids: jax.Array, key: jax.Array | None) -> jax.Array:
         logits, state = model.read_logits(params, memory, query_ids, room=max_new_tokens)
         last = model.query_lengths(query_ids)[:, None, None]
         logits = jnp.take_along_axis(logits, last, axis=1)[:, 0]
-        carry, first = pick(logits, jnp.zeros(len(query_ids), bool), state)
-        _, others = jax.lax.scan(step, carry, None, length=max_new_tokens - 1)
+        keys = jax.random.split(key, max_new_tokens) if draws else None
+        first_key, keys = (keys[0], keys[1:]) if draws else (None, None)
+        carry, first = pick(logits, jnp.zeros(len(query_ids), bool), state, first_key)
+        _, others = jax.lax.scan(step, carry, keys, length=max_new_tokens - 1)
         return jnp.concatenate([first[None], others]).T
 
-    return decode(query_ids) if query_ids.ndim == 2 else jax.vmap(decode, 1, 1)(query_ids)
+    if query_ids.ndim == 2:
+        return decode(query_ids, key)
+    keys = jax.random.split(key, query_ids.shape[1]) if draws else None
+    return jax.vmap(decode, (1, 0 if draws else None), 1)(query_ids, keys)

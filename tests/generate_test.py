@@ -1,4 +1,4 @@
-"""Greedy decoding with the cache against decoding without one."""
+"""Decoding with the cache against decoding without one, and against probabilities."""
 
 import jax
 import numpy as np
@@ -60,7 +60,27 @@ class GenerateTest(parameterized.TestCase):
             np.testing.assert_array_equal(after[:end], before[:end])
             np.testing.assert_array_equal(after[end:], 0)
 
+    def test_draws_from_the_distribution(self):
+        memory = np.repeat(MEMORY[:1], 2000, axis=0)
+        queries = np.tile([[[1, 2], [3, 4]]], (2000, 1, 1))
+        got = generate(MODEL, PARAMS, memory, queries, 2, temperature=2.0, key=jax.random.key(0))
+        logits = read(PARAMS, MEMORY[:1], queries[:1])[0, :, -1]
+        for r in range(2):
+            want = np.asarray(jax.nn.softmax(logits[r] / 2))
+            rates = np.bincount(got[:, r, 0], minlength=len(want)) / 2000
+            np.testing.assert_allclose(rates, want, atol=4 * 0.5 / np.sqrt(2000))
+        self.assertGreater(len(np.unique(got[:, 0, 0])), 1)
+        again = generate(MODEL, PARAMS, memory, queries, 2, temperature=2.0, key=jax.random.key(0))
+        np.testing.assert_array_equal(got, again)
+
+    def test_hardly_warm_is_greedy(self):
+        queries = random_ids(3, 3, 5)
+        got = generate(MODEL, PARAMS, MEMORY, queries, 4, temperature=1e-6, key=jax.random.key(1))
+        np.testing.assert_array_equal(got, generate(MODEL, PARAMS, MEMORY, queries, 4))
+
     @parameterized.parameters(
+        dict(max_new_tokens=1, temperature=-1.0, message="temperature=-1.0 must not"),
+        dict(max_new_tokens=1, temperature=1.0, message="give a key"),
         dict(max_new_tokens=0, message="max_new_tokens=0"),
         dict(max_new_tokens=40, message="positions"),
         dict(max_new_tokens=1, stop_id=11, message="stop_id=11"),

@@ -11,6 +11,12 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from gradmem_jax.config import require
+from gradmem_jax.data.tokenizer_files import (
+    gguf_fields,
+    open_gguf_reader,
+    read_gguf_tokenizer,
+    read_llama2c_tokenizer,
+)
 
 PAD, END, UNKNOWN = "[PAD]", "[END]", "[UNK]"
 _PAD_NAMES = (PAD, "<pad>", "<|endoftext|>", "<|end_of_text|>", "</s>")
@@ -133,22 +139,43 @@ def _special_tokens(file: pathlib.Path) -> dict[str, str]:
     return {name: text(token) for name, token in tokens.items() if token}
 
 
+def _tokenizer_of_llama2c(path: pathlib.Path) -> pathlib.Path:
+    """The file itself, or the one beside a model."""
+    files = [path] if path.name.startswith("tok") else sorted(path.parent.glob("tok*.bin"))
+    require(
+        len(files) == 1,
+        f"{[file.name for file in files]} stand beside {path}, not one tokenizer tok*.bin; name "
+        "the one to use.",
+    )
+    return files[0]
+
+
 def load_tokenizer(path: str | pathlib.Path) -> TextTokenizer:
     """Reads a tokenizer from disk.
 
     Args:
         path: a `tokenizer.json`, or a folder with one or with `vocab.json` and `merges.txt`
-            (GPT-2). If the folder has a `tokenizer_config.json`, that names the special tokens.
+            (GPT-2); if the folder has a `tokenizer_config.json`, that names the special tokens. A
+            `.gguf` file, or a folder with exactly one. A tokenizer `tok*.bin` of llama2.c, or a
+            model `.bin` with one beside it.
 
     Raises:
         ValueError: there is no tokenizer, or it is damaged.
     """
     path = pathlib.Path(path)
-    file = path / "tokenizer.json" if path.is_dir() else path
+    if path.is_dir() and len(files := list(path.glob("*.gguf"))) == 1:
+        (path,) = files
+    if path.suffix == ".gguf" and path.is_file():
+        file = read_gguf_tokenizer(gguf_fields(open_gguf_reader(path)))
+        return wrap_tokenizer(**file._asdict())
+    if path.suffix == ".bin" and path.is_file():
+        file = read_llama2c_tokenizer(_tokenizer_of_llama2c(path))
+        return wrap_tokenizer(**file._asdict())
+    json_file = path / "tokenizer.json" if path.is_dir() else path
     try:
         special = _special_tokens(path / "tokenizer_config.json")
-        if file.is_file():
-            return wrap_tokenizer(tokenizers.Tokenizer.from_file(str(file)), **special)
+        if json_file.is_file():
+            return wrap_tokenizer(tokenizers.Tokenizer.from_file(str(json_file)), **special)
         vocabulary, merges = path / "vocab.json", path / "merges.txt"
         if vocabulary.is_file() and merges.is_file():
             model = models.BPE.from_file(str(vocabulary), str(merges))
@@ -160,6 +187,6 @@ def load_tokenizer(path: str | pathlib.Path) -> TextTokenizer:
     except Exception as error:  # tokenizers raises plain Exception
         raise ValueError(f"cannot read a tokenizer from {path}: {error}") from error
     raise ValueError(
-        f"{path} holds no tokenizer: give a tokenizer.json, or a folder with one or with "
-        "vocab.json and merges.txt."
+        f"{path} holds no tokenizer: give a tokenizer.json, a folder with one or with "
+        "vocab.json and merges.txt, a .gguf file, or a tok*.bin of llama2.c."
     )

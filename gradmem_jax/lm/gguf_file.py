@@ -7,11 +7,10 @@ from typing import Any
 
 import gguf
 import numpy as np
-import tokenizers
 
 from gradmem_jax.config import LlamaConfig, RopeScaling, require, require_choice
-from gradmem_jax.data.text_tokenizer import TextTokenizer, wrap_tokenizer
-from gradmem_jax.data.tokenizer_tables import byte_level_bpe, scored_bpe
+from gradmem_jax.data.text_tokenizer import wrap_tokenizer
+from gradmem_jax.data.tokenizer_files import gguf_fields, open_gguf_reader, read_gguf_tokenizer
 from gradmem_jax.lm.attention import rotary_frequencies
 from gradmem_jax.lm.tensor_layout import StoredModel, StoredTensor
 
@@ -39,11 +38,8 @@ def open_gguf(path: pathlib.Path) -> StoredModel:
     Raises:
         ValueError: the file is damaged, or the model is none that is known here.
     """
-    try:
-        reader = gguf.GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OverflowError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no GGUF file, damaged or cut short: {error}.") from error
-    fields = {name: field.contents() for name, field in reader.fields.items()}
+    reader = open_gguf_reader(path)
+    fields = gguf_fields(reader)
     tensors = {
         tensor.name: StoredTensor(
             tuple(int(size) for size in reversed(tensor.shape)),
@@ -53,7 +49,12 @@ def open_gguf(path: pathlib.Path) -> StoredModel:
     }
     rope_factors = tensors.pop(_ROPE_FACTORS, None)
     config = _read_config(fields, tensors, rope_factors)
-    return StoredModel(config, _LAYOUT, tensors, functools.partial(_read_tokenizer, fields))
+    read_tokenizer = lambda: (
+        wrap_tokenizer(**read_gguf_tokenizer(fields)._asdict())
+        if "tokenizer.ggml.tokens" in fields
+        else None
+    )
+    return StoredModel(config, _LAYOUT, tensors, read_tokenizer)
 
 
 def _dequantise(tensor: gguf.ReaderTensor) -> np.ndarray:
@@ -122,29 +123,3 @@ def _llama3_scaling(
         "supported.",
     )
     return scaling
-
-
-def _read_tokenizer(fields: dict[str, Any]) -> TextTokenizer | None:
-    get: Any = lambda key, absent=None: fields.get(f"tokenizer.ggml.{key}", absent)
-    kind, pieces = get("model"), get("tokens")
-    if pieces is None:
-        return None
-    require_choice("tokenizer.ggml.model", kind, ("gpt2", "llama"))
-    if kind == "gpt2":
-        backend = byte_level_bpe(pieces, get("merges", []), get("pre", "gpt-2"))
-    else:
-        scores = get("scores", [0.0] * len(pieces))
-        backend = scored_bpe(pieces, scores, add_space=get("add_space_prefix", True))
-    types = get("token_type", [gguf.TokenType.NORMAL] * len(pieces))
-    of_type = lambda wanted: [p for p, t in zip(pieces, types, strict=True) if t == wanted]
-    backend.add_special_tokens(of_type(gguf.TokenType.CONTROL))
-    backend.add_tokens(
-        [
-            tokenizers.AddedToken(piece, normalized=False)
-            for piece in of_type(gguf.TokenType.USER_DEFINED)
-        ]
-    )
-    end = get("eos_token_id")
-    pad = get("padding_token_id", end)
-    name = lambda i: "" if i is None else pieces[i]
-    return wrap_tokenizer(backend, pad_token=name(pad), end_token=name(end))

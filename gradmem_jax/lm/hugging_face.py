@@ -104,7 +104,7 @@ def _open_tensors(directory: pathlib.Path) -> dict[str, StoredTensor]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{index} is damaged: {error!r}.") from error
     else:
         names = ["model.safetensors"]

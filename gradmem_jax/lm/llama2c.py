@@ -1,4 +1,4 @@
-"""Llama models in the first binary format of llama2.c, and their tokenizers."""
+"""Llama models in the first binary format of llama2.c."""
 
 import functools
 import math
@@ -8,12 +8,10 @@ import struct
 import numpy as np
 
 from gradmem_jax.config import LlamaConfig, require
-from gradmem_jax.data.text_tokenizer import TextTokenizer, wrap_tokenizer
-from gradmem_jax.data.tokenizer_tables import scored_bpe
+from gradmem_jax.data.text_tokenizer import load_tokenizer
 from gradmem_jax.lm.tensor_layout import StoredModel, StoredTensor, tensor_shapes
 
 _HEADER = struct.Struct("<7i")
-_BEGIN, _END = 1, 2
 # In the order of the file. Rotary pairs are neighbours, "pt"; here they are halves, "tp".
 _LAYOUT = {
     "token_embedding": ("embedding", "v d -> v d"),
@@ -68,48 +66,6 @@ def open_llama2c(path: pathlib.Path) -> StoredModel:
         part = weights[start : start + math.prod(shape)]
         tensors[name] = StoredTensor(shape, functools.partial(part.reshape, shape))
         start += part.size + (num_rotary if name == "rms_final" else 0)
-    return StoredModel(config, _LAYOUT, tensors, functools.partial(_tokenizer_beside, path, config))
-
-
-def _tokenizer_beside(path: pathlib.Path, config: LlamaConfig) -> TextTokenizer | None:
-    files = sorted(path.parent.glob("tok*.bin"))
-    require(
-        len(files) <= 1,
-        f"{[file.name for file in files]} stand beside {path}; name one of them by tokenizer=.",
-    )
-    return read_llama2c_tokenizer(files[0], config.vocab_size) if files else None
-
-
-def read_llama2c_tokenizer(path: pathlib.Path, vocab_size: int) -> TextTokenizer:
-    """Reads a tokenizer of llama2.c.
-
-    Sequences of llama2.c start with "<s>" and end where the next one starts, so "<s>" is the end
-    token too.
-
-    Args:
-        path: the file.
-        vocab_size: V of the model; the file does not say it.
-
-    Raises:
-        ValueError: the file is damaged or of another size.
-    """
-    content = path.read_bytes()
-    pieces, scores, place = [], [], 4
-    try:
-        for _ in range(vocab_size):
-            score, length = struct.unpack_from("<fi", content, place)
-            piece = content[place + 8 : place + 8 + length]
-            require(0 < length == len(piece), "a piece is cut short")
-            pieces.append(piece.decode("utf-8").replace(" ", "\u2581"))
-            scores.append(score)
-            place += 8 + length
-        require(place == len(content), f"more than {vocab_size} pieces")
-        require(len(set(pieces)) == vocab_size, "a piece stands twice")
-    except (struct.error, ValueError) as error:
-        raise ValueError(
-            f"{path} is no tokenizer of llama2.c with {vocab_size} pieces: {error}."
-        ) from error
-    pieces[_BEGIN], pieces[_END] = "<s>", "</s>"
-    backend = scored_bpe(pieces, scores)
-    backend.add_special_tokens(["<unk>", "<s>", "</s>"])
-    return wrap_tokenizer(backend, pad_token="</s>", end_token="<s>")
+    has_tokenizer = any(path.parent.glob("tok*.bin"))
+    read_tokenizer = lambda: load_tokenizer(path) if has_tokenizer else None
+    return StoredModel(config, _LAYOUT, tensors, read_tokenizer)

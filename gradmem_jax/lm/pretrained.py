@@ -15,7 +15,7 @@ from gradmem_jax.data.text_tokenizer import TextTokenizer, load_tokenizer
 from gradmem_jax.lm.gguf_file import open_gguf
 from gradmem_jax.lm.hugging_face import open_hugging_face, write_config
 from gradmem_jax.lm.hugging_face_families import family_of
-from gradmem_jax.lm.llama2c import open_llama2c, read_llama2c_tokenizer
+from gradmem_jax.lm.llama2c import open_llama2c
 from gradmem_jax.lm.tensor_layout import (
     Params,
     StoredModel,
@@ -52,7 +52,7 @@ def load_pretrained(
             if there is a tokenizer; Llama (Llama 3, SmolLM2), GPT-2, GPT-NeoX (Pythia), Mamba;
             a `.gguf` file with a Llama, or a directory with exactly one;
             a `.bin` file of llama2.c's first format, with its tokenizer `tok*.bin` beside it.
-        tokenizer: where the tokenizer is, if it is elsewhere: a file or directory.
+        tokenizer: where the tokenizer is, if it is elsewhere; see `load_tokenizer`.
         **changes: fields of the configuration to be replaced, such as `dtype`, `param_dtype`,
             `scan_layers`, `remat` or `max_positions`.
 
@@ -62,12 +62,13 @@ def load_pretrained(
     """
     stored = _open(pathlib.Path(path))
     config = _change(stored.config, changes)
-    if tokenizer is None:
-        text_tokenizer = stored.read_tokenizer()
-    elif pathlib.Path(tokenizer).suffix == ".bin":
-        text_tokenizer = read_llama2c_tokenizer(pathlib.Path(tokenizer), config.vocab_size)
-    else:
-        text_tokenizer = load_tokenizer(tokenizer)
+    text_tokenizer = stored.read_tokenizer() if tokenizer is None else load_tokenizer(tokenizer)
+    num_ids = 0 if text_tokenizer is None else text_tokenizer.vocab_size
+    require(
+        num_ids <= config.vocab_size,
+        f"the tokenizer has {num_ids} ids, the model {config.vocab_size}; they do not belong "
+        "together: name the model's tokenizer by tokenizer=.",
+    )
     return Pretrained(config, to_params(stored.tensors, stored.layout, config), text_tokenizer)
 
 

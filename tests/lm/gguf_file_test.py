@@ -59,7 +59,7 @@ def rope_factors(theirs):
     return np.array(factors, np.float32)
 
 
-def write_gguf(path, name="lm_llama", number_type=TYPES.F32, fields=(), tokenizer=None, **tensors):
+def write_gguf(path, name="lm_llama", number_type=TYPES.F32, fields=(), **tensors):
     """Writes a golden model of transformers as llama.cpp's converter does."""
     theirs = json.loads((GOLDEN / name / "config.json").read_text())
     writer = gguf.GGUFWriter(path, "llama")
@@ -76,8 +76,6 @@ def write_gguf(path, name="lm_llama", number_type=TYPES.F32, fields=(), tokenize
     writer.add_value_length(theirs["head_dim"])
     for key, value in dict(fields).items():
         writer.add_key_value(f"llama.{key}", *value)
-    if tokenizer:
-        tokenizer(writer)
     for key, x in load_file(GOLDEN / name / "model.safetensors").items():
         if "q_proj" in key:
             x = pair_neighbours(x, theirs["num_attention_heads"])
@@ -206,72 +204,6 @@ class GGUFTest(parameterized.TestCase):
         path.with_name("second.gguf").write_bytes(b"")
         with self.assertRaisesRegex(ValueError, "no config.json and 2 .gguf files"):
             load_pretrained(path.parent)
-
-
-def byte_level(kind):
-    """Writes a vocabulary of bytes and a few words."""
-    alphabet = sorted({c for c in "\u0120abcdefghijklmnopqrstuvwxyzABC'0123456789.!\u010a"})
-    pieces = ["<|end|>", *alphabet, "th", "the", "\u0120the", "12", "<|tool|>"]
-    types = [3, *[1] * (len(pieces) - 2), 4]
-
-    def write(writer):
-        writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(kind)
-        writer.add_token_list(pieces)
-        writer.add_token_types(types)
-        writer.add_token_merges(["t h", "th e", "\u0120 the", "1 2"])
-        writer.add_eos_token_id(0)
-
-    return pieces, write
-
-
-class GGUFTokenizerTest(parameterized.TestCase):
-    def load(self, tokenizer):
-        path = pathlib.Path(self.create_tempdir().full_path) / "model.gguf"
-        return load_pretrained(write_gguf(path, tokenizer=tokenizer)).tokenizer
-
-    @parameterized.parameters(
-        ("gpt-2", ["\u0120the", "12", "3"]),
-        ("smollm", ["\u0120the", "1", "2", "3"]),
-        ("llama-bpe", ["\u0120the", "\u0120", "12", "3"]),
-    )
-    def test_byte_level(self, kind, want):
-        pieces, write = byte_level(kind)
-        tokenizer = self.load(write)
-        text = {"llama-bpe": " the 123"}.get(kind, " the123")
-        self.assertEqual([pieces[i] for i in tokenizer.encode(text)], want)
-        self.assertEqual(tokenizer.decode(tokenizer.encode(text)), text)
-        self.assertEqual((tokenizer.pad_id, tokenizer.end_id), (0, 0))
-        self.assertEqual(pieces[tokenizer.encode("a<|tool|>b")[1]], "<|tool|>")
-        self.assertEqual(tokenizer.decode([0, *tokenizer.encode("abc"), 0]), "abc")
-        self.assertEqual(tokenizer.vocab_size, len(pieces))
-
-    def test_unknown_kinds(self):
-        with self.assertRaisesRegex(ValueError, "tokenizer.ggml.pre='qwen2' is not known"):
-            self.load(byte_level("qwen2")[1])
-        with self.assertRaisesRegex(ValueError, "tokenizer.ggml.model='bert' is not known"):
-            self.load(
-                lambda writer: (writer.add_tokenizer_model("bert"), writer.add_token_list("ab"))
-            )
-
-    @parameterized.parameters((True, ["\u2581", "ab", "c"]), (False, ["ab", "c"]))
-    def test_scored_pieces(self, add_space, want):
-        pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
-        words = ["\u2581", "a", "b", "c", "bc", "ab"]
-
-        def write(writer):
-            writer.add_tokenizer_model("llama")
-            writer.add_token_list(pieces + words)
-            writer.add_token_scores([0.0] * len(pieces) + [-9.0, -9.0, -9.0, -9.0, -2.0, -1.0])
-            writer.add_token_types([2, 3, 3, *[6] * 256, *[1] * 6])
-            writer.add_eos_token_id(2)
-            writer.add_add_space_prefix(add_space)
-
-        tokenizer = self.load(write)
-        self.assertEqual([(pieces + words)[i] for i in tokenizer.encode("abc")], want)
-        self.assertEqual(tokenizer.encode("\u00e9")[-2:].tolist(), [3 + 0xC3, 3 + 0xA9])
-        for text in ("abc", "a b\u00e9\U0001f600c"):
-            self.assertEqual(tokenizer.decode(tokenizer.encode(text)), text)
 
 
 @pytest.mark.slow

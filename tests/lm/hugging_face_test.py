@@ -10,6 +10,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from safetensors.numpy import load_file, save_file
 
+from gradmem_jax.data.text_tokenizer import word_tokenizer
 from gradmem_jax.lm.families import make_lm
 from gradmem_jax.lm.hugging_face import write_config
 from gradmem_jax.lm.pretrained import Pretrained, load_pretrained, save_pretrained
@@ -73,10 +74,13 @@ class HuggingFaceTest(parameterized.TestCase):
             raise unittest.SkipTest("torch and transformers are not installed") from error
         folder = pathlib.Path(self.create_tempdir().full_path) / "new"
         save_pretrained(folder, load_pretrained(GOLDEN / name))
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, output_loading_info=True
+        )
+        self.assertEmpty([names for names in report.values() if names])
         want = expected(name)
         with torch.no_grad():
-            got = model(torch.from_numpy(want["ids"]), use_cache=False).logits.numpy()
+            got = model.eval()(torch.from_numpy(want["ids"]), use_cache=False).logits.numpy()
         scale = np.abs(want["logits"]).max()
         np.testing.assert_allclose(got, want["logits"], rtol=1e-5, atol=1e-5 * scale)
 
@@ -218,6 +222,39 @@ class HuggingFaceTest(parameterized.TestCase):
         file.unlink()
         (folder / "pytorch_model.bin").write_bytes(b"never opened")
         with self.assertRaisesRegex(ValueError, "lacks model.safetensors; .*safetensors only"):
+            load_pretrained(folder)
+
+    def test_tokenizer(self):
+        folder = pathlib.Path(self.create_tempdir().full_path) / "new"
+        tokenizer = word_tokenizer(["an old clock", "ticks, ticks"])
+        save_pretrained(folder, load_pretrained(GOLDEN / "lm_gpt2")._replace(tokenizer=tokenizer))
+        got = load_pretrained(folder).tokenizer
+        ids = tokenizer.encode("old clock, old")
+        np.testing.assert_array_equal(got.encode("old clock, old"), ids)
+        special = lambda tokenizer: (tokenizer.pad_id, tokenizer.end_id, tokenizer.vocab_size)
+        self.assertEqual(special(got), special(tokenizer))
+        names = {"pad_token": None, "eos_token": {"content": "clock"}}
+        (folder / "tokenizer_config.json").write_text(json.dumps(names))
+        self.assertEqual(load_pretrained(folder).tokenizer.end_id, int(ids[1]))
+        large = word_tokenizer([" ".join(f"word{i}" for i in range(60))])
+        large.save(folder / "tokenizer.json")
+        (folder / "tokenizer_config.json").unlink()
+        with self.assertRaisesRegex(ValueError, "tokenizer has 63 ids, the model 48"):
+            load_pretrained(folder)
+        tokenizer.save(folder / "other.json")
+        got = load_pretrained(folder, tokenizer=folder / "other.json").tokenizer
+        self.assertEqual(special(got), special(tokenizer))
+
+    def test_an_older_model_in_several_files_is_replaced(self):
+        folder = self.copy("lm_llama")
+        index = folder / "model.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
+        with self.assertRaisesRegex(ValueError, "lacks gone.safetensors"):
+            load_pretrained(folder)
+        save_pretrained(folder, load_pretrained(GOLDEN / "lm_llama"))
+        load_pretrained(folder)
+        index.write_text("[]")
+        with self.assertRaisesRegex(ValueError, "index.json is damaged"):
             load_pretrained(folder)
 
     def test_changes(self):

@@ -8,13 +8,10 @@ import unittest
 import jax
 import numpy as np
 from absl.testing import absltest, parameterized
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from gradmem_jax import FullContext, FullContextConfig, LlamaConfig, generate
 from gradmem_jax.lm.families import make_lm
-from gradmem_jax.lm.llama2c import read_llama2c_tokenizer
-from gradmem_jax.lm.pretrained import Pretrained, load_pretrained, save_pretrained
+from gradmem_jax.lm.pretrained import load_pretrained, save_pretrained
 from tests.shared_data import data_dir
 from tests.small import numpy_params
 
@@ -38,33 +35,6 @@ def greedy_text(pretrained, prompt, count):
     memory, _ = jax.jit(model.write_memory)(params, ids[:, :-1])
     added = generate(model, params, memory, ids[:, -1:], count)
     return tokenizer.decode([*ids[0], *np.asarray(added)[0]])
-
-
-def plain_encode(pieces, scores, text):
-    """The loop of llama2.c: the best pair of neighbours merges, the first one of equals."""
-    ids = {piece: i for i, piece in enumerate(pieces)}
-    tokens = [ids[" "]] if text else []
-    for symbol in text:
-        tokens += [ids[symbol]] if symbol in ids else [3 + byte for byte in symbol.encode()]
-    while True:
-        pairs = [
-            (scores[ids[pieces[a] + pieces[b]]], -i)
-            for i, (a, b) in enumerate(zip(tokens, tokens[1:], strict=False))
-            if pieces[a] + pieces[b] in ids
-        ]
-        if not pairs:
-            return tokens
-        i = -max(pairs)[1]
-        tokens[i : i + 2] = [ids[pieces[tokens[i]] + pieces[tokens[i + 1]]]]
-
-
-def read_pieces(path):
-    content, place, found = path.read_bytes(), 4, []
-    while place < len(content):
-        score, length = struct.unpack_from("<fi", content, place)
-        found.append((content[place + 8 : place + 8 + length].decode(), score))
-        place += 8 + length
-    return zip(*found, strict=True)
 
 
 def write_model(path, config, params):
@@ -131,6 +101,21 @@ class Llama2cTest(parameterized.TestCase):
         pretrained = load_pretrained(stories() / "stories260K.bin")
         self.assertEqual(greedy_text(pretrained, "Once upon a time", 130)[: len(STORY)], STORY)
 
+    def test_which_tokenizer(self):
+        folder = pathlib.Path(self.create_tempdir().full_path)
+        for name in ("stories260K.bin", "tok512.bin"):
+            shutil.copy(stories() / name, folder / name)
+        content = (folder / "tok512.bin").read_bytes()
+        (folder / "tok9.bin").write_bytes(content)
+        with self.assertRaisesRegex(ValueError, "'tok512.bin', 'tok9.bin'.* not one tokenizer"):
+            load_pretrained(folder / "stories260K.bin")
+        named = load_pretrained(folder / "stories260K.bin", tokenizer=folder / "tok512.bin")
+        self.assertEqual(named.tokenizer.vocab_size, 512)
+        longer = struct.pack("<fi", -1e3, 4) + b"xqzj"
+        (folder / "tok9.bin").write_bytes(content + longer)
+        with self.assertRaisesRegex(ValueError, "tokenizer has 513 ids, the model 512"):
+            load_pretrained(folder / "stories260K.bin", tokenizer=folder / "tok9.bin")
+
     def test_transformers_agrees(self):
         path = stories() / "stories260K.bin"
         try:
@@ -155,37 +140,6 @@ class Llama2cTest(parameterized.TestCase):
             tokenizer.decode(made[0], skip_special_tokens=True),
             greedy_text(pretrained, pretrained.tokenizer.decode(ids[0, :6]), 60),
         )
-
-
-class Llama2cTokenizerTest(parameterized.TestCase):
-    @settings(max_examples=200, deadline=None)
-    @given(st.text(st.sampled_from("abehintw .,'\nT\u00e9\u4e2d\U0001f600\t"), max_size=40))
-    def test_text_is_cut_as_llama2c_does(self, text):
-        path = stories() / "tok512.bin"
-        pieces, scores = read_pieces(path)
-        tokenizer = read_llama2c_tokenizer(path, 512)
-        self.assertEqual(tokenizer.encode(text).tolist(), plain_encode(pieces, scores, text))
-        self.assertEqual(tokenizer.decode(tokenizer.encode(text)), text)
-
-    def test_a_story_is_cut_as_llama2c_does(self):
-        pieces, scores = read_pieces(stories() / "tok512.bin")
-        tokenizer = read_llama2c_tokenizer(stories() / "tok512.bin", 512)
-        self.assertEqual(tokenizer.encode(STORY).tolist(), plain_encode(pieces, scores, STORY))
-
-    def test_refusals(self):
-        path = stories() / "tok512.bin"
-        for size in (511, 513):
-            with self.assertRaisesRegex(ValueError, f"no tokenizer of llama2.c with {size} pieces"):
-                read_llama2c_tokenizer(path, size)
-        folder = pathlib.Path(self.create_tempdir().full_path)
-        for name in ("stories260K.bin", "tok512.bin"):
-            shutil.copy(stories() / name, folder / name)
-        shutil.copy(path, folder / "tok32000.bin")
-        with self.assertRaisesRegex(ValueError, "'tok32000.bin', 'tok512.bin'.* by tokenizer="):
-            load_pretrained(folder / "stories260K.bin")
-        named = load_pretrained(folder / "stories260K.bin", tokenizer=folder / "tok512.bin")
-        self.assertEqual(named.tokenizer.vocab_size, 512)
-        self.assertIsInstance(named, Pretrained)
 
 
 if __name__ == "__main__":

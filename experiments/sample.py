@@ -1,0 +1,88 @@
+"""Draws texts from a pretrained language model: text that it can model, to be compressed.
+
+python -m experiments.sample --model=stories260K.bin --out=stories/drawn.txt --num_texts=2000
+"""
+
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from experiments import reporting
+from experiments.reporting import log
+from gradmem_jax import FullContext, FullContextConfig, Pretrained, generate, load_pretrained
+from gradmem_jax.config import require
+
+_MODEL = flags.DEFINE_string("model", None, "Files of a pretrained language model.", required=True)
+_OUT = flags.DEFINE_string("out", None, "Text file to write.", required=True)
+_NUM_TEXTS = flags.DEFINE_integer("num_texts", 1000, "How many texts.", lower_bound=1)
+_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "Longest text, in tokens.", lower_bound=1)
+_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 is greedy, 1 as the model says.")
+_START = flags.DEFINE_string("start", "<s>", "Token that every text begins after.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 100, "Texts drawn at once.", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "Texts are a function of it.")
+
+
+def draw_texts(
+    pretrained: Pretrained,
+    start: str,
+    *,
+    num_texts: int,
+    max_tokens: int,
+    temperature: float = 1.0,
+    batch_size: int = 100,
+    seed: int = 0,
+) -> list[str]:
+    """Draws texts that begin after the token `start` and end before its next occurrence.
+
+    Raises:
+        ValueError: the model has no tokenizer, or the tokenizer no such token.
+    """
+    tokenizer = pretrained.tokenizer
+    if tokenizer is None:
+        raise ValueError("the model has no tokenizer; put one beside it.")
+    start_id = tokenizer.backend.token_to_id(start)
+    require(
+        start_id is not None,
+        f"--start={start!r} is no token of this model; name the one its texts begin with.",
+    )
+    padding = (start_id + 1) % pretrained.config.vocab_size  # of nothing: all queries are as long
+    model = FullContext(FullContextConfig(lm=pretrained.config, pad_id=padding))
+    params = model.init(jax.random.key(0), pretrained.params)
+    query = np.full((batch_size, 1), start_id, np.int32)
+    memory, _ = model.write_memory(params, query, num_steps=0)
+    texts: list[str] = []
+    while len(texts) < num_texts:
+        key = jax.random.fold_in(jax.random.key(seed), len(texts))
+        rows = generate(
+            *(model, params, memory, query, max_tokens), temperature=temperature, key=key
+        )
+        for ids in np.asarray(rows):
+            ends = np.flatnonzero(ids == start_id)
+            texts.append(tokenizer.decode(ids[: ends[0]] if len(ends) else ids).strip())
+        log.info("%d of %d texts", min(len(texts), num_texts), num_texts)
+    return texts[:num_texts]
+
+
+def main(_: Sequence[str]) -> None:
+    """Runs the program."""
+    reporting.set_up_logging()
+    out = pathlib.Path(_OUT.value)
+    texts = draw_texts(
+        load_pretrained(_MODEL.value),
+        _START.value,
+        num_texts=_NUM_TEXTS.value,
+        max_tokens=_MAX_TOKENS.value,
+        temperature=_TEMPERATURE.value,
+        batch_size=_BATCH_SIZE.value,
+        seed=_SEED.value,
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+    log.info("wrote %d texts, %d characters, to %s", len(texts), out.stat().st_size, out)
+
+
+if __name__ == "__main__":
+    app.run(main)

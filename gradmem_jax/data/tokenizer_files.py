@@ -1,0 +1,174 @@
+"""Tokenizers in the files of GGUF and llama2.c."""
+
+import pathlib
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import gguf
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+from gradmem_jax.config import require, require_choice
+
+_SPACE = "\u2581"
+_LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_BYTE_LEVEL_KINDS = ("gpt-2", "smollm", "llama-bpe")
+_BEGIN, _END = 1, 2  # ids in llama2.c
+
+
+class TokenizerFile(NamedTuple):
+    """What a file says of a tokenizer.
+
+    Attributes:
+        backend: the tokenizer.
+        pad_token: what fills contexts, "" if the file does not say it.
+        end_token: what ends an answer, "" if the file does not say it.
+    """
+
+    backend: tokenizers.Tokenizer
+    pad_token: str
+    end_token: str
+
+
+def open_gguf_reader(path: pathlib.Path) -> gguf.GGUFReader:
+    """Opens a GGUF file.
+
+    Raises:
+        ValueError: it is none, or it is damaged.
+    """
+    try:
+        return gguf.GGUFReader(path)
+    except (ValueError, IndexError, KeyError, OverflowError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no GGUF file, damaged or cut short: {error}.") from error
+
+
+def gguf_fields(reader: gguf.GGUFReader) -> dict[str, Any]:
+    """The metadata of a GGUF file by its names."""
+    return {name: field.contents() for name, field in reader.fields.items()}
+
+
+def read_gguf_tokenizer(fields: Mapping[str, Any]) -> TokenizerFile:
+    """Reads the tokenizer of a GGUF file from its metadata.
+
+    Raises:
+        ValueError: there is none, or it is of a kind that is not known here.
+    """
+    get: Any = lambda key, absent=None: fields.get(f"tokenizer.ggml.{key}", absent)
+    kind, pieces = get("model"), get("tokens")
+    require(pieces is not None, "the GGUF file holds no tokenizer.")
+    require_choice("tokenizer.ggml.model", kind, ("gpt2", "llama"))
+    if kind == "gpt2":
+        backend = _byte_level_bpe(pieces, get("merges", []), get("pre", "gpt-2"))
+    else:
+        scores = get("scores", [0.0] * len(pieces))
+        backend = _scored_bpe(pieces, scores, add_space=get("add_space_prefix", True))
+    types = get("token_type", [gguf.TokenType.NORMAL] * len(pieces))
+    of_type = lambda wanted: [p for p, t in zip(pieces, types, strict=True) if t == wanted]
+    backend.add_special_tokens(of_type(gguf.TokenType.CONTROL))
+    backend.add_tokens(
+        [
+            tokenizers.AddedToken(piece, normalized=False)
+            for piece in of_type(gguf.TokenType.USER_DEFINED)
+        ]
+    )
+    end = get("eos_token_id")
+    pad = get("padding_token_id", end)
+    name = lambda i: "" if i is None else pieces[i]
+    return TokenizerFile(backend, name(pad), name(end))
+
+
+def read_llama2c_tokenizer(path: pathlib.Path) -> TokenizerFile:
+    """Reads a tokenizer of llama2.c.
+
+    Sequences of llama2.c start with "<s>" and end where the next one starts, so "<s>" is the end
+    token too.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    content, place = path.read_bytes(), 4
+    pieces: list[str] = []
+    scores: list[float] = []
+    try:
+        while place < len(content):
+            score, length = struct.unpack_from("<fi", content, place)
+            piece = content[place + 8 : place + 8 + length]
+            require(0 < length == len(piece), "a piece is cut short")
+            pieces.append(piece.decode("utf-8").replace(" ", _SPACE))
+            scores.append(score)
+            place += 8 + length
+        require(len(pieces) > _END, "it has no pieces")
+        require(len(set(pieces)) == len(pieces), "a piece stands twice")
+    except (struct.error, ValueError) as error:
+        raise ValueError(f"{path} is no tokenizer of llama2.c, or damaged: {error}.") from error
+    pieces[_BEGIN], pieces[_END] = "<s>", "</s>"
+    backend = _scored_bpe(pieces, scores)
+    backend.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return TokenizerFile(backend, pad_token="</s>", end_token="<s>")
+
+
+def _byte_level_bpe(
+    pieces: Sequence[str], merges: Sequence[str], kind: str
+) -> tokenizers.Tokenizer:
+    """Makes a tokenizer like that of GPT-2.
+
+    Args:
+        pieces: the pieces in the order of their ids, bytes written as GPT-2 does.
+        merges: pairs of pieces with a blank between them, the first to be merged first.
+        kind: how text is split before: "gpt-2", "smollm" (digits one by one) or "llama-bpe"
+            (Llama 3).
+    """
+    require_choice("tokenizer.ggml.pre", kind, _BYTE_LEVEL_KINDS)
+    model = models.BPE(
+        {piece: i for i, piece in enumerate(pieces)},
+        [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)],
+        ignore_merges=kind == "llama-bpe",
+    )
+    backend = tokenizers.Tokenizer(model)
+    bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    pattern = pre_tokenizers.Split(tokenizers.Regex(_LLAMA3_PATTERN), "isolated")
+    backend.pre_tokenizer = {
+        "gpt-2": words,
+        "smollm": pre_tokenizers.Sequence([digits, words]),
+        "llama-bpe": pre_tokenizers.Sequence([pattern, bytes_only]),
+    }[kind]
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _scored_bpe(
+    pieces: Sequence[str], scores: Sequence[float], *, add_space: bool = True
+) -> tokenizers.Tokenizer:
+    """Makes a tokenizer like that of Llama 2: neighbours that make the best piece merge first.
+
+    Args:
+        pieces: the pieces in the order of their ids, with U+2581 for blanks; "<unk>" and bytes as
+            "<0x0A>" among them.
+        scores: how good each piece is.
+        add_space: whether a blank is put before the text.
+    """
+    ids = {piece: i for i, piece in enumerate(pieces)}
+    pairs = [
+        (-scores[i], i, piece[:cut], piece[cut:])
+        for piece, i in ids.items()
+        for cut in range(1, len(piece))
+        if piece[:cut] in ids and piece[cut:] in ids
+    ]
+    # Pairs that make the same piece stay in order, the shorter left part first.
+    merges = [pair[2:] for pair in sorted(pairs, key=lambda pair: pair[:2])]
+    model = models.BPE(ids, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    backend = tokenizers.Tokenizer(model)
+    blanks = normalizers.Replace(" ", _SPACE)
+    first = [normalizers.Prepend(_SPACE)] if add_space else []
+    backend.normalizer = normalizers.Sequence([*first, blanks])
+    strip = [decoders.Strip(" ", 1, 0)] if add_space else []
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    return backend
