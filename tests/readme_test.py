@@ -70,9 +70,7 @@ class ReadmeTest(parameterized.TestCase):
                         group = group[part]
             build_stages(config)
 
-    @parameterized.parameters(
-        "train", "evaluate", "write", "ask", "benchmark", "sweep", "report"
-    )
+    @parameterized.parameters("train", "evaluate", "write", "ask", "benchmark", "sweep", "report")
     def test_help_explains_every_flag_that_is_used(self, program):
         text = subprocess.run(
             [sys.executable, "-m", f"experiments.{program}", "--help"],
