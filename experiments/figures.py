@@ -5,10 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt  # noqa: E402
+
+from gradmem_jax.memory_file import StoredContext  # noqa: E402
 
 
 def exact_match_by_steps(
@@ -112,5 +115,46 @@ def panels(
     for row in grid:
         row[0].set_ylabel(y_label)
     figure.legend(list(drawn.values()), list(drawn), loc="outside right upper")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def written_contexts(
+    path: pathlib.Path,
+    contexts: Sequence[StoredContext],
+    sizes: Sequence[Mapping[str, int]],
+    shown: int = 8,
+) -> None:
+    """Draws the WRITE loss of each context by step, and its memory beside its key-value cache.
+
+    Args:
+        path: PNG to write.
+        contexts: what was written.
+        sizes: of each, `memory_bytes` and perhaps `cache_bytes`.
+        shown: how many contexts at most, the first ones.
+    """
+    contexts, sizes = contexts[:shown], sizes[:shown]
+    names = [pathlib.PurePath(context.name).name for context in contexts]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for name, context in zip(names, contexts, strict=True):
+        losses = [loss for row in context.write_losses for loss in row] + [context.final_loss]
+        marker = "o" if len(losses) < 20 else ""
+        left.plot(range(len(losses)), losses, marker=marker, label=name)
+    left.set(xlabel="WRITE steps", ylabel="WRITE loss, nats a token", ylim=(0, None))
+    left.set_title("What memory holds of the context")
+    left.xaxis.get_major_locator().set_params(integer=True)
+    left.legend()
+    places = np.arange(len(contexts))
+    for offset, kind in ((0.2, "memory"), (-0.2, "cache")):
+        kilobytes = [size.get(f"{kind}_bytes", np.nan) / 1024 for size in sizes]
+        label = "memory" if kind == "memory" else "key-value cache of the context"
+        right.barh(places + offset, kilobytes, 0.4, label=label)
+    right.set_yticks(
+        places, [f"{n}\n{c.num_tokens} tokens" for n, c in zip(names, contexts, strict=True)]
+    )
+    right.invert_yaxis()
+    right.set(xlabel="size, KiB", xlim=(0, None))
+    right.set_title("Size")
+    right.legend()
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -11,13 +11,15 @@ from gradmem_jax.lm.ttt_linear import TTTLinearConfig
 from gradmem_jax.memory.full_context import ContextMemory, FullContext, FullContextConfig
 from gradmem_jax.memory.gradient import GradMem, ProjectedMemory
 from gradmem_jax.memory.inner_loop import WriteInfo
-from gradmem_jax.memory.interface import MemoryModel, memory_floats
+from gradmem_jax.memory.interface import MemoryModel, kv_cache_floats, memory_floats
 from gradmem_jax.memory.kv_prefix import KVMemory, KVPrefix, KVPrefixConfig
 from gradmem_jax.memory.layer_memory import ARMTConfig, LayerMemory, LayerMemoryConfig
 from gradmem_jax.memory.recurrent import RMT, RMTConfig
 from gradmem_jax.memory.segments import write_context
 from gradmem_jax.memory.state_space import StateMemory, StateSpace, StateSpaceConfig
 from gradmem_jax.memory.warm_start import WarmStart, WarmStartConfig
+from gradmem_jax.memory_file import load_memory, save_memory
+from gradmem_jax.reconstruction import Reconstruction, reconstruct
 
 __version__ = "0.1.0"
 
@@ -45,6 +47,7 @@ __all__ = [
     "ProjectedMemory",
     "RMT",
     "RMTConfig",
+    "Reconstruction",
     "RopeScaling",
     "StateMemory",
     "StateSpace",
@@ -54,9 +57,13 @@ __all__ = [
     "WarmStartConfig",
     "WriteInfo",
     "generate",
+    "kv_cache_floats",
     "load_config",
+    "load_memory",
     "load_pretrained",
     "memory_floats",
+    "reconstruct",
+    "save_memory",
     "save_pretrained",
     "write_context",
 ]

@@ -43,6 +43,7 @@ class ReadmeTest(parameterized.TestCase):
             exec(compile(block, "README.md", "exec"), names)
         self.assertEqual(names["memory"].shape, (4, 8, 128))
         self.assertEqual(names["answers"].shape, (4, 3, 5))
+        np.testing.assert_array_equal(names["again"], names["answers"])
         self.assertTrue(np.isfinite(names["loss"]))
         self.assertEqual(names["state_logits"].shape, (4, 3, 7, 256))
         for name, value in names["made"].items():
@@ -69,7 +70,7 @@ class ReadmeTest(parameterized.TestCase):
                         group = group[part]
             build_stages(config)
 
-    @parameterized.parameters("train", "evaluate", "benchmark", "sweep", "report")
+    @parameterized.parameters("train", "evaluate", "write", "ask", "benchmark", "sweep", "report")
     def test_help_explains_every_flag_that_is_used(self, program):
         text = subprocess.run(
             [sys.executable, "-m", f"experiments.{program}", "--help"],

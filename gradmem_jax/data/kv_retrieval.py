@@ -125,6 +125,11 @@ class KVRetrievalConfig:
         return PAD_ID
 
     @property
+    def end_id(self) -> int:
+        """The id that ends an answer, that of `|`."""
+        return int(self.tokenizer.encode("|")[0])
+
+    @property
     def context_buckets(self) -> tuple[int, ...]:
         """All contexts, or segments, have one length."""
         return (self.context_length,)

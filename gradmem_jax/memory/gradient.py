@@ -142,7 +142,7 @@ class GradMem(PrefixMemory):
                 positions, or a wrong number of steps.
         """
         c = self.config
-        start, context_ids = self.check_write(params, memory, context_ids, c.prefix_length)
+        start, context_ids = self.check_write(params, memory, context_ids)
         steps, last = self.resolve_steps(num_steps, max_steps)
         if c.gradient_mode == "none":
             start = jax.lax.stop_gradient(start)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradmem_jax.config import MemoryConfig
+from gradmem_jax.config import LMConfig, MemoryConfig, TransformerConfig, require
 from gradmem_jax.lm.families import make_lm
 from gradmem_jax.losses import IGNORE, token_losses
 from gradmem_jax.memory.inner_loop import WriteInfo
@@ -28,6 +28,24 @@ def memory_floats(memory: Memory) -> int:
     return sum(int(np.prod(x.shape[1:])) for x in leaves)
 
 
+def kv_cache_floats(config: LMConfig, num_tokens: int) -> int:
+    """Size of the key-value cache that a Transformer keeps of a context: floating numbers.
+
+    Args:
+        config: the language model.
+        num_tokens: length of the context.
+
+    Raises:
+        ValueError: the language model is not a Transformer.
+    """
+    require(
+        isinstance(config, TransformerConfig),
+        f"a language model with {type(config).__name__} keeps no key-value cache.",
+    )
+    assert isinstance(config, TransformerConfig)
+    return 2 * config.num_layers * config.kv_heads * config.head_size * num_tokens
+
+
 def swap_batch_and_layers(tree: Any) -> Any:
     """Leaves [B, L, ...], as a memory has them, as [L, B, ...], as layers have them, and back."""
     return jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tree)
@@ -44,6 +62,11 @@ class MemoryModel:
     """
 
     config: MemoryConfig
+
+    @property
+    def write_positions(self) -> int:
+        """Positions that a WRITE needs beside the tokens of the context."""
+        return 0
 
     @property
     def lm(self) -> Any:
@@ -131,6 +154,19 @@ class MemoryModel:
         logits, _ = self.read_logits(params, memory, context_ids)
         labels = jnp.where(context_ids == self.config.pad_id, IGNORE, context_ids)
         return token_losses(logits[:, :-1], labels)
+
+    def write_view(self, params: Params) -> tuple["MemoryModel", Params]:
+        """The model as WRITE sees it: its READ predicts a context as the WRITE loss does.
+
+        With it `read_memory` and `generate` show what a memory holds of its context.
+
+        Args:
+            params: parameters of `init`.
+
+        Returns:
+            A model and its parameters, for the memories of this one.
+        """
+        return self, params
 
     def check_memory(self, params: Params, memory: Memory, batch_size: int) -> None:
         """Raises ValueError unless `memory` is one of this model, for `batch_size` samples."""

@@ -91,6 +91,11 @@ class LayerMemory(MemoryModel):
             params["memory_tokens"] = draw(token_key, c.tokens_behind)
         return params
 
+    @property
+    def write_positions(self) -> int:
+        """Positions that a WRITE needs beside the tokens of the context."""
+        return self.config.tokens_behind
+
     def init_lm(self, key: jax.Array, lm_params: Params | None = None) -> Params:
         """Draws the parameters of the language model, or takes those given; see `init`."""
         is_plain = lm_params is not None and not any(
@@ -126,7 +131,7 @@ class LayerMemory(MemoryModel):
                 positions, or a wrong number of steps.
         """
         c = self.config
-        context_ids = self.check_context(context_ids, c.tokens_behind)
+        context_ids = self.check_context(context_ids, self.write_positions)
         batch_size = len(context_ids)
         steps, last = self.resolve_steps(num_steps, max_steps)
         if memory is None:

@@ -57,6 +57,11 @@ class PrefixMemory(MemoryModel):
             )
         return params
 
+    @property
+    def write_positions(self) -> int:
+        """Positions that a WRITE needs beside the tokens of the context."""
+        return self.config.prefix_length
+
     def write_params(self, params: Params) -> Params:
         """The parameters as WRITE sees them: with its adapters, if there are any."""
         c = self.config
@@ -64,6 +69,21 @@ class PrefixMemory(MemoryModel):
             return params
         scale = c.write_lora_alpha / c.write_lora_rank
         return params | {"lm": merge_lora(params["lm"], params["write_lora"], scale)}
+
+    def write_view(self, params: Params) -> tuple["PrefixMemory", Params]:
+        """READ with the head, the adapters and the control tokens of WRITE; see `MemoryModel`."""
+        c = self.config
+        lm_params = self.write_params(params)["lm"]
+        view = dataclasses.replace(c, write_lora_rank=0)
+        if c.write_head:
+            lm_params = lm_params | {"head": params["write_head"]}
+            view = dataclasses.replace(view, lm=dataclasses.replace(c.lm, tied_head=False))
+        seen = params | {"lm": lm_params}
+        if c.num_control_tokens:
+            control = params["control"]
+            read_names = {name: name.replace("read", "write") for name in control}
+            seen["control"] = {name: control[source] for name, source in read_names.items()}
+        return dataclasses.replace(self, config=view), seen
 
     @property
     def control_names(self) -> tuple[str, ...]:
@@ -100,7 +120,7 @@ class PrefixMemory(MemoryModel):
         check_memory(memory, jax.eval_shape(lambda: self.initial_memory(params, batch_size)))
 
     def check_write(
-        self, params: Params, memory: Memory | None, context_ids: jax.typing.ArrayLike, length: int
+        self, params: Params, memory: Memory | None, context_ids: jax.typing.ArrayLike
     ) -> tuple[Memory, jax.Array]:
         """Checks the input of a WRITE.
 
@@ -108,7 +128,6 @@ class PrefixMemory(MemoryModel):
             params: parameters of `init`.
             memory: where to start; None means M0.
             context_ids: int [B, S].
-            length: positions that the WRITE needs beside the context.
 
         Returns:
             The memory to start from, and int [B, S].
@@ -116,7 +135,7 @@ class PrefixMemory(MemoryModel):
         Raises:
             ValueError: wrong shapes, or ids outside the vocabulary.
         """
-        context_ids = self.check_context(context_ids, length)
+        context_ids = self.check_context(context_ids, self.write_positions)
         batch_size = context_ids.shape[0]
         if memory is None:
             return self.initial_memory(params, batch_size), context_ids

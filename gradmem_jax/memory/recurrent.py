@@ -106,6 +106,21 @@ class RMT(PrefixMemory):
             return linear(params["read_projection"], memory)
         return memory
 
+    @property
+    def write_positions(self) -> int:
+        """Positions that a WRITE needs beside the context: memory stands on both sides of it."""
+        return 2 * self.config.prefix_length - self.config.num_control_tokens
+
+    def write_view(self, params: Params) -> tuple[PrefixMemory, Params]:
+        """READ through the projection of WRITE too; see `MemoryModel.write_view`."""
+        view, seen = super().write_view(params)
+        if self.config.memory_projection != "none":
+            config: Any = view.config
+            config = dataclasses.replace(config, memory_projection="proj_rw")
+            view = dataclasses.replace(view, config=config)
+            seen["read_projection"] = params["projection"]
+        return view, seen
+
     def write_memory(
         self,
         params: Params,
@@ -136,8 +151,7 @@ class RMT(PrefixMemory):
                 positions, or a wrong number of steps.
         """
         c = self.config
-        needed = 2 * c.prefix_length - c.num_control_tokens
-        start, context_ids = self.check_write(params, memory, context_ids, needed)
+        start, context_ids = self.check_write(params, memory, context_ids)
         steps, last = self.resolve_steps(num_steps, max_steps)
         batch_size = context_ids.shape[0]
         params = self.write_params(params)

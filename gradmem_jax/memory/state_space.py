@@ -70,7 +70,7 @@ class StateSpace(MemoryModel):
         Raises:
             ValueError: wrong shapes, ids outside the vocabulary, or a wrong number of steps.
         """
-        context_ids = self.check_context(context_ids, 0)
+        context_ids = self.check_context(context_ids, self.write_positions)
         if memory is not None:
             self.check_memory(params, memory, len(context_ids))
         kept = self.resolve_steps(num_steps, max_steps)[1] > 0

@@ -28,7 +28,7 @@ TINY = tuple(
 )
 
 
-def start(program, *arguments, devices=8):
+def start(program, *arguments, devices=8, keyboard=""):
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     return subprocess.run(
         [sys.executable, "-m", f"experiments.{program}", *arguments],
@@ -36,6 +36,7 @@ def start(program, *arguments, devices=8):
         env=os.environ | {"XLA_FLAGS": flags},
         capture_output=True,
         text=True,
+        input=keyboard,
     )
 
 

@@ -1,0 +1,80 @@
+"""Writes documents into memory, once; experiments.ask answers from the memory alone.
+
+The model is a run of experiments.train, or a pretrained language model as it is. Examples:
+
+  python -m experiments.write --model=runs/kv_quick --context=notes.txt --out=notes.safetensors
+  python -m experiments.write --model=models/smollm2 --context='docs/*.txt' --segment_tokens=256 \
+      --num_write_steps=200 --out=docs.safetensors --show
+"""
+
+import pathlib
+from collections.abc import Sequence
+
+from absl import app, flags
+
+from experiments import figures, reporting
+from experiments.contexts import read_contexts
+from experiments.open_model import open_model
+from experiments.reporting import log
+from experiments.writing import describe_sizes, report, save_written, write_contexts
+
+_MODEL = flags.DEFINE_string(
+    "model", None, "Workdir of a run, or files of a pretrained language model.", required=True
+)
+_CONTEXT = flags.DEFINE_multi_string(
+    "context", None, "File, pattern, or JSON lines of contexts; may be repeated.", required=True
+)
+_OUT = flags.DEFINE_string("out", None, "The memory file to write.", required=True)
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Of a run: best (default), latest, a step.")
+_NUM_WRITE_STEPS = flags.DEFINE_integer("num_write_steps", None, "WRITE steps K.", lower_bound=0)
+_NUM_MEMORY_TOKENS = flags.DEFINE_integer(
+    "num_memory_tokens", None, "Memory tokens m of a pretrained model; default 8.", lower_bound=1
+)
+_WRITE_OPTIMIZER = flags.DEFINE_enum(
+    "write_optimizer", None, ["adam", "sgd"], "Of a pretrained model; default adam."
+)
+_WRITE_LEARNING_RATE = flags.DEFINE_float(
+    "write_learning_rate", None, "Of a pretrained model; Adam's in units of the embeddings' size."
+)
+_TOKENIZER = flags.DEFINE_string(
+    "tokenizer", None, "Of a pretrained model, if it is not beside it: a file or directory."
+)
+_SEGMENT_TOKENS = flags.DEFINE_integer(
+    "segment_tokens", None, "Write longer contexts segment after segment.", lower_bound=1
+)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Contexts written at once.", lower_bound=1)
+_SHOW = flags.DEFINE_bool("show", False, "Read the contexts back from memory.")
+_FIGURE = flags.DEFINE_string("figure", None, "PNG of WRITE losses and of sizes.")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs the program."""
+    reporting.set_up_logging()
+    contexts = read_contexts([*_CONTEXT.value, *arguments[1:]])  # --context *.txt, not quoted
+    options = {
+        "checkpoint_name": _CHECKPOINT.value,
+        "num_memory_tokens": _NUM_MEMORY_TOKENS.value,
+        "write_optimizer": _WRITE_OPTIMIZER.value,
+        "write_learning_rate": _WRITE_LEARNING_RATE.value,
+        "tokenizer_path": _TOKENIZER.value and str(pathlib.Path(_TOKENIZER.value).absolute()),
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    opened = open_model(_MODEL.value, given)
+    written = write_contexts(
+        opened,
+        contexts,
+        num_write_steps=_NUM_WRITE_STEPS.value,
+        segment_tokens=_SEGMENT_TOKENS.value,
+        batch_size=_BATCH_SIZE.value,
+        show=_SHOW.value,
+    )
+    save_written(_OUT.value, opened, written)
+    log.info("%s\nwrote %s", report(opened, written), _OUT.value)
+    if _FIGURE.value:
+        sizes = [describe_sizes(opened, written.memory, c) for c in written.contexts]
+        figures.written_contexts(pathlib.Path(_FIGURE.value), written.contexts, sizes)
+        log.info("drew %s", _FIGURE.value)
+
+
+if __name__ == "__main__":
+    app.run(main)

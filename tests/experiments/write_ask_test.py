@@ -1,0 +1,281 @@
+"""Documents written into memory by one program, asked by the other: runs and pretrained models."""
+
+import contextlib
+import functools
+import io
+import json
+import os
+import pathlib
+import tempfile
+from unittest import mock
+
+import chex
+import jax
+import numpy as np
+import optax
+from absl.testing import absltest, parameterized
+
+import gradmem_jax
+from experiments import train
+from experiments.answering import answer, choose_contexts, open_memories
+from experiments.build import build_model
+from experiments.contexts import Context, read_contexts
+from experiments.open_model import open_model
+from experiments.writing import report, save_written, write_contexts
+from gradmem_jax import checkpoint
+from gradmem_jax.data.text_tokenizer import word_tokenizer
+from gradmem_jax.lm.pretrained import Pretrained, save_pretrained
+from gradmem_jax.memory_file import load_memory, read_header
+from tests.experiments.programs_test import start
+from tests.experiments.train_test import tiny_config
+from tests.small import numpy_params, small_model
+
+TEXTS = ["!a:b!!c:d!|", "!e:f!!g:h!|", "!a:g!!b:c!|"]
+QUESTIONS = ["?!a:", "?!c:"]
+
+
+def words(folder):
+    """A tiny random model of words, as Hugging Face stores models."""
+    tokenizer = word_tokenizer(["the cat sat on a mat and saw dogs run home"])
+    model = small_model(lm={"vocab_size": tokenizer.vocab_size, "max_positions": 64})
+    lm = numpy_params(lambda: model.init(jax.random.key(0)))["lm"]
+    save_pretrained(folder, Pretrained(model.config.lm, lm, tokenizer))
+
+
+def random_run(folder, config):
+    """A run that was stopped before its first step."""
+    train.check_workdir(folder, config)
+    state = train.start_state(config, build_model(config), optax.identity())
+    with checkpoint.open_checkpoints(folder / "checkpoints") as checkpoints:
+        checkpoint.save(checkpoints, 1, state, {}, {"score": 0.0})
+
+
+class WriteAskTest(parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.folder = pathlib.Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
+        cls.run_path = str(cls.folder / "run")
+        with contextlib.redirect_stdout(io.StringIO()):
+            train.train(tiny_config(), pathlib.Path(cls.run_path))
+        cls.words_path = str(cls.folder / "words")
+        words(cls.words_path)
+
+    def setUp(self):
+        super().setUp()
+        self.out = pathlib.Path(self.create_tempdir().full_path) / "memory.safetensors"
+
+    def contexts(self, texts=TEXTS):
+        for i, text in enumerate(texts):
+            (self.out.parent / f"{i}.txt").write_text(text + "\n")
+        return str(self.out.parent / "*.txt")
+
+    def write(self, model, texts=TEXTS, options=None, **how):
+        """Writes texts as the program does; returns what it says."""
+        opened = open_model(model, options or {})
+        with self.assertLogs("experiments", "INFO") as logs:
+            written = write_contexts(opened, read_contexts([self.contexts(texts)]), **how)
+        save_written(self.out, opened, written)
+        lines = [record.getMessage() for record in logs.records]
+        return "\n".join([*lines, report(opened, written)])
+
+    def ask(self, *questions, pattern="*", batch_size=16, max_new_tokens=32, model=None):
+        """Asks as the program does; returns the answers of each context."""
+        header = read_header(self.out)
+        chosen = choose_contexts(self.out, header, pattern)
+        opened = open_model(model or header.notes["model"], header.notes["options"])
+        return [
+            row
+            for _, memory in open_memories(self.out, opened, header, chosen, batch_size)
+            for row in answer(opened, memory, questions, max_new_tokens)
+        ]
+
+    def test_a_run_end_to_end(self):
+        said = self.write(self.run_path, show=True)
+        self.assertRegex(said, r"3/3 contexts \| [\d.]+ contexts/s \| 0:00 left")
+        line = r"0\.txt: 11 tokens \| WRITE loss [\d.]+ -> [\d.]+ \| memory 16 floats, 64 bytes"
+        self.assertRegex(said, line + r" \| KV cache 176 floats, 704 bytes: 11\.0 times the memory")
+        self.assertIn("of its tokens are the likeliest", said)
+        opened = open_model(self.run_path, {})
+        ids = np.stack([opened.tokenizer.encode(text) for text in TEXTS])
+        memory, info = jax.jit(opened.model.write_memory)(opened.params, ids)
+        stored = load_memory(self.out, opened.model, opened.params)
+        np.testing.assert_allclose(stored, memory, rtol=1e-5, atol=1e-6)
+        header = read_header(self.out)
+        losses = [context.write_losses[0] for context in header.contexts]
+        np.testing.assert_allclose(losses, info.losses.T, rtol=1e-5)
+        token_losses = jax.jit(opened.model.write_token_losses)
+        final = token_losses(opened.params, stored, ids).mean(axis=1)
+        np.testing.assert_allclose([c.final_loss for c in header.contexts], final, rtol=1e-5)
+
+        answers = self.ask(*QUESTIONS)
+        questions = np.stack([opened.tokenizer.encode(q) for q in QUESTIONS])
+        questions = np.broadcast_to(questions, (3, *questions.shape))
+        new = gradmem_jax.generate(
+            opened.model, opened.params, stored, questions, 32, stop_id=opened.end_id
+        )
+        decode = lambda ids: opened.tokenizer.decode(ids).split("|")[0]
+        self.assertEqual(answers, [[decode(ids) for ids in rows] for rows in new])
+        self.assertEqual(self.ask(*QUESTIONS, pattern="*[12].txt", batch_size=1), answers[1:])
+        self.assertEqual(self.ask(*QUESTIONS, pattern="*[02].txt"), answers[::2])
+
+    def test_the_programs(self):
+        pattern, figure = self.contexts(), self.out.with_suffix(".png")
+        done = start(
+            "write",
+            *(f"--model={self.run_path}", f"--context={pattern}", f"--out={self.out}"),
+            *(f"--figure={figure}", "--num_write_steps=3"),
+        )
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("2.txt: 11 tokens | WRITE loss", done.stdout)
+        self.assertStartsWith(figure.read_bytes(), b"\x89PNG")
+        self.assertLen(read_header(self.out).contexts[0].write_losses[0], 3)
+        want = self.ask(*QUESTIONS)
+        done = start("ask", f"--memory={self.out}", *QUESTIONS)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        names = [context.name for context in read_header(self.out).contexts]
+        lines = [
+            f"{name}: {question} -> {text}"
+            for name, row in zip(names, want, strict=True)
+            for question, text in zip(QUESTIONS, row, strict=True)
+        ]
+        self.assertEqual(done.stdout.splitlines(), lines)
+
+        memory, first = f"--memory={self.out}", "--context=*0.txt"
+        keyboard = "\n".join([QUESTIONS[0], "?" * 3000, QUESTIONS[1], "", "never asked"])
+        done = start("ask", memory, first, "--interactive", "--json", keyboard=keyboard)
+        got = [json.loads(line) for line in done.stdout.splitlines()]
+        self.assertEqual([line["answer"] for line in got], want[0])
+        self.assertEqual([line["question"] for line in got], QUESTIONS)
+        self.assertIn("has 3000 tokens", done.stderr)
+        for arguments in ((), ("--interactive", "?!a:")):
+            done = start("ask", memory, *arguments)
+            self.assertIn("one of the two", done.stderr)
+
+    def test_a_batch_changes_no_memory(self):
+        opened = open_model(self.run_path, {})
+        texts = [*TEXTS, "!a:b!" * 5]
+        contexts = [Context(str(i), text) for i, text in enumerate(texts)]
+        for segment_tokens in (None, 12):
+            together, one_by_one = (
+                write_contexts(opened, contexts, batch_size=size, segment_tokens=segment_tokens)
+                for size in (4, 1)
+            )
+            chex.assert_trees_all_close(together.memory, one_by_one.memory, rtol=1e-5, atol=1e-6)
+            for a, b in zip(together.contexts, one_by_one.contexts, strict=True):
+                self.assertEqual((a.name, a.num_tokens), (b.name, b.num_tokens))
+                np.testing.assert_allclose(a.final_loss, b.final_loss, rtol=1e-5)
+
+    def test_segments_are_written_one_after_the_other(self):
+        text = "!a:b!!c:d!!e:f!|"
+        said = self.write(self.run_path, [text], segment_tokens=10, num_write_steps=3, show=True)
+        self.assertIn("0.txt: 16 tokens", said)
+        opened = open_model(self.run_path, {})
+        ids = opened.tokenizer.encode(text)
+        write = jax.jit(functools.partial(opened.model.write_memory, num_steps=3))
+        memory, _ = write(opened.params, ids[None, :10])
+        memory, _ = write(opened.params, np.pad(ids[None, 10:], ((0, 0), (0, 4))), memory=memory)
+        stored = load_memory(self.out, opened.model, opened.params)
+        np.testing.assert_allclose(stored, memory, rtol=1e-5, atol=1e-6)
+        (context,) = read_header(self.out).contexts
+        self.assertEqual(np.shape(context.write_losses), (2, 3))
+
+    def test_caches_of_several_lengths(self):
+        workdir = self.out.parent / "full"
+        random_run(workdir, tiny_config("full_context"))
+        texts = ["!a:b!!c:d!|", "!e:f!" * 5]
+        said = self.write(str(workdir), texts)
+        self.assertRegex(said, r"0\.txt: 11 tokens \| WRITE loss [\d.]+ \| memory")
+        answers = self.ask("?!a:")
+        opened = open_model(str(workdir), {})
+        for text, got in zip(texts, answers, strict=True):
+            ids = opened.tokenizer.encode(text)[None]
+            memory, _ = opened.model.write_memory(opened.params, ids)
+            self.assertEqual(answer(opened, memory, ["?!a:"]), [got])
+
+    def test_a_pretrained_model(self):
+        options = {"num_memory_tokens": 4, "num_write_steps": 30}
+        said = self.write(self.words_path, ["the cat sat on a mat"], options, show=True)
+        self.assertIn("6 tokens", said)
+        header = read_header(self.out)
+        (context,) = header.contexts
+        self.assertLess(context.final_loss, context.write_losses[0][0])
+        self.assertEqual(header.config["num_memory_tokens"], 4)
+        answers = self.ask("the cat", max_new_tokens=5)
+        opened = open_model(self.words_path, {"num_memory_tokens": 4})
+        memory = load_memory(self.out, opened.model, opened.params)
+        self.assertEqual(answer(opened, memory, ["the cat"], 5), answers)
+        embedding = np.asarray(opened.params["lm"]["embedding"])
+        np.testing.assert_allclose(
+            opened.params["initial_memory"], np.tile(embedding.mean(0), (4, 1)), atol=1e-6
+        )
+
+    def test_plain_steps_of_a_pretrained_model(self):
+        options = {"write_optimizer": "sgd", "write_learning_rate": 0.5, "num_write_steps": 2}
+        self.write(self.words_path, ["dogs run home"], options)
+        opened = open_model(self.words_path, {})
+        ids = opened.tokenizer.encode("dogs run home")[None]
+        memory = opened.model.initial_memory(opened.params, 1)
+        plain = gradmem_jax.GradMem(opened.model.config)
+        config = plain.config
+        self.assertEqual(config.write_head, False)
+        for _ in range(2):
+            loss = lambda m: plain.write_token_losses(opened.params, m, ids).mean()
+            memory = memory - 0.5 * jax.jit(jax.grad(loss))(memory)
+        stored = load_memory(self.out, opened.model, opened.params)
+        np.testing.assert_allclose(stored, memory, rtol=1e-4, atol=1e-5)
+
+    def test_refuses_another_model(self):
+        self.write(self.run_path)
+        other = self.out.parent / "other"
+        random_run(other, tiny_config(seed=1))
+        with self.assertRaisesRegex(ValueError, "other parameters"):
+            self.ask("?!a:", model=str(other))
+        with self.assertRaisesRegex(ValueError, "another configuration"):
+            self.ask("?!a:", model=self.words_path)
+        moved = pathlib.Path(self.run_path).with_name("moved")
+        os.rename(self.run_path, moved)
+        self.addCleanup(os.rename, moved, self.run_path)
+        with self.assertRaisesRegex(ValueError, "there is no model"):
+            self.ask("?!a:")
+        self.assertLen(self.ask("?!a:", model=str(moved)), 3)
+
+    @parameterized.parameters(
+        ("folder", {}, "config.json"),
+        ("none", {}, "there is no model"),
+        ("run", {"write_optimizer": "adam"}, "run is a run, .*leave out write_optimizer"),
+        ("words", {"checkpoint_name": "best"}, "pretrained .*leave out checkpoint_name"),
+        ("words", {"write_learning_rate": -1.0}, "write_learning_rate=-1.0"),
+        ("words", {"write_optimizer": "lion"}, "choose one of"),
+        ("run", {"checkpoint_name": "77"}, "no checkpoint '77'"),
+    )
+    def test_refuses_to_open(self, name, options, message):
+        (self.folder / "folder").mkdir(exist_ok=True)
+        with self.assertRaisesRegex(ValueError, message):
+            open_model(str(self.folder / name), options)
+
+    def test_refuses_contexts_before_anything_is_compiled(self):
+        opened = open_model(self.words_path, {})
+        contexts = [Context("good", "the cat"), Context("long", "cat " * 57)]
+        with (
+            mock.patch.object(jax, "jit", side_effect=AssertionError),
+            self.assertRaisesRegex(ValueError, "long has 57 tokens, .* at most 56"),
+        ):
+            write_contexts(opened, contexts)
+
+    def test_refusals_of_ask(self):
+        self.write(self.run_path)
+        for question, how, message in (
+            (" ", {}, "the question ' ' is empty"),
+            ("?!a:", {"max_new_tokens": 2046}, r"has 4 tokens; .* room for 0 beside"),
+            ("?!a:", {"pattern": "z"}, "no context 'z'; it has"),
+        ):
+            with self.assertRaisesRegex(ValueError, message):
+                self.ask(question, **how)
+        self.out.write_bytes(self.out.read_bytes()[:-3])
+        with self.assertRaisesRegex(ValueError, "cut short"):
+            self.ask("?!a:")
+
+
+if __name__ == "__main__":
+    absltest.main()
