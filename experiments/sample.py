@@ -7,13 +7,14 @@ import pathlib
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
 from experiments import reporting
 from experiments.reporting import log
 from gradmem_jax import FullContext, FullContextConfig, Pretrained, generate, load_pretrained
-from gradmem_jax.config import require
+from gradmem_jax.config import TransformerConfig
 
 _MODEL = flags.DEFINE_string("model", None, "Files of a pretrained language model.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Text file to write.", required=True)
@@ -40,18 +41,18 @@ def draw_texts(
     Raises:
         ValueError: the model has no tokenizer, or the tokenizer no such token.
     """
-    tokenizer = pretrained.tokenizer
-    if tokenizer is None:
-        raise ValueError("the model has no tokenizer; put one beside it.")
+    lm, tokenizer = pretrained.config, pretrained.tokenizer
+    if not isinstance(lm, TransformerConfig) or tokenizer is None:
+        raise ValueError("texts are drawn from a Transformer with a tokenizer beside it.")
     start_id = tokenizer.backend.token_to_id(start)
-    require(
-        start_id is not None,
-        f"--start={start!r} is no token of this model; name the one its texts begin with.",
-    )
-    padding = (start_id + 1) % pretrained.config.vocab_size  # of nothing: all queries are as long
-    model = FullContext(FullContextConfig(lm=pretrained.config, pad_id=padding))
+    if start_id is None:
+        raise ValueError(
+            f"--start={start!r} is no token of this model; name the one its texts begin with."
+        )
+    padding = (start_id + 1) % lm.vocab_size  # of nothing: all queries have one length
+    model = FullContext(FullContextConfig(lm=lm, pad_id=padding))
     params = model.init(jax.random.key(0), pretrained.params)
-    query = np.full((batch_size, 1), start_id, np.int32)
+    query = jnp.full((batch_size, 1), start_id, jnp.int32)
     memory, _ = model.write_memory(params, query, num_steps=0)
     texts: list[str] = []
     while len(texts) < num_texts:

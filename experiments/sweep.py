@@ -26,7 +26,7 @@ import jax
 from absl import app, flags
 
 from experiments import reporting
-from experiments.build import build_stages
+from experiments.build import LOWER_IS_BETTER, build_stages
 from experiments.reporting import log
 from experiments.runs import ONLY, ROOT, name_pattern
 from gradmem_jax.config import require
@@ -49,8 +49,8 @@ class Run(NamedTuple):
         config: such as "experiments/configs/kv_paper.py:n8_k2".
         overrides: values by field, such as {"seed": 1, "model.num_write_steps": 2}.
         after: an earlier run, from whose best parameters this one starts; "" for none.
-        stop_chain_below: with `after`, the exact match that the earlier run must have reached;
-            otherwise this run, and those after it, are skipped.
+        stop_chain_below: with `after`, the result (see `Result`) that the earlier run must have
+            reached; otherwise this run, and those after it, are skipped.
     """
 
     name: str
@@ -178,13 +178,27 @@ def command(run: Run, root: pathlib.Path) -> list[str]:
     ]
 
 
-def finished(folder: pathlib.Path) -> float | None:
-    """Returns the exact match of a finished run, None if it is not finished."""
+class Result(NamedTuple):
+    """What a run came to: its `config.best_metric`, and the value of that."""
+
+    metric: str
+    value: float
+
+    def __str__(self) -> str:
+        name = self.metric.replace("_", " ")
+        is_rate = self.metric not in LOWER_IS_BETTER
+        return f"{name} {self.value:.1%}" if is_rate else f"{name} {self.value:.3f}"
+
+
+def finished(folder: pathlib.Path) -> Result | None:
+    """Returns the result of a finished run, None if it is not finished."""
     path = folder / "metrics.json"
     if not path.exists():
         return None
     try:
-        return float(reporting.read_json(path)["exact_match"])
+        metrics = reporting.read_json(path)
+        name = metrics.get("best_metric", "exact_match")
+        return Result(name, float(metrics[name]))
     except (ValueError, KeyError, TypeError) as error:
         log.warning("%s is damaged (%r); its run counts as not finished", path, error)
         return None
@@ -192,16 +206,16 @@ def finished(folder: pathlib.Path) -> float | None:
 
 def why_not(run: Run, root: pathlib.Path) -> str:
     """Says why a run must not be started now; "" if it may be."""
-    rate = finished(root / run.name)
-    if rate is not None:
-        return f"finished before, exact match {rate:.1%}"
+    result = finished(root / run.name)
+    if result is not None:
+        return f"finished before, {result}"
     if not run.after:
         return ""
-    rate = finished(root / run.after)
-    if rate is None:
+    result = finished(root / run.after)
+    if result is None:
         return f"skipped: it starts from {run.after}, which is not finished"
-    if run.stop_chain_below is not None and rate < run.stop_chain_below:
-        return f"skipped: {run.after} has exact match {rate:.1%}, below {run.stop_chain_below:.1%}"
+    if run.stop_chain_below is not None and result.value < run.stop_chain_below:
+        return f"skipped: {run.after} has {result}, below {run.stop_chain_below:.1%}"
     return ""
 
 
@@ -263,8 +277,8 @@ def run_all(runs: Sequence[Run], root: pathlib.Path) -> list[str]:
         if reason:
             log.info("%s | %s", place, reason)
             continue
-        rate = finished(root / run.name)
-        if code or rate is None:
+        result = finished(root / run.name)
+        if code or result is None:
             failed.append(run.name)
             with open(path, errors="replace") as lines:
                 tail = "".join(collections.deque(lines, maxlen=15))
@@ -273,8 +287,7 @@ def run_all(runs: Sequence[Run], root: pathlib.Path) -> list[str]:
         to_do = sum(finished(root / later.name) is None for later in runs[i:])
         left = reporting.minutes(to_do * sum(seconds) / len(seconds))
         log.info(
-            "%s | exact match %.1f %% | %s | left about %s",
-            *(place, 100 * rate, reporting.minutes(seconds[-1]), left),
+            "%s | %s | %s | left about %s", place, result, reporting.minutes(seconds[-1]), left
         )
     not_finished = [run.name for run in runs if finished(root / run.name) is None]
     log.info("%d of %d runs are finished", len(runs) - len(not_finished), len(runs))

@@ -247,6 +247,7 @@ def final_report(config: ConfigDict, target: Stage, workdir: pathlib.Path) -> di
         "num_parameters": sum(x.size for x in jax.tree.leaves(params)),
         "best_step": best_step,
         "num_write_steps": k,
+        "best_metric": config.best_metric,
         **{name: results[k][name] for name in BEST_METRICS},
         **text_metrics,
         "by_num_write_steps": results,

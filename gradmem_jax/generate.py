@@ -61,7 +61,8 @@ def generate(
     check_length("query_ids with max_new_tokens", length, positions, c.lm.max_positions)
     stop = -1 if stop_id is None else stop_id
     decode = functools.partial(_generate, model, max_new_tokens, stop, temperature > 0)
-    return decode(params, memory, ids, key if temperature > 0 else None, temperature)
+    unused = jax.random.key(0)
+    return decode(params, memory, ids, unused if key is None else key, temperature)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -73,32 +74,30 @@ def _generate(
     params: Params,
     memory: Memory,
     query_ids: jax.Array,
-    key: jax.Array | None,
-    temperature: jax.Array,
+    key: jax.Array,
+    temperature: jax.typing.ArrayLike,
 ) -> jax.Array:
     c = model.config
 
-    def step(carry: Any, key: jax.Array | None) -> Any:
+    def step(carry: Any, key: jax.Array) -> Any:
         ids, done, state = carry
         logits, state = model.decode_token(params, state, ids)
         return pick(logits, done | (ids == stop_id), state, key)
 
-    def pick(logits: jax.Array, done: jax.Array, state: Any, key: jax.Array | None) -> Any:
+    def pick(logits: jax.Array, done: jax.Array, state: Any, key: jax.Array) -> Any:
         chosen = jax.random.categorical(key, logits / temperature) if draws else logits.argmax(-1)
         ids = jnp.where(done, c.pad_id, chosen.astype(jnp.int32))
         return (ids, done, state), ids
 
-    def decode(query_ids: jax.Array, key: jax.Array | None) -> jax.Array:
+    def decode(query_ids: jax.Array, key: jax.Array) -> jax.Array:
         logits, state = model.read_logits(params, memory, query_ids, room=max_new_tokens)
         last = model.query_lengths(query_ids)[:, None, None]
         logits = jnp.take_along_axis(logits, last, axis=1)[:, 0]
-        keys = jax.random.split(key, max_new_tokens) if draws else None
-        first_key, keys = (keys[0], keys[1:]) if draws else (None, None)
-        carry, first = pick(logits, jnp.zeros(len(query_ids), bool), state, first_key)
-        _, others = jax.lax.scan(step, carry, keys, length=max_new_tokens - 1)
+        keys = jax.random.split(key, max_new_tokens)
+        carry, first = pick(logits, jnp.zeros(len(query_ids), bool), state, keys[0])
+        _, others = jax.lax.scan(step, carry, keys[1:])
         return jnp.concatenate([first[None], others]).T
 
     if query_ids.ndim == 2:
         return decode(query_ids, key)
-    keys = jax.random.split(key, query_ids.shape[1]) if draws else None
-    return jax.vmap(decode, (1, 0 if draws else None), 1)(query_ids, keys)
+    return jax.vmap(decode, (1, 0), 1)(query_ids, jax.random.split(key, query_ids.shape[1]))

@@ -68,9 +68,12 @@ class ReadmeTest(parameterized.TestCase):
                     for part in name.removeprefix("config.").split("."):
                         self.assertIn(part, group, f"{name} in {words}")
                         group = group[part]
-            build_stages(config)
+            if "config.data.data_dir" not in options:  # files that no clone has
+                build_stages(config)
 
-    @parameterized.parameters("train", "evaluate", "write", "ask", "benchmark", "sweep", "report")
+    @parameterized.parameters(
+        "train", "evaluate", "write", "ask", "sample", "benchmark", "sweep", "report"
+    )
     def test_help_explains_every_flag_that_is_used(self, program):
         text = subprocess.run(
             [sys.executable, "-m", f"experiments.{program}", "--help"],

@@ -163,7 +163,8 @@ def load_tokenizer(path: str | pathlib.Path) -> TextTokenizer:
         ValueError: there is no tokenizer, or it is damaged.
     """
     path = pathlib.Path(path)
-    if path.is_dir() and len(files := list(path.glob("*.gguf"))) == 1:
+    has_own = any((path / name).is_file() for name in ("tokenizer.json", "vocab.json"))
+    if path.is_dir() and not has_own and len(files := list(path.glob("*.gguf"))) == 1:
         (path,) = files
     if path.suffix == ".gguf" and path.is_file():
         file = read_gguf_tokenizer(gguf_fields(open_gguf_reader(path)))

@@ -63,7 +63,7 @@ _LLAMA = Family(
         "attention_bias": (False,),
         "mlp_bias": (False,),
         "rope_interleaved": (False,),
-        "partial_rotary_factor": (1.0,),
+        "partial_rotary_factor": (1.0, None),
     },
     layout={
         "model.embed_tokens.weight": ("embedding", "v d -> v d"),

@@ -116,8 +116,8 @@ class SweepTest(parameterized.TestCase):
         runs = chain([Run("a", "c"), Run("b", "c"), Run("d", "c")])
         failed, text = self.run_all(runs[:2], rates={"b": 0.968})
         self.assertEqual(failed, [])
-        self.assertRegex(text, r"1/2 a \| exact match 50.0 % \| 0:0\d \| left about 0:0\d\n")
-        self.assertRegex(text, r"2/2 b \| exact match 96.8 % \| 0:0\d \| left about 0:00\n")
+        self.assertRegex(text, r"1/2 a \| exact match 50.0% \| 0:0\d \| left about 0:0\d\n")
+        self.assertRegex(text, r"2/2 b \| exact match 96.8% \| 0:0\d \| left about 0:00\n")
         self.assertLess(text.index("1/2 a | exact"), text.index("2/2 b | starts"))
         self.assertIn("line of a", (self.root / "a" / "train.log").read_text())
 
@@ -132,9 +132,9 @@ class SweepTest(parameterized.TestCase):
         clock = mock.Mock(monotonic=mock.Mock(side_effect=[0, 60, 100, 280, 300, 300]))
         with mock.patch.object(sweep, "time", clock):
             _, text = self.run_all(runs)
-        self.assertIn("1/4 a | exact match 50.0 % | 1:00 | left about 2:00\n", text)
-        self.assertIn("3/4 d | exact match 50.0 % | 3:00 | left about 2:00\n", text)
-        self.assertIn("4/4 e | exact match 50.0 % | 0:00 | left about 0:00\n", text)
+        self.assertIn("1/4 a | exact match 50.0% | 1:00 | left about 2:00\n", text)
+        self.assertIn("3/4 d | exact match 50.0% | 3:00 | left about 2:00\n", text)
+        self.assertIn("4/4 e | exact match 50.0% | 0:00 | left about 0:00\n", text)
 
     def test_unfinished_run_is_started_again_and_the_log_grows(self):
         runs = [Run("a", "c")]

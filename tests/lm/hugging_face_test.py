@@ -228,6 +228,7 @@ class HuggingFaceTest(parameterized.TestCase):
         folder = pathlib.Path(self.create_tempdir().full_path) / "new"
         tokenizer = word_tokenizer(["an old clock", "ticks, ticks"])
         save_pretrained(folder, load_pretrained(GOLDEN / "lm_gpt2")._replace(tokenizer=tokenizer))
+        (folder / "other.gguf").write_bytes(b"not asked")
         got = load_pretrained(folder).tokenizer
         ids = tokenizer.encode("old clock, old")
         np.testing.assert_array_equal(got.encode("old clock, old"), ids)

@@ -1,0 +1,32 @@
+"""Spans of 4, 8, ... tokens of what stories260K models, by m and K, with adapters and without.
+
+A chain stops at the first span that does not come back with 95 % of its tokens right. Needs
+GRADMEM_STORIES, the folder of stories260K.bin and tok512.bin, and GRADMEM_SPANS, a text file drawn
+from that model by experiments.sample.
+"""
+
+import os
+
+from experiments.sweep import Run, chain
+from gradmem_jax.config import require
+
+SPANS = (4, 8, 16, 32, 64)
+
+
+def get_runs() -> list[Run]:
+    """Returns the runs, chains of spans."""
+    stories, text = os.environ.get("GRADMEM_STORIES", ""), os.environ.get("GRADMEM_SPANS", "")
+    require(
+        bool(stories and text),
+        "set GRADMEM_STORIES to the folder of stories260K.bin and GRADMEM_SPANS to a text file.",
+    )
+    places = {"pretrained": f"{stories}/stories260K.bin", "data.data_dir": text}
+    runs: list[Run] = []
+    for ending in ("", "_frozen"):
+        for m in (1, 2, 4):
+            for k in (1, 2, 5):
+                cells = [f"spans{n}_k{k}_m{m}{ending}" for n in SPANS]
+                config = "experiments/configs/compression_small.py:"
+                row = [Run(cell, config + cell, places) for cell in cells]
+                runs += chain(row, stop_below=0.95)
+    return runs
