@@ -67,6 +67,7 @@ def start_state(config: ConfigDict, model: MemoryModel, optimizer: Any) -> Train
 
 def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Writes config.json, or refuses a workdir that belongs to another configuration."""
+    workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "config.json"
     if path.exists():
         earlier = ConfigDict(reporting.read_json(path))
