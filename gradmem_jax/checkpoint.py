@@ -133,6 +133,7 @@ def save(
     """
     with _writing(checkpoints):
         if step in checkpoints.all_steps():
+            checkpoints.wait_until_finished()
             checkpoints.delete(step)
         checkpoints.save(
             step,

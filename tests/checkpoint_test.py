@@ -8,9 +8,15 @@ import time
 import chex
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from gradmem_jax import checkpoint
+
+# After a failed read or write Orbax closes an event loop that coroutines still wait on.
+_ORBAX_LEAVES_COROUTINES = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 
 
 def state_of(step):
@@ -78,6 +84,7 @@ class CheckpointTest(parameterized.TestCase):
         ("no_state", remove("state")),
         ("empty", empty),
     )
+    @_ORBAX_LEAVES_COROUTINES
     def test_damaged_checkpoint_is_set_aside_and_the_one_before_used(self, damage):
         self.save(0.1, 0.2, 0.3)
         damage(self.folder / "3")
@@ -95,6 +102,7 @@ class CheckpointTest(parameterized.TestCase):
         ("metadata", truncate("_METADATA"), r"also steps \[2\]; name one of them"),
         ("metrics", truncate("metrics/metrics"), r"damaged: .* Move the folder 3 away"),
     )
+    @_ORBAX_LEAVES_COROUTINES
     def test_damaged_best_is_said_to_be(self, damage, message):
         self.save(0.1, 0.2, 0.3)
         damage(self.folder / "3")
@@ -114,6 +122,7 @@ class CheckpointTest(parameterized.TestCase):
         chex.assert_trees_all_equal((state, run), (state_of(5), {"again": 1}))
 
     @parameterized.parameters("close", "check", "save")
+    @_ORBAX_LEAVES_COROUTINES
     def test_full_disk_is_reported_and_the_last_checkpoint_stays(self, when):
         big = {"w": jnp.asarray(np.random.default_rng(0).normal(size=100_000))}
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -1,4 +1,4 @@
-"""Runs that are stopped, killed, started twice, or meet a full disk or a step that is not finite."""
+"""Runs that are stopped, killed, started twice, out of disk space, or not finite."""
 
 import json
 import os
@@ -143,7 +143,7 @@ class StoppingTest(parameterized.TestCase):
             seen += line
             if text in line:
                 return seen
-        self.fail(f"{text!r} does not come:\n{seen}")
+        raise AssertionError(f"{text!r} does not come:\n{seen}")
 
     def test_program_says_how_to_go_on_and_refuses_a_second_one(self):
         first = self.start("run", num_steps=100_000)
@@ -171,12 +171,11 @@ class StoppingTest(parameterized.TestCase):
             time.sleep(draw.uniform(0, seconds / 4))
             process.kill()
             process.wait()
-        out, _ = self.start("killed").communicate()
-        self.assertIn("step 40, fresh samples", out + self.log_of_finished(out))
+        last = self.start("killed")
+        out, _ = last.communicate()
+        self.assertEqual(last.returncode, 0, out)
+        self.assertEqual(self.params("killed")[0], 40)
         self.assert_same_run("straight", "killed")
-
-    def log_of_finished(self, out):
-        return "step 40, fresh samples" if "going on from step 40" in out else ""
 
     def test_killed_at_random_moments(self):
         self.kill_and_resume(2)
@@ -207,34 +206,28 @@ class StoppingTest(parameterized.TestCase):
         self.assertIn("going on from step 4", "\n".join(logs.output))
 
     def test_steps_that_are_not_finite_are_skipped_and_counted(self):
-        bad = (2, 3, 7)
+        before = {}  # states by step
 
         def step(stage, state, batch, original=RunningStage.step):
             number = int(state.step) + 1
-            if number not in bad:
+            before[number] = jax.device_get(state)
+            if number not in (2, 3, 7):
                 return original(stage, state, batch)
-            nan = jax.tree.map(lambda x: np.full_like(x, np.nan), jax.device_get(state.params))
-            _, metrics = original(stage, jax.device_put(state._replace(params=nan)), batch)
-            return kept[number]._replace(step=state.step + 1), metrics
-
-        kept = {}
-
-        def step_of_a_copy(stage, state, batch):  # the step takes over its state's buffers
-            copy = jax.tree.map(lambda x: x.copy(), state)
-            kept[int(state.step) + 1] = copy
-            return step(stage, state, batch)
+            poisoned = jax.tree.map(lambda x: x * np.nan, state.params)
+            _, metrics = original(stage, state._replace(params=poisoned), batch)
+            return state._replace(step=state.step + 1), metrics
 
         config = tiny_config(skip_nonfinite=2)
         with (
-            mock.patch.object(RunningStage, "step", step_of_a_copy),
+            mock.patch.object(RunningStage, "step", step),
             self.assertRaisesRegex(NonFiniteError, r"step 7 .*more than skip_nonfinite=2"),
         ):
             train.train(config, self.folder / "run")
         _, params = self.params("run")
         self.assertTrue(all(np.isfinite(x).all() for x in jax.tree.leaves(params)))
-        chex.assert_trees_all_equal(jax.device_get(kept[4].params), jax.device_get(kept[2].params))
+        chex.assert_trees_all_equal(before[4].params, before[2].params)
         config.skip_nonfinite = 3
-        with mock.patch.object(RunningStage, "step", step_of_a_copy):
+        with mock.patch.object(RunningStage, "step", step):
             summary = train.train(config, self.folder / "run")
         self.assertEqual(summary["skipped_steps"], 3)
         written = json.loads((self.folder / "run" / "metrics.json").read_text())
