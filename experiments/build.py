@@ -119,6 +119,9 @@ def build_stages(config: ConfigDict) -> list[Stage]:
     for name in ("num_steps", "batch_size", "num_micro_batches", "log_every", "evaluate_every"):
         require(config[name] >= 1, f"{name}={config[name]} must be at least 1.")
     require(config.num_eval_samples >= 1, "num_eval_samples must be at least 1.")
+    require(
+        config.skip_nonfinite >= 0, f"skip_nonfinite={config.skip_nonfinite} must be 0 or more."
+    )
     require_choice("best_metric", config.best_metric, BEST_METRICS)
     require(
         config.evaluate_every % config.log_every == 0,

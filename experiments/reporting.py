@@ -47,7 +47,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 def mean_metrics(metrics: list[Mapping[str, Any]]) -> dict[str, float]:
     """Averages the metrics of several steps."""
-    return {name: float(np.mean([np.asarray(m[name]) for m in metrics])) for name in metrics[0]}
+    return {name: float(np.mean([m[name] for m in metrics], dtype=float)) for name in metrics[0]}
 
 
 def describe(metrics: Mapping[str, float]) -> str:

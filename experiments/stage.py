@@ -1,6 +1,7 @@
 """A curriculum stage that is being trained: its data, its compiled steps, its devices."""
 
 import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from gradmem_jax.data.pipeline import make_iterator
 from gradmem_jax.optimizer import make_optimizer
 from gradmem_jax.training import TrainState, make_train_step
 
-FIELDS = ("context_ids", "query_ids", "labels", "value_mask")
+FIELDS = ("context_ids", "query_ids", "labels", "value_mask")  # what the training step takes
 
 
 class Devices(NamedTuple):
@@ -46,6 +47,7 @@ class RunningStage:
     Attributes:
         index: number of the stage, from 0.
         name: what progress lines call it.
+        num_write_steps: K.
         iterator: grain iterator over training batches.
         compile_seconds: how long compiling has taken so far.
     """
@@ -71,6 +73,8 @@ class RunningStage:
         """
         model, task, self.name = stages[index]
         self.index, self.compile_seconds = index, 0.0
+        self.num_write_steps = model.config.num_write_steps
+        self._batch_sharding = devices.batch
         self.iterator = make_iterator(
             task.source("train"),
             config.batch_size,
@@ -93,17 +97,19 @@ class RunningStage:
         )
         self._state_shapes = jax.eval_shape(lambda: state)
         self._compiled: dict[tuple[int, ...], Any] = {}
-        self._compiled_for(self.next_batch())
+        first = self.next_batch()
+        self._compiled_for({name: first[name] for name in FIELDS})
         self.iterator.set_state(iterator_state)
 
     def next_batch(self) -> dict[str, np.ndarray]:
-        """Returns the next training batch, on the host."""
+        """Returns the next training batch, on the host, with `index`, the samples it holds."""
         batch = next(self.iterator)
-        return {name: batch[name] for name in FIELDS}
+        return {name: batch[name] for name in (*FIELDS, "index")}
 
-    def step(self, state: TrainState, batch: Any) -> tuple[TrainState, Any]:
-        """Takes a training step with a batch on the devices."""
-        return self._compiled_for(batch)(state, batch)
+    def step(self, state: TrainState, batch: Mapping[str, np.ndarray]) -> tuple[TrainState, Any]:
+        """Takes a training step."""
+        on_devices = jax.device_put({name: batch[name] for name in FIELDS}, self._batch_sharding)
+        return self._compiled_for(on_devices)(state, on_devices)
 
     def _compiled_for(self, batch: Any) -> Any:
         shape = (*batch["context_ids"].shape, *batch["query_ids"].shape)

@@ -9,8 +9,6 @@ each other stay together. Example, the first of two workers:
 """
 
 import collections
-import contextlib
-import fcntl
 import importlib.util
 import pathlib
 import re
@@ -19,13 +17,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TextIO
 
 import jax
 from absl import app, flags
 
-from experiments import reporting
+from experiments import locks, reporting
 from experiments.build import LOWER_IS_BETTER, build_stages
 from experiments.reporting import log
 from experiments.runs import ONLY, ROOT, name_pattern
@@ -39,6 +37,8 @@ flags.declare_key_flag(ONLY.name)
 _INDEX = flags.DEFINE_integer("index", 0, "Number of this worker, from 0.")
 _COUNT = flags.DEFINE_integer("count", 1, "Workers that share the sweep.", lower_bound=1)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands and start nothing.")
+
+LOCK = "sweep.lock"  # in the folder of a run
 
 
 class Run(NamedTuple):
@@ -219,19 +219,6 @@ def why_not(run: Run, root: pathlib.Path) -> str:
     return ""
 
 
-@contextlib.contextmanager
-def lock(folder: pathlib.Path) -> Iterator[TextIO | None]:
-    """Holds the run of a folder; yields None if another worker holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "sweep.lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-        else:
-            yield file
-
-
 def execute(words: Sequence[str], path: pathlib.Path, held: TextIO) -> int:
     """Runs a command, its output appended to a file, and stops it when this program is stopped."""
     with open(path, "a") as out:
@@ -246,7 +233,7 @@ def execute(words: Sequence[str], path: pathlib.Path, held: TextIO) -> int:
                     log.info("stopping; the same command will go on from the last checkpoint")
                     child.terminate()
                     try:
-                        child.wait(timeout=30)
+                        child.wait(timeout=120)  # it finishes a step and saves
                     except subprocess.TimeoutExpired:
                         child.kill()
 
@@ -267,7 +254,7 @@ def run_all(runs: Sequence[Run], root: pathlib.Path) -> list[str]:
         place, path = f"{i}/{len(runs)} {run.name}", root / run.name / "train.log"
         reason = why_not(run, root)
         if not reason:
-            with lock(root / run.name) as held:
+            with locks.hold(root / run.name / LOCK) as held:
                 reason = why_not(run, root) if held else "skipped: another worker is training it"
                 if held and not reason:
                     log.info("%s | starts, see %s", place, path)

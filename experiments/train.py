@@ -1,6 +1,7 @@
 """Trains a way of writing memory on a task and evaluates it with the context removed.
 
-Run again with the same --workdir, a stopped run goes on from its last checkpoint. Example:
+Run again with the same --workdir, a stopped run goes on from its last checkpoint. SIGTERM and
+Ctrl-C let it finish the step in flight, save, and exit with status 75. Example:
 
   python -m experiments.train --workdir=runs/kv_quick
   python -m experiments.train --config=experiments/configs/kv_paper.py:n8_k2 --workdir=runs/n8_k2
@@ -16,25 +17,25 @@ import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import reporting
+from experiments import locks, reporting
 from experiments.build import (
-    BEST_METRICS,
     LOWER_IS_BETTER,
     Stage,
     build_optimizer_config,
     build_stages,
     first_params,
-    one_query,
 )
-from experiments.evaluation import answer_metrics, evaluate_params, sample_answers, table
+from experiments.evaluation import evaluate_params
+from experiments.final_report import final_report
+from experiments.log_window import LogWindow, TrainedStep
+from experiments.nonfinite import NonFiniteError
 from experiments.reporting import log
 from experiments.stage import Devices, RunningStage, find_devices
+from experiments.stopping import EXIT_STOPPED, STORAGE_ERRORS, Stopped, Stopping, catch_signals
 from gradmem_jax import checkpoint
 from gradmem_jax.config import require
-from gradmem_jax.data.text_task import QuestionTask
 from gradmem_jax.data.text_tokenizer import TextTokenizer
-from gradmem_jax.memory.interface import MemoryModel, Params, memory_floats
-from gradmem_jax.memory.segments import write_context
+from gradmem_jax.memory.interface import MemoryModel, Params
 from gradmem_jax.optimizer import make_optimizer
 from gradmem_jax.training import TrainState, init_state
 
@@ -46,10 +47,6 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of this run: checkpoints, TensorBoard, metrics.json.", required=True
 )
-
-
-class NonFiniteError(RuntimeError):
-    """Loss or gradient became NaN or infinite."""
 
 
 def start_state(config: ConfigDict, model: MemoryModel, optimizer: Any) -> TrainState:
@@ -75,7 +72,10 @@ def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
     if path.exists():
         earlier = ConfigDict(reporting.read_json(path))
         current = ConfigDict(reporting.to_json(config.to_dict()))
-        ignored = ("num_steps", "final_num_write_steps", "stop_at_exact_match", "init_from")
+        ignored = (
+            *("num_steps", "final_num_write_steps", "stop_at_exact_match", "init_from"),
+            "skip_nonfinite",
+        )
         different = [
             name
             for name in {*earlier.keys(), *current.keys()} - set(ignored)
@@ -95,26 +95,6 @@ def save_tokenizer(workdir: pathlib.Path, task: Any) -> None:
         task.tokenizer.save(workdir / "tokenizer.json")
 
 
-def finish_window(window: list[Any], step: int, workdir: pathlib.Path) -> dict[str, float]:
-    """Waits for the steps of a log window and averages their metrics.
-
-    Raises:
-        NonFiniteError: a step was not finite; its batch is saved.
-    """
-    metrics = jax.device_get([metrics for _, metrics in window])
-    for offset, ((batch, _), values) in enumerate(zip(window, metrics, strict=True)):
-        if not values["finite"]:
-            bad = step - len(window) + offset + 1
-            path = workdir / f"nonfinite_batch_{bad}.npz"
-            np.savez(path, **batch)
-            raise NonFiniteError(
-                f"loss or gradient of step {bad} is not finite (loss {values['loss']}); its batch "
-                f"is in {path}. Parameters were left as before that step; checkpoints are whole. "
-                "Lower optimizer.learning_rate or model.write_learning_rate, or clip."
-            )
-    return reporting.mean_metrics(metrics)
-
-
 def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Trains, or goes on training, and evaluates the best checkpoint.
 
@@ -128,23 +108,44 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     Raises:
         ValueError: the configuration is wrong, before anything is compiled.
         NonFiniteError: training diverged.
+        Stopped: by a signal; a checkpoint is saved.
+        CheckpointError: a checkpoint could not be written.
     """
-    started = time.monotonic()
     stages = build_stages(config)
-    target = stages[-1]
     devices = find_devices(config.batch_size)
+    lock = workdir / "train.lock"
+    with locks.hold(lock) as held, catch_signals() as stopping:
+        require(
+            held is not None,
+            f"{workdir} is being trained by {locks.holder(lock)}; stop that first, or choose "
+            "another --workdir.",
+        )
+        return _train(config, workdir, stages, devices, stopping)
+
+
+def _train(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    stages: list[Stage],
+    devices: Devices,
+    stopping: Stopping,
+) -> dict[str, Any]:
+    """Trains in a workdir that nobody else works on."""
+    started = time.monotonic()
+    target = stages[-1]
     check_workdir(workdir, config)
     save_tokenizer(workdir, target.task)
     optimizer = make_optimizer(build_optimizer_config(config))
     compile_seconds = 0.0
     with checkpoint.open_checkpoints(workdir / "checkpoints") as checkpoints:
         state = jax.device_put(start_state(config, target.model, optimizer), devices.replicated)
-        host: dict[str, Any] = {"stage": 0, "iterator": None, "seconds": 0.0}
+        host: dict[str, Any] = {"stage": 0, "iterator": None, "seconds": 0.0, "reached": False}
+        host |= {"evaluation_due": False, "skipped_steps": 0, "window": []}
         restored = checkpoint.restore_latest(checkpoints, state)
         if restored is not None:
-            state, host = restored
+            state, host = restored[0], host | restored[1]
             log.info("going on from step %d", int(state.step))
-        step = int(state.step)
+        step = saved_step = int(state.step)
         size = sum(x.size for x in jax.tree.leaves(state.params))
         log.info("%d parameters on %s; compiling", size, " and ".join(devices.names))
         trained_before = host["seconds"]
@@ -152,40 +153,59 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
             config, stages, index, devices, state, iterator
         )
         running = start(host["stage"], host["iterator"])
-        reached = bool(host.get("reached"))
-        window: list[Any] = []
+        reached, due = host["reached"], host["evaluation_due"]
+        window = LogWindow(workdir, config.skip_nonfinite, host["skipped_steps"], host["window"])
+
+        def save(metrics: Mapping[str, float] | None) -> None:
+            host = {
+                "stage": running.index,
+                "iterator": running.iterator.get_state(),
+                "seconds": trained_before + time.monotonic() - started,
+                "reached": reached,
+                "evaluation_due": due,
+                "skipped_steps": window.skipped,
+                "window": window.done,
+            }
+            checkpoint.save(checkpoints, step, state, host, metrics)
+
         with reporting.Progress(workdir, config.num_steps, config.batch_size, step) as progress:
-            while step < config.num_steps and not reached:
-                batch = running.next_batch()
-                state, metrics = running.step(state, jax.device_put(batch, devices.batch))
-                window.append((batch, metrics))
-                step += 1
-                if step % config.log_every and step < config.num_steps:
-                    continue
-                means = finish_window(window, step, workdir)
-                window = []
-                progress.train(step, running.name, means)
-                threshold = config.curriculum.exact_match
-                if running.index < len(stages) - 1 and means["exact_match"] >= threshold:
-                    compile_seconds += running.compile_seconds
-                    running = start(running.index + 1)
-                if step % config.evaluate_every == 0 or step == config.num_steps:
-                    results = evaluate(config, target, state.params, devices)
-                    log.info("step %d, fresh samples: %s", step, reporting.describe(results))
-                    progress.scalars("evaluation", step, results)
-                    wanted = config.stop_at_exact_match
-                    reached = wanted is not None and results["exact_match"] >= wanted
-                    host = {
-                        "stage": running.index,
-                        "iterator": running.iterator.get_state(),
-                        "seconds": trained_before + time.monotonic() - started,
-                        "reached": reached,
-                    }
-                    checkpoint.save(
-                        checkpoints, step, state, host, results | score(config, results)
-                    )
-                progress.restart_clock(step)
-    summary = final_report(config, target, workdir)
+            try:
+                while due or (step < config.num_steps and not reached):
+                    if not due:
+                        stopping.check()
+                        batch = running.next_batch()
+                        state, metrics = running.step(state, batch)
+                        step += 1
+                        window.add(TrainedStep(step, running.num_write_steps, batch, metrics))
+                        if step % config.log_every and step < config.num_steps:
+                            continue
+                        means = window.finish()
+                        progress.train(step, running.name, means)
+                        threshold = config.curriculum.exact_match
+                        if running.index < len(stages) - 1 and means["exact_match"] >= threshold:
+                            compile_seconds += running.compile_seconds
+                            running = start(running.index + 1)
+                        checkpoint.check_for_errors(checkpoints)
+                        due = step % config.evaluate_every == 0 or step == config.num_steps
+                    if due:
+                        with stopping.interruptible():
+                            results = evaluate(config, target, state.params, devices)
+                        log.info("step %d, fresh samples: %s", step, reporting.describe(results))
+                        progress.scalars("evaluation", step, results)
+                        wanted = config.stop_at_exact_match
+                        reached = wanted is not None and results["exact_match"] >= wanted
+                        due = False
+                        save(results | score(config, results))
+                        saved_step = step
+                    progress.restart_clock(step)
+            except Stopped:
+                window.read()
+                if step != saved_step:
+                    save(None)
+                raise
+    with stopping.interruptible():
+        summary = final_report(config, target, workdir)
+    summary["skipped_steps"] = window.skipped
     compile_seconds += running.compile_seconds
     summary |= {"steps": step, "compile_seconds": compile_seconds, "devices": devices.names}
     summary["seconds"] = trained_before + time.monotonic() - started
@@ -217,55 +237,28 @@ def score(config: ConfigDict, results: Mapping[str, float]) -> dict[str, float]:
     return {"score": -value if config.best_metric in LOWER_IS_BETTER else value}
 
 
-def final_report(config: ConfigDict, target: Stage, workdir: pathlib.Path) -> dict[str, Any]:
-    """Evaluates the best checkpoint over several K and shows some answers."""
-    best_step, params = checkpoint.restore_params(workdir / "checkpoints", "best")
-    k = target.model.config.num_write_steps
-    results = evaluate_params(
-        target.model,
-        params,
-        one_query(target.task),
-        sorted({*config.final_num_write_steps, k}),
-        num_samples=config.num_eval_samples,
-        split=config.final_split,
-    )
-    text_metrics = {}
-    if isinstance(target.task, QuestionTask):
-        text_metrics = answer_metrics(
-            target.model,
-            params,
-            target.task,
-            num_samples=config.num_eval_samples,
-            split=config.final_split,
-        )
-        log.info("generated answers: %s", reporting.describe(text_metrics))
-    answers = sample_answers(target.model, params, target.task, split=config.final_split)
-    (workdir / "answers.txt").write_text(answers + "\n")
-    log.info("answers from memory alone, after %d WRITE steps\n%s", k, answers)
-    log.info(
-        "best checkpoint (step %d) on fresh samples, context removed\n%s", best_step, table(results)
-    )
-    write = lambda params, ids: write_context(target.model, params, ids)[0]
-    segments = (target.task.num_segments,) if target.task.num_segments > 1 else ()
-    ids = jax.ShapeDtypeStruct((1, *segments, target.task.context_buckets[-1]), np.int32)
-    return {
-        "method": config.method,
-        "task": config.task,
-        "memory_floats": memory_floats(jax.eval_shape(write, params, ids)),
-        "num_parameters": sum(x.size for x in jax.tree.leaves(params)),
-        "best_step": best_step,
-        "num_write_steps": k,
-        "best_metric": config.best_metric,
-        **{name: results[k][name] for name in BEST_METRICS},
-        **text_metrics,
-        "by_num_write_steps": results,
-    }
-
-
-def main(_: Sequence[str]) -> None:
+def main(_: Sequence[str]) -> int:
     """Runs the program."""
     reporting.set_up_logging()
-    train(_CONFIG.value, pathlib.Path(_WORKDIR.value))
+    workdir = pathlib.Path(_WORKDIR.value)
+    try:
+        train(_CONFIG.value, workdir)
+    except Stopped as signal:
+        log.info("stopped by %s; the same command goes on from here", signal)
+        return EXIT_STOPPED
+    except (checkpoint.CheckpointError, NonFiniteError) as error:
+        log.error("%s", error)
+        return 1
+    except OSError as error:
+        if error.errno not in STORAGE_ERRORS:
+            raise
+        log.error(
+            "cannot write: %s. Make space for %s, or make it writable; the same command then goes "
+            "on from the last checkpoint.",
+            *(error, workdir),
+        )
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """Checkpoints of a run: the latest and the best, with all that an exact resume needs."""
 
+import contextlib
+import json
 import pathlib
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -13,14 +16,19 @@ State = TypeVar("State")
 DAMAGED = "damaged"
 
 
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written."""
+
+
+@contextlib.contextmanager
 def open_checkpoints(
     directory: str | pathlib.Path,
     *,
     best_metric: str = "score",
     keep_latest: int = 2,
     create: bool = True,
-) -> ocp.CheckpointManager:
-    """Opens the checkpoints in a directory; close it, or use it as a context manager.
+) -> Iterator[ocp.CheckpointManager]:
+    """Opens the checkpoints in a directory, and at the end waits until all are written.
 
     Args:
         directory: where they are; made if missing.
@@ -29,11 +37,13 @@ def open_checkpoints(
         create: make the directory if it is missing.
 
     Raises:
-        ValueError: the directory is missing and `create` is false.
+        ValueError: `create` is false, and the directory is missing or has a damaged checkpoint.
+        CheckpointError: at the end, if one could not be written.
     """
     directory = pathlib.Path(directory).absolute()
     if not create and not directory.is_dir():
         raise ValueError(f"there are no checkpoints in {directory}; is this a finished workdir?")
+    _check_metrics(directory, set_aside=create)
     latest = checkpoint_managers.LatestN(keep_latest)
     best = checkpoint_managers.BestN(
         get_metric_fn=lambda metrics: metrics[best_metric],
@@ -47,7 +57,58 @@ def open_checkpoints(
         cleanup_tmp_directories=create,
     )
     handlers = {"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
-    return ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
+    checkpoints = ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
+    try:
+        yield checkpoints
+    finally:
+        with _writing(checkpoints):
+            checkpoints.close()
+
+
+@contextlib.contextmanager
+def _writing(checkpoints: ocp.CheckpointManager) -> Iterator[None]:
+    """Says of a failed write where it was, what is left, and what to do."""
+    try:
+        yield
+    except Exception as error:
+        directory = pathlib.Path(checkpoints.directory)
+        whole = sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
+        raise CheckpointError(
+            f"a checkpoint could not be written to {directory}: {error}\nWhole ones there: steps "
+            f"{whole}. Make space or make the folder writable; the same command goes on from the "
+            "last of them."
+        ) from error
+
+
+def _check_metrics(directory: pathlib.Path, *, set_aside: bool) -> None:
+    """Finds checkpoints whose metrics are no JSON: Orbax would open none beside them."""
+    for path in directory.glob("*/metrics/metrics"):
+        step = path.parts[-3]
+        try:
+            json.loads(path.read_bytes())
+        except ValueError as error:
+            if not set_aside:
+                raise ValueError(
+                    f"{path} is damaged: {error}. Move the folder {step} away to use the other "
+                    "checkpoints; training that goes on does so."
+                ) from error
+            logging.error("checkpoint of step %s is damaged and set aside: %s", step, error)
+            _set_aside(directory, step)
+
+
+def _set_aside(directory: pathlib.Path, step: str) -> None:
+    """Moves a damaged checkpoint out of the directory, in place of an earlier one of the step."""
+    aside = directory.with_name(f"{directory.name}.{DAMAGED}")
+    aside.mkdir(exist_ok=True)
+    shutil.rmtree(aside / step, ignore_errors=True)
+    (directory / step).rename(aside / step)
+
+
+def check_for_errors(checkpoints: ocp.CheckpointManager) -> None:
+    """Raises CheckpointError if a save in the background has failed."""
+    with _writing(checkpoints):
+        if not checkpoints.is_saving_in_progress():
+            checkpoints.wait_until_finished()
 
 
 def save(
@@ -55,25 +116,33 @@ def save(
     step: int,
     state: Any,
     run: Mapping[str, Any],
-    metrics: Mapping[str, float],
+    metrics: Mapping[str, float] | None,
 ) -> None:
-    """Saves in the background.
+    """Saves in the background; takes the place of an earlier checkpoint of the step.
 
     Args:
         checkpoints: from `open_checkpoints`.
         step: steps done.
         state: pytree of arrays.
         run: JSON-able state of the host: data iterator, curriculum stage, ...
-        metrics: evaluation at this step, the `best_metric` of `open_checkpoints` among it.
+        metrics: evaluation at this step, the `best_metric` of `open_checkpoints` among it; None if
+            there was none: such a checkpoint is never the best.
+
+    Raises:
+        CheckpointError: this one, or the one before, could not be written.
     """
-    checkpoints.save(
-        step,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(dict(run))
-        ),
-        metrics=dict(metrics),
-        force=True,
-    )
+    with _writing(checkpoints):
+        if step in checkpoints.all_steps():
+            checkpoints.wait_until_finished()
+            checkpoints.delete(step)
+        checkpoints.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(dict(run))
+            ),
+            metrics=None if metrics is None else dict(metrics),
+            force=True,
+        )
 
 
 def restore_latest(
@@ -95,10 +164,7 @@ def restore_latest(
             return restore(checkpoints, step, template)
         except Exception as error:  # noqa: BLE001, any failure to read means damage
             logging.error("checkpoint of step %d is damaged and set aside: %s", step, error)
-            root = pathlib.Path(checkpoints.directory)
-            aside = root.with_name(f"{root.name}.{DAMAGED}")
-            aside.mkdir(exist_ok=True)
-            (root / str(step)).rename(aside / str(step))
+            _set_aside(pathlib.Path(checkpoints.directory), str(step))
             checkpoints.reload()
     return None
 
@@ -126,7 +192,7 @@ def restore_params(directory: str | pathlib.Path, which: str = "best") -> tuple[
         (step, params), the parameters on the first device, wherever they were trained.
 
     Raises:
-        ValueError: there is no such checkpoint.
+        ValueError: there is no such checkpoint, or it cannot be read.
     """
     with open_checkpoints(directory, create=False) as checkpoints:
         steps = checkpoints.all_steps()
@@ -134,12 +200,22 @@ def restore_params(directory: str | pathlib.Path, which: str = "best") -> tuple[
         step = named[which]() if which in named else int(which) if which.isdigit() else None
         if step is None or step not in steps:
             raise ValueError(f"{directory} has no checkpoint {which!r}; it has steps {steps}.")
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        template = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-            dict(checkpoints.item_metadata(step)["state"]),
-        )
-        state = checkpoints.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(template))
-        )["state"]
-    return step, state["params"]
+        try:
+            return step, _restore_state(checkpoints, step)["params"]
+        except Exception as error:
+            raise ValueError(
+                f"checkpoint {which!r} of {directory}, step {step}, cannot be read: {error}\nThere "
+                f"are also steps {[other for other in steps if other != step]}; name one of them."
+            ) from error
+
+
+def _restore_state(checkpoints: ocp.CheckpointManager, step: int) -> Any:
+    """Restores a state, whatever its structure, onto the first device."""
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    template = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+        dict(checkpoints.item_metadata(step)["state"]),
+    )
+    return checkpoints.restore(
+        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(template))
+    )["state"]

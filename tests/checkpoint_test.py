@@ -1,13 +1,22 @@
-"""Checkpoints: exact round trip, which ones are kept, damage."""
+"""Checkpoints: exact round trip, which ones are kept, damage, disks that take no more."""
 
 import pathlib
+import resource
+import shutil
+import time
 
 import chex
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest
+import pytest
+from absl.testing import absltest, parameterized
 
 from gradmem_jax import checkpoint
+
+# After a failed read or write Orbax closes an event loop that coroutines still wait on.
+_ORBAX_LEAVES_COROUTINES = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 
 
 def state_of(step):
@@ -15,7 +24,26 @@ def state_of(step):
     return {"params": params, "step": jnp.int32(step)}
 
 
-class CheckpointTest(absltest.TestCase):
+def truncate(pattern):
+    def damage(folder):
+        files = [path for path in folder.rglob(pattern) if path.is_file()]
+        assert files, pattern
+        for path in files:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    return damage
+
+
+def remove(name):
+    return lambda folder: shutil.rmtree(folder / name)
+
+
+def empty(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+class CheckpointTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()
         self.folder = pathlib.Path(self.create_tempdir().full_path) / "checkpoints"
@@ -46,18 +74,79 @@ class CheckpointTest(absltest.TestCase):
             self.assertEqual(step, want)
             np.testing.assert_array_equal(params["w"], np.arange(4.0) + want)
 
-    def test_damaged_checkpoint_is_set_aside_and_the_one_before_used(self):
+    @parameterized.named_parameters(
+        ("arrays", truncate("d/*")),
+        ("manifest", truncate("manifest.ocdbt")),
+        ("metadata", truncate("_METADATA")),
+        ("run", truncate("run/*")),
+        ("metrics", truncate("metrics/metrics")),
+        ("no_run", remove("run")),
+        ("no_state", remove("state")),
+        ("empty", empty),
+    )
+    @_ORBAX_LEAVES_COROUTINES
+    def test_damaged_checkpoint_is_set_aside_and_the_one_before_used(self, damage):
         self.save(0.1, 0.2, 0.3)
-        for path in (self.folder / "3").rglob("*"):
-            if path.is_file() and "state" in path.parts:
-                path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        with self.assertLogs(level="ERROR") as logs:
-            state, run = self.restore()
-        self.assertIn("checkpoint of step 3 is damaged", "".join(logs.output))
-        chex.assert_trees_all_equal(state, state_of(2))
-        self.assertEqual(run["stage"], 2)
-        self.assertTrue((self.folder.parent / "checkpoints.damaged" / "3").is_dir())
-        self.assertFalse((self.folder / "3").exists())
+        damage(self.folder / "3")
+        for _ in range(2):  # the second time there is one aside already
+            with self.assertLogs(level="ERROR") as logs:
+                state, run = self.restore()
+            self.assertIn("checkpoint of step 3 is damaged", "".join(logs.output))
+            chex.assert_trees_all_equal(state, state_of(2))
+            self.assertEqual(run["stage"], 2)
+            self.assertFalse((self.folder / "3").exists())
+            shutil.copytree(self.folder.parent / "checkpoints.damaged" / "3", self.folder / "3")
+
+    @parameterized.named_parameters(
+        ("arrays", truncate("d/*"), r"'best' of .*checkpoints, step 3, cannot be read"),
+        ("metadata", truncate("_METADATA"), r"also steps \[2\]; name one of them"),
+        ("metrics", truncate("metrics/metrics"), r"damaged: .* Move the folder 3 away"),
+    )
+    @_ORBAX_LEAVES_COROUTINES
+    def test_damaged_best_is_said_to_be(self, damage, message):
+        self.save(0.1, 0.2, 0.3)
+        damage(self.folder / "3")
+        with self.assertRaisesRegex(ValueError, f"(?s){message}"):
+            checkpoint.restore_params(self.folder)
+        shutil.rmtree(self.folder / "3")
+        self.assertEqual(checkpoint.restore_params(self.folder)[0], 2)
+
+    def test_without_metrics_it_is_the_latest_but_never_the_best(self):
+        with checkpoint.open_checkpoints(self.folder) as checkpoints:
+            for step, metrics in ((1, {"score": 0.5}), (2, None), (3, {"score": 0.1}), (4, None)):
+                checkpoint.save(checkpoints, step, state_of(step), {}, metrics)
+            self.assertEqual(sorted(checkpoints.all_steps()), [1, 3, 4])
+            checkpoint.save(checkpoints, 4, state_of(5), {"again": 1}, {"score": 0.9})
+        self.assertEqual(checkpoint.restore_params(self.folder)[0], 4)
+        state, run = self.restore()
+        chex.assert_trees_all_equal((state, run), (state_of(5), {"again": 1}))
+
+    @parameterized.parameters("close", "check", "save")
+    @_ORBAX_LEAVES_COROUTINES
+    def test_full_disk_is_reported_and_the_last_checkpoint_stays(self, when):
+        big = {"w": jnp.asarray(np.random.default_rng(0).normal(size=100_000))}
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_FSIZE, limit)
+        message = r"(?s)could not be written to .*checkpoints: .*Whole ones there: steps \[1\]"
+        with (
+            self.assertRaisesRegex(checkpoint.CheckpointError, message),
+            checkpoint.open_checkpoints(self.folder) as checkpoints,
+        ):
+            checkpoint.save(checkpoints, 1, big, {}, {"score": 0.1})
+            checkpoints.wait_until_finished()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))
+            checkpoint.save(checkpoints, 2, big, {}, {"score": 0.2})
+            if when == "save":
+                checkpoint.save(checkpoints, 3, big, {}, {"score": 0.3})
+                self.fail("the failure was hidden")
+            while when == "check":
+                time.sleep(0.05)
+                checkpoint.check_for_errors(checkpoints)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        with checkpoint.open_checkpoints(self.folder) as checkpoints:
+            self.assertEqual(checkpoints.all_steps(), [1])
+            state, _ = checkpoint.restore_latest(checkpoints, big)
+        chex.assert_trees_all_equal(state, big)
 
     def test_refusals(self):
         with self.assertRaisesRegex(ValueError, "no checkpoints in"):

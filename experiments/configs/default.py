@@ -62,6 +62,7 @@ def get_config(
     config.log_every = 50  # steps between progress lines, and between curriculum decisions
     config.evaluate_every = 500  # steps between evaluations, each with a checkpoint
     config.num_eval_samples = 5000
+    config.skip_nonfinite = 0  # steps of NaN or infinite loss or gradient to skip before stopping
     config.stop_at_exact_match = config_dict.placeholder(float)  # of an evaluation
     config.best_metric = "exact_match"  # which checkpoint is best; token_accuracy, read_loss
     config.shuffle = task not in GENERATED  # in every epoch another order

@@ -12,7 +12,7 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from experiments import sweep
+from experiments import locks, sweep
 from experiments.sweep import Run, chain, seeds
 from tests.shared_data import data_dir
 
@@ -171,7 +171,7 @@ class SweepTest(parameterized.TestCase):
 
     def test_run_of_another_worker_is_left_alone(self):
         runs = chain([Run("a", "c"), Run("b", "c")]) + [Run("d", "c")]
-        with sweep.lock(self.root / "a") as held:
+        with locks.hold(self.root / "a" / sweep.LOCK) as held:
             self.assertIsNotNone(held)
             failed, text = self.run_all(runs)
         self.assertEqual(failed, [])
@@ -228,11 +228,11 @@ class SweepTest(parameterized.TestCase):
         worker, pid = self.start_sleeping_worker()
         worker.kill()
         worker.wait()
-        with sweep.lock(self.root / "a") as held:
+        with locks.hold(self.root / "a" / sweep.LOCK) as held:
             self.assertIsNone(held)
         os.kill(pid, signal.SIGKILL)
         for _ in range(100):
-            with sweep.lock(self.root / "a") as held:
+            with locks.hold(self.root / "a" / sweep.LOCK) as held:
                 if held:
                     return
             time.sleep(0.1)

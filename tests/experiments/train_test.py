@@ -12,6 +12,7 @@ from absl.testing import absltest, parameterized
 
 from experiments import train
 from experiments.configs import default, kv_paper, kv_quick, kv_scaling, kv_small
+from experiments.nonfinite import NonFiniteError, load_batch
 from experiments.stage import RunningStage
 from gradmem_jax import checkpoint
 
@@ -86,7 +87,7 @@ class TrainTest(parameterized.TestCase):
         self.assertIn("context", (self.folder / "run" / "answers.txt").read_text())
         self.assertNotEmpty(list((self.folder / "run" / "tensorboard").glob("events*")))
 
-        with mock.patch.object(train, "finish_window", side_effect=AssertionError):
+        with mock.patch.object(train.LogWindow, "finish", side_effect=AssertionError):
             again = train.train(config, self.folder / "run")
         self.assertEqual(again["steps"], 8)
         self.assertEqual(again["by_num_write_steps"], summary["by_num_write_steps"])
@@ -136,12 +137,16 @@ class TrainTest(parameterized.TestCase):
 
     def test_divergence_stops_and_keeps_the_batch(self):
         config = tiny_config(**{"optimizer.learning_rate": 1e38, "optimizer.warmup_steps": 0})
-        with self.assertRaisesRegex(train.NonFiniteError, r"step 2 is not finite") as raised:
+        with self.assertRaisesRegex(NonFiniteError, r"step 2 is not finite") as raised:
             train.train(config, self.folder / "run")
-        path = self.folder / "run" / "nonfinite_batch_2.npz"
+        path = self.folder / "run" / "nonfinite_step_2.npz"
         self.assertIn(str(path), str(raised.exception))
-        with np.load(path) as saved:
-            self.assertEqual(saved["context_ids"].shape, (8, 11))
+        batch = load_batch(path)
+        self.assertEqual(batch["context_ids"].shape, (8, 11))
+        self.assertEqual((batch["step"], batch["num_write_steps"]), (2, 1))
+        source = target_stage(config).task.source("train")
+        for i, index in enumerate(batch["index"]):
+            np.testing.assert_array_equal(batch["context_ids"][i], source[index]["context_ids"])
 
     def test_options(self):
         config = tiny_config(
@@ -245,8 +250,12 @@ class TrainTest(parameterized.TestCase):
         self.assertIn("context ", (self.folder / "run" / "answers.txt").read_text())
 
 
+def target_stage(config):
+    return train.build_stages(config)[-1]
+
+
 def model_and_optimizer(config):
-    model = train.build_stages(config)[-1].model
+    model = target_stage(config).model
     return model, train.make_optimizer(train.build_optimizer_config(config))
 
 

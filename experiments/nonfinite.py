@@ -1,0 +1,83 @@
+"""Steps whose loss or gradient is not finite: their batches, kept, read and computed again."""
+
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from experiments.stage import FIELDS
+from gradmem_jax.config import require
+from gradmem_jax.memory.interface import MemoryModel, Params
+from gradmem_jax.training import loss_gradient
+
+
+class NonFiniteError(RuntimeError):
+    """Loss or gradient became NaN or infinite."""
+
+
+def save_batch(
+    workdir: pathlib.Path, batch: Mapping[str, np.ndarray], step: int, num_write_steps: int
+) -> pathlib.Path:
+    """Keeps the batch of a step, its sample numbers `index` among it; returns the file."""
+    path = workdir / f"nonfinite_step_{step}.npz"
+    arrays: dict[str, Any] = {**batch, "step": step, "num_write_steps": num_write_steps}
+    np.savez(path, **arrays)
+    return path
+
+
+class SampleResult(NamedTuple):
+    """What a sample of a batch gives on its own.
+
+    Attributes:
+        sample: its number in the source.
+        loss: its outer loss.
+        gradient_norm: of the outer gradient.
+    """
+
+    sample: int
+    loss: float
+    gradient_norm: float
+
+
+def load_batch(path: str | pathlib.Path) -> dict[str, np.ndarray]:
+    """Reads a batch that a run has kept, with its `index`, `step` and `num_write_steps`.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            batch = dict(file)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"--batch={path} cannot be read: {error}") from error
+    missing = {*FIELDS, "index", "step", "num_write_steps"} - batch.keys()
+    require(not missing, f"--batch={path} lacks {sorted(missing)}; give a nonfinite_step_*.npz.")
+    return batch
+
+
+def sample_results(
+    model: MemoryModel,
+    params: Params,
+    batch: Mapping[str, np.ndarray],
+    frozen: Sequence[str] = (),
+) -> Iterator[SampleResult]:
+    """Yields loss and gradient norm of each sample of a batch.
+
+    Args:
+        model: the model, with the batch's number of WRITE steps.
+        params: its parameters.
+        batch: from `load_batch`.
+        frozen: see `make_train_step`.
+    """
+
+    @jax.jit
+    def compute(sample: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
+        gradient, metrics = loss_gradient(model, params, sample, frozen=frozen)
+        return metrics["loss"], optax.global_norm(gradient)
+
+    for i, index in enumerate(batch["index"]):
+        loss, norm = compute({name: batch[name][i : i + 1] for name in FIELDS})
+        yield SampleResult(int(index), float(loss), float(norm))

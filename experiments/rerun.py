@@ -1,0 +1,44 @@
+"""Computes again, sample by sample, the step of a run that was not finite.
+
+A run keeps the batch of such a step in its folder. The parameters are those of a checkpoint: the
+latest before the step comes nearest. Example:
+
+  python -m experiments.rerun --workdir=runs/n8 --batch=runs/n8/nonfinite_step_120.npz
+"""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from experiments import reporting
+from experiments.build import build_model
+from experiments.nonfinite import load_batch, sample_results
+from experiments.reporting import log
+from gradmem_jax import checkpoint
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+_BATCH = flags.DEFINE_string("batch", None, "Its nonfinite_step_*.npz.", required=True)
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "best, latest, or a step.")
+
+
+def main(_: Sequence[str]) -> None:
+    """Runs the program."""
+    reporting.set_up_logging()
+    workdir = pathlib.Path(_WORKDIR.value)
+    config = ConfigDict(reporting.read_json(workdir / "config.json"))
+    batch = load_batch(_BATCH.value)
+    step, params = checkpoint.restore_params(workdir / "checkpoints", _CHECKPOINT.value)
+    k = int(batch["num_write_steps"])
+    log.info("batch of step %d, K = %d; parameters of step %d", batch["step"], k, step)
+    model = build_model(config, num_write_steps=k)
+    for result in sample_results(model, params, batch, config.frozen):
+        finite = np.isfinite([result.loss, result.gradient_norm]).all()
+        note = "" if finite else " | not finite"
+        log.info("sample %d | loss %.4f | gradient norm %.4f%s", *result, note)
+
+
+if __name__ == "__main__":
+    app.run(main)

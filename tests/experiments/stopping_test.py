@@ -1,0 +1,256 @@
+"""Runs that are stopped, killed, started twice, out of disk space, or not finite."""
+
+import json
+import os
+import pathlib
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from unittest import mock
+
+import chex
+import jax
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+
+from experiments import train
+from experiments.nonfinite import NonFiniteError, load_batch, sample_results
+from experiments.stage import RunningStage
+from experiments.stopping import EXIT_STOPPED, Stopped
+from gradmem_jax import checkpoint
+from tests.experiments.train_test import target_stage, tiny_config
+
+ROOT = pathlib.Path(__file__).parents[2]
+CURRICULUM = {"curriculum.num_pairs": (1, 2), "curriculum.exact_match": 0.0}
+FLAGS = {
+    "num_steps": 40,
+    "evaluate_every": 4,
+    "log_every": 4,
+    "num_eval_samples": 16,
+    "batch_size": 8,
+    "lm.num_layers": 1,
+    "lm.width": 8,
+    "model.num_write_steps": 1,
+    "data.num_pairs": 2,
+    "data.queries_per_context": 2,
+    "optimizer.warmup_steps": 1,
+    "final_num_write_steps": "(1,)",
+    "curriculum.num_pairs": "(1,2)",
+    "curriculum.exact_match": 0.0,
+}
+
+
+def signal_at(call, number=signal.SIGTERM):
+    """Sends this process a signal while it fetches that batch, the shapes' ones counted too."""
+    calls = []
+
+    def next_batch(stage, original=RunningStage.next_batch):
+        calls.append(None)
+        if len(calls) == call:
+            os.kill(os.getpid(), number)
+        return original(stage)
+
+    return mock.patch.object(RunningStage, "next_batch", next_batch)
+
+
+def signal_in_evaluation():
+    def evaluate(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+
+    return mock.patch.object(train, "evaluate", evaluate)
+
+
+class StoppingTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(self.create_tempdir().full_path)
+
+    def params(self, name, which="latest"):
+        return checkpoint.restore_params(self.folder / name / "checkpoints", which)
+
+    def assert_same_run(self, one, other):
+        for which in ("latest", "best"):
+            chex.assert_trees_all_equal(self.params(one, which), self.params(other, which))
+
+    def test_signals_in_a_window_in_an_evaluation_and_in_a_later_stage(self):
+        config = tiny_config(log_every=4, **CURRICULUM)
+        with self.assertLogs("experiments", "INFO") as straight:
+            summary = train.train(config, self.folder / "straight")
+        stops = ((signal_at(3), 2), (signal_in_evaluation(), 4), (signal_at(3), 6))
+        with self.assertLogs("experiments", "INFO") as stopped:
+            for stop, step in stops:
+                with stop, self.assertRaises(Stopped):
+                    train.train(config, self.folder / "stopped")
+                self.assertEqual(self.params("stopped")[0], step)
+            again = train.train(config, self.folder / "stopped")
+        self.assertEqual(again["by_num_write_steps"], summary["by_num_write_steps"])
+        self.assert_same_run("straight", "stopped")
+        # The means of a window are over its steps before the stop too.
+        lines = lambda logs: re.findall(r"step \d/8 .* write loss [\d.]+", "\n".join(logs.output))
+        self.assertLen(lines(straight), 2)
+        self.assertEqual(lines(straight), lines(stopped))
+        self.assertEqual(signal.getsignal(signal.SIGINT), signal.default_int_handler)
+
+    @parameterized.parameters((0.0, False), (1.1, True))
+    def test_second_signal_ends_at_once(self, pause, ends):
+        code = (
+            "import os, signal, time\nfrom experiments.stopping import *\n"
+            "with catch_signals() as stopping:\n"
+            " os.kill(os.getpid(), signal.SIGINT)\n"
+            f" time.sleep({pause})\n"
+            " os.kill(os.getpid(), signal.SIGTERM)\n"
+            " try: stopping.check()\n"
+            " except Stopped as stopped: print('stopped by', stopped)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+        )
+        self.assertEqual(done.returncode, -signal.SIGTERM if ends else 0, done.stderr)
+        self.assertEqual(done.stdout, "" if ends else "stopped by SIGINT\n")
+        self.assertEqual(done.stderr.count("again to end now"), 1)
+
+    def start(self, name, **changes):
+        """Starts the program on one device, compiled programs kept between starts."""
+        flags = [f"--config.{field}={value}" for field, value in (FLAGS | changes).items()]
+        environment = {
+            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-u", "-m", "experiments.train"]
+            + [f"--workdir={self.folder / name}", *flags],
+            cwd=ROOT,
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.addCleanup(process.stdout.close)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        return process
+
+    def read_until(self, process, text):
+        seen = ""
+        for line in process.stdout:
+            seen += line
+            if text in line:
+                return seen
+        raise AssertionError(f"{text!r} does not come:\n{seen}")
+
+    def test_program_says_how_to_go_on_and_refuses_a_second_one(self):
+        first = self.start("run", num_steps=100_000)
+        self.read_until(first, "step 4/")
+        out, _ = self.start("run", num_steps=100_000).communicate()
+        self.assertIn(f"is being trained by process {first.pid} on ", out)
+        first.send_signal(signal.SIGTERM)
+        out, _ = first.communicate()
+        self.assertEqual(first.returncode, EXIT_STOPPED, out)
+        self.assertIn("stopped by SIGTERM; the same command goes on from here", out)
+        step, _ = self.params("run")
+        again = self.start("run", num_steps=100_000)
+        self.read_until(again, f"going on from step {step}")
+
+    def kill_and_resume(self, times):
+        straight = self.start("straight")
+        self.read_until(straight, "compiled in")
+        started = time.monotonic()
+        self.assertEqual(straight.wait(), 0)
+        seconds = time.monotonic() - started
+        draw = random.Random(0)
+        for _ in range(times):
+            process = self.start("killed")
+            self.read_until(process, "compiled in")
+            time.sleep(draw.uniform(0, seconds / 4))
+            process.kill()
+            process.wait()
+        last = self.start("killed")
+        out, _ = last.communicate()
+        self.assertEqual(last.returncode, 0, out)
+        self.assertEqual(self.params("killed")[0], 40)
+        self.assert_same_run("straight", "killed")
+
+    def test_killed_at_random_moments(self):
+        self.kill_and_resume(2)
+
+    @pytest.mark.slow
+    def test_killed_at_twenty_random_moments(self):
+        self.kill_and_resume(20)
+
+    def test_full_disk(self):
+        config = tiny_config(**{"lm.width": 64})
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_FSIZE, limit)
+
+        def save(checkpoints, step, *arguments, original=checkpoint.save):
+            if step == 8:
+                checkpoints.wait_until_finished()
+                resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+            original(checkpoints, step, *arguments)
+
+        with (
+            mock.patch.object(checkpoint, "save", save),
+            self.assertRaisesRegex(checkpoint.CheckpointError, r"(?s)run/checkpoints.*steps \[4\]"),
+        ):
+            train.train(config, self.folder / "run")
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        with self.assertLogs("experiments", "INFO") as logs:
+            self.assertEqual(train.train(config, self.folder / "run")["steps"], 8)
+        self.assertIn("going on from step 4", "\n".join(logs.output))
+
+    def test_steps_that_are_not_finite_are_skipped_and_counted(self):
+        before = {}  # states by step
+
+        def step(stage, state, batch, original=RunningStage.step):
+            number = int(state.step) + 1
+            before[number] = jax.device_get(state)
+            if number not in (2, 3, 7):
+                return original(stage, state, batch)
+            poisoned = jax.tree.map(lambda x: x * np.nan, state.params)
+            _, metrics = original(stage, state._replace(params=poisoned), batch)
+            return state._replace(step=state.step + 1), metrics
+
+        config = tiny_config(skip_nonfinite=2)
+        with (
+            mock.patch.object(RunningStage, "step", step),
+            self.assertRaisesRegex(NonFiniteError, r"step 7 .*more than skip_nonfinite=2"),
+        ):
+            train.train(config, self.folder / "run")
+        _, params = self.params("run")
+        self.assertTrue(all(np.isfinite(x).all() for x in jax.tree.leaves(params)))
+        chex.assert_trees_all_equal(before[4].params, before[2].params)
+        config.skip_nonfinite = 3
+        with mock.patch.object(RunningStage, "step", step):
+            summary = train.train(config, self.folder / "run")
+        self.assertEqual(summary["skipped_steps"], 3)
+        written = json.loads((self.folder / "run" / "metrics.json").read_text())
+        self.assertEqual(written["skipped_steps"], 3)
+
+        batch = load_batch(self.folder / "run" / "nonfinite_step_3.npz")
+        model = target_stage(config).model
+        results = list(sample_results(model, params, batch))
+        self.assertEqual([result.sample for result in results], batch["index"].tolist())
+        self.assertTrue(np.isfinite([result[1:] for result in results]).all())
+        (self.folder / "other.npz").write_bytes(b"PK")
+        with self.assertRaisesRegex(ValueError, "other.npz cannot be read"):
+            load_batch(self.folder / "other.npz")
+
+    def test_no_pickle(self):
+        files = [path for name in ("gradmem_jax", "experiments") for path in ROOT.glob(name)]
+        texts = {path: path.read_text() for folder in files for path in folder.rglob("*.py")}
+        self.assertNotEmpty(texts)
+        for path, text in texts.items():
+            self.assertNotRegex(text, r"import pickle|pickle\.|allow_pickle=True|joblib", path)
+            for call in re.findall(r"np\.load\(.*", text):
+                self.assertIn("allow_pickle=False", call, path)
+
+
+if __name__ == "__main__":
+    absltest.main()
