@@ -320,7 +320,7 @@ class MemoryModel:
         lm, pad_id = self.config.lm, self.config.pad_id
         self.check_params(params)
         query_ids = as_array("query_ids", query_ids, "int ids of shape [B, Q] or [B, R, Q]")
-        axes = ("B", "R", "Q") if query_ids.ndim == 3 else ("B", "Q")
+        axes = ("B", "R", "Q") if np.ndim(query_ids) == 3 else ("B", "Q")
         query_ids = check_ids("query_ids", query_ids, axes, lm.vocab_size, pad_id)
         self.check_memory(params, memory, query_ids.shape[0])
         positions = self.num_memory_positions(memory)
