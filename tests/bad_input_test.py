@@ -46,17 +46,17 @@ class BadInputTest(parameterized.TestCase):
     def test_write_refuses(self, name):
         model, params, memory = written(name)
 
-        @examples(40)
+        @examples(20)
         @given(bad_ids(CONTEXTS, longest(model)))
         def contexts(ids):
             refused("contexts", lambda: model.write_memory(params, ids))
 
-        @examples(25)
+        @examples(12)
         @given(bad_memory(memory))
         def memories(bad):
             refused("memories", lambda: model.write_memory(params, CONTEXTS, memory=bad))
 
-        @examples(25)
+        @examples(12)
         @given(BAD_STEPS)
         def steps(bad):
             refused("steps", lambda: model.write_memory(params, CONTEXTS, num_steps=bad))
@@ -79,15 +79,12 @@ class BadInputTest(parameterized.TestCase):
     def test_read_refuses(self, name):
         model, params, memory = written(name)
 
-        @examples(40)
+        @examples(20)
         @given(bad_ids(QUERIES, longest(model)) | bad_ids(QUERIES[:, 0], longest(model)))
         def queries(ids):
-            if np.shape(ids) in ((), QUERIES[0, 0].shape) or np.ndim(ids) != 2 or np.size(ids) < 9:
-                refused("queries", lambda: model.read_memory(params, memory, ids))
-            else:
-                refused("queries", lambda: model.read_memory(params, memory, ids))
+            refused("queries", lambda: model.read_memory(params, memory, ids))
 
-        @examples(25)
+        @examples(12)
         @given(bad_memory(memory))
         def memories(bad):
             refused("memories", lambda: model.read_memory(params, bad, QUERIES))
@@ -100,7 +97,7 @@ class BadInputTest(parameterized.TestCase):
         model, params, memory = written("gradmem")
         call = lambda *ids, **options: gradmem_jax.generate(model, params, memory, *ids, **options)
 
-        @examples(40)
+        @examples(20)
         @given(BAD_STEPS | st.integers(38, 99) | st.just(0), NO_FINITE, NO_INTEGER | NEGATIVE)
         def numbers(count, temperature, stop_id):
             refused("generate", lambda: call(QUERIES, count))
@@ -122,22 +119,22 @@ class BadInputTest(parameterized.TestCase):
         model, params, memory = written("gradmem")
         segments = np.stack([CONTEXTS, CONTEXTS], axis=1)
 
-        @examples(60)
+        @examples(30)
         @given(bad_ids(segments, 40))
         def write(ids):
             refused("segments", lambda: gradmem_jax.write_context(model, params, ids))
 
-        @examples(40)
+        @examples(20)
         @given(bad_ids(CONTEXTS, 40))
         def read(ids):
             refused("reconstruct", lambda: gradmem_jax.reconstruct(model, params, memory, ids))
 
-        @examples(25)
+        @examples(12)
         @given(bad_memory(memory))
         def read_memory(bad):
             refused("reconstruct", lambda: gradmem_jax.reconstruct(model, params, bad, CONTEXTS))
 
-        @examples(25)
+        @examples(12)
         @given(BAD_STEPS)
         def steps(bad):
             write = gradmem_jax.write_context
@@ -173,8 +170,8 @@ class BadInputTest(parameterized.TestCase):
         path = folder / "memory.safetensors"
         save, load = gradmem_jax.save_memory, gradmem_jax.load_memory
 
-        @examples(25)
-        @given(bad_memory(memory))
+        @examples(12)
+        @given(bad_memory(memory, any_batch=True))
         def memories(bad):
             refused("files", lambda: save(path, bad, model, params))
 

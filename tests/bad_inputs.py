@@ -115,9 +115,10 @@ _BAD_IDS = ("range", "padding", "empty", "rank", "dtype", "ragged", "object")
 
 
 @st.composite
-def bad_memory(draw: Any, valid: Any) -> Any:
-    """A memory with one thing wrong."""
-    kind = draw(st.sampled_from(["batch", "rank", "dtype", "values", "object", "missing"]))
+def bad_memory(draw: Any, valid: Any, any_batch: bool = False) -> Any:
+    """A memory with one thing wrong; with `any_batch` it may be of any number of contexts."""
+    kinds = ["rank", "dtype", "values", "object", "missing", *["batch"] * (not any_batch)]
+    kind = draw(st.sampled_from(kinds))
     leaves, structure = jax.tree.flatten(valid)
     place = draw(st.integers(0, len(leaves) - 1))
     leaf = leaves[place]
@@ -132,6 +133,8 @@ def bad_memory(draw: Any, valid: Any) -> Any:
         return draw(st.sampled_from(["memory", object(), {}, [], (), [valid], 3.0]))
     elif kind == "missing":
         leaf = None
+    elif any_batch:
+        leaf = leaf[:0]
     else:
         leaf = np.concatenate([leaf, leaf])
     return jax.tree.unflatten(structure, [*leaves[:place], leaf, *leaves[place + 1 :]])
