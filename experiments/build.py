@@ -130,6 +130,7 @@ def build_stages(config: ConfigDict) -> list[Stage]:
         ValueError: a field is wrong, or the curriculum does not end at the task.
     """
     _check_run(config)
+    build_optimizer_config(config)
     model, task = build_model(config), build_task(config)
     require_choice("best_metric", config.best_metric, BEST_METRICS)
     require(
@@ -143,7 +144,7 @@ def build_stages(config: ConfigDict) -> list[Stage]:
         f"{config.num_micro_batches}.",
     )
     if config.frozen:
-        split_params(jax.eval_shape(model.init, jax.random.key(0)), config.frozen)
+        split_params(jax.eval_shape(lambda: model.init(jax.random.key(0))), config.frozen)
     pairs = config.curriculum.num_pairs
     steps = config.curriculum.num_write_steps or (model.config.num_write_steps,) * len(pairs)
     if not pairs:

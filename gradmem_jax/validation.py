@@ -168,7 +168,7 @@ def resolve_steps(
         ValueError: K is no whole number, negative, above its bound, or traced without one.
     """
     if max_steps is not None and not is_traced(max_steps):
-        max_steps = require_integer("max_steps", max_steps, 0)
+        max_steps = _bounded("max_steps", require_integer("max_steps", max_steps, 0))
     if is_traced(num_steps) or is_traced(max_steps):
         require(
             max_steps is not None and not is_traced(max_steps),
@@ -180,7 +180,7 @@ def resolve_steps(
             traced.shape == () and jnp.issubdtype(traced.dtype, jnp.integer),
             f"num_steps has shape {traced.shape} and dtype {traced.dtype}; give one whole number.",
         )
-        return _bounded("max_steps", int(max_steps or 0)), traced
+        return int(max_steps or 0), traced
     steps = _bounded("num_steps", require_integer("num_steps", num_steps, 0))
     require(
         max_steps is None or steps <= max_steps,

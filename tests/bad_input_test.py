@@ -194,7 +194,7 @@ class BadInputTest(parameterized.TestCase):
             refused("sizes", lambda bad=bad: gradmem_jax.memory_floats(bad))
         for bad in (-1, 1.5, "8", None, True):
             refused("sizes", lambda bad=bad: gradmem_jax.kv_cache_floats(lm, bad))
-        self.assertEqual(gradmem_jax.kv_cache_floats(lm, np.int64(2)), 16)
+        self.assertEqual(gradmem_jax.kv_cache_floats(lm, np.int64(2)), 32)
 
     def test_accepts_the_same_in_other_forms(self):
         model, params, memory = written("gradmem")
