@@ -74,7 +74,8 @@ def check_ids(
                     "right, and leave the id out of the text."
                 )
     is_small = jnp.issubdtype(ids.dtype, jnp.signedinteger) and ids.dtype.itemsize <= 4
-    return jnp.asarray(ids if is_small else ids.astype(np.int32))
+    ids = ids if is_small else ids.astype(np.int32)
+    return ids if isinstance(ids, jax.Array) else jax.device_put(ids)  # asarray would compile
 
 
 def check_key(key: Any) -> None:
