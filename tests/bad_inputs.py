@@ -132,7 +132,7 @@ def bad_memory(draw: Any, valid: Any, any_batch: bool = False) -> Any:
     elif kind == "object":
         return draw(st.sampled_from(["memory", object(), {}, [], (), [valid], 3.0]))
     elif kind == "missing":
-        leaf = None
+        leaf = None if len(leaves) > 1 else ()  # None alone means an empty memory
     elif any_batch:
         leaf = leaf[:0]
     else:
