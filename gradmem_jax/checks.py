@@ -85,7 +85,8 @@ def check_fields(instance: Any) -> None:
     Raises:
         ValueError: a value has another type.
     """
-    for name, kind in _field_types(type(instance)).items():
+    own_type: Any = type(instance)
+    for name, kind in _field_types(own_type).items():
         given = getattr(instance, name)
         value = plain(name, given)
         if typing.get_origin(kind) is tuple and isinstance(value, list):
