@@ -79,6 +79,8 @@ def open_run(workdir: pathlib.Path, checkpoint_name: str = "best") -> OpenModel:
         ValueError: there is no such run or checkpoint.
     """
     config = ConfigDict(reporting.read_json(workdir / "config.json"))
+    if (workdir / "tokenizer.json").is_file():
+        config.data.tokenizer_path = str(workdir / "tokenizer.json")
     task: Any = build_task(config)
     model = build_model(config)
     _, params = checkpoint.restore_params(workdir / "checkpoints", checkpoint_name)

@@ -32,6 +32,7 @@ from experiments.stage import Devices, RunningStage, find_devices
 from gradmem_jax import checkpoint
 from gradmem_jax.config import require
 from gradmem_jax.data.text_task import QuestionTask
+from gradmem_jax.data.text_tokenizer import TextTokenizer
 from gradmem_jax.memory.interface import MemoryModel, Params, memory_floats
 from gradmem_jax.memory.segments import write_context
 from gradmem_jax.optimizer import make_optimizer
@@ -88,6 +89,12 @@ def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
     reporting.write_json(path, config.to_dict())
 
 
+def save_tokenizer(workdir: pathlib.Path, task: Any) -> None:
+    """Keeps a tokenizer made of the task's texts, so that the run can be asked without them."""
+    if isinstance(task.tokenizer, TextTokenizer) and not task.tokenizer_path:
+        task.tokenizer.save(workdir / "tokenizer.json")
+
+
 def finish_window(window: list[Any], step: int, workdir: pathlib.Path) -> dict[str, float]:
     """Waits for the steps of a log window and averages their metrics.
 
@@ -127,6 +134,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     target = stages[-1]
     devices = find_devices(config.batch_size)
     check_workdir(workdir, config)
+    save_tokenizer(workdir, target.task)
     optimizer = make_optimizer(build_optimizer_config(config))
     compile_seconds = 0.0
     with checkpoint.open_checkpoints(workdir / "checkpoints") as checkpoints:

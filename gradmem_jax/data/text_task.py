@@ -70,7 +70,9 @@ class TextTask:
     @property
     def tokenizer(self) -> TextTokenizer:
         """The tokenizer of its texts."""
-        return _tokenizer(self.located())
+        if self.tokenizer_path:
+            return read_tokenizer(self.tokenizer_path)
+        return _word_tokenizer(self.located())
 
     @property
     def pad_id(self) -> int:
@@ -194,10 +196,11 @@ def _records(task: TextTask, split: str) -> Records:
     return task.read(folder, split)
 
 
+read_tokenizer = functools.lru_cache(maxsize=4)(load_tokenizer)
+
+
 @functools.lru_cache(maxsize=4)
-def _tokenizer(task: TextTask) -> TextTokenizer:
-    if task.tokenizer_path:
-        return load_tokenizer(task.tokenizer_path)
+def _word_tokenizer(task: TextTask) -> TextTokenizer:
     words: set[str] = set()
     for split in SPLITS:
         for record in _records(task, split).kept:
@@ -207,7 +210,7 @@ def _tokenizer(task: TextTask) -> TextTokenizer:
 
 @functools.lru_cache(maxsize=12)
 def _source(task: TextTask, split: str) -> TextSource:
-    source = task.make_source(_records(task, split), _tokenizer(task))
+    source = task.make_source(_records(task, split), task.tokenizer)
     name = f"{type(task).__name__}, {split}"
     log_skipped(name, source.skipped)
     require(

@@ -139,10 +139,10 @@ class ReportTest(parameterized.TestCase):
         text = self.report()
         self.assertEqual(
             cells(text, "GradMem, K = 2", table=1)[1:],
-            ["4", "1,024", "1,050,000", "1,000", "2.5", "1 cpu"],
+            ["N = 4", "1,024", "1,050,000", "1,000", "2.5", "1 cpu"],
         )
         self.assertEqual(
-            cells(text, "full context", table=1)[1:], ["4", "?", "?", "1,000", "1.5", "1 cpu"]
+            cells(text, "full context", table=1)[1:], ["N = 4", "?", "?", "1,000", "1.5", "1 cpu"]
         )
 
     def test_memory_tokens(self):

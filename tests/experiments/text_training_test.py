@@ -2,14 +2,17 @@
 
 import json
 import pathlib
+import shutil
 
 import chex
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from experiments import train
+from experiments.answering import answer
 from experiments.build import build_model, build_stages
 from experiments.configs import babi_small, text_paper
+from experiments.open_model import open_model
 from gradmem_jax import checkpoint, save_pretrained
 from gradmem_jax.data.babi import BabiConfig
 from gradmem_jax.lm.pretrained import Pretrained
@@ -67,6 +70,15 @@ class TextTrainingTest(parameterized.TestCase):
         # An answer is one word here and ends with the end token: both ways of counting agree.
         self.assertLessEqual(summary["exact_match"], summary["text_exact_match"])
         self.assertIn("Where is Ann", (self.folder / "run" / "answers.txt").read_text())
+
+        shutil.rmtree(self.folder / "en-10k")  # the run can be asked without its data
+        opened = open_model(str(self.folder / "run"), {})
+        task = BabiConfig(tokenizer_path=str(self.folder / "run" / "tokenizer.json"))
+        ids = opened.tokenizer.encode("Ann went to the attic.")
+        np.testing.assert_array_equal(ids, task.tokenizer.encode("Ann went to the attic."))
+        memory, _ = opened.model.write_memory(opened.params, ids[None])
+        answers = answer(opened, memory, ["Where is Ann 1?"], 2)
+        self.assertLen(answers, 1)
 
     def test_shuffled_buckets_resume_with_identical_numbers(self):
         small = {"lm.width": 8, "lm.num_layers": 1, "lm.num_heads": 2}
