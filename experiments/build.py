@@ -9,7 +9,14 @@ from ml_collections import ConfigDict
 
 from experiments.methods import METHODS
 from experiments.tasks import TASKS, size_name
-from gradmem_jax.config import LMConfig, require, require_choice
+from gradmem_jax.checks import (
+    require,
+    require_choice,
+    require_instance,
+    require_integer,
+    require_number,
+)
+from gradmem_jax.config import LMConfig
 from gradmem_jax.data.task import Task
 from gradmem_jax.freezing import split_params
 from gradmem_jax.lm import pretrained
@@ -39,6 +46,7 @@ class Stage(NamedTuple):
 def build_task(config: ConfigDict, **changes: object) -> Task:
     """Returns the task; `changes` replace fields."""
     require_choice("task", config.task, tuple(TASKS))
+    require_integer("seed", config.seed, 0)
     task_class: Any = TASKS[config.task]
     known = {field.name for field in dataclasses.fields(task_class)}
     fields = config.data.to_dict() | changes
@@ -89,9 +97,15 @@ def build_model(config: ConfigDict, **changes: object) -> MemoryModel:
         f"write_optimizer.name={name!r} needs a method that writes by gradient descent, not "
         f"{config.method!r}.",
     )
-    make: Any = getattr(optax, name, None)
-    require(make is not None, f"write_optimizer.name={name!r} is not in optax.")
-    optimizer = make(**config.write_optimizer.arguments.to_dict())
+    make: Any = getattr(optax, str(name), None)
+    require(callable(make), f"write_optimizer.name={name!r} is not in optax.")
+    arguments = config.write_optimizer.arguments.to_dict()
+    try:
+        optimizer = make(**arguments)
+    except TypeError as error:
+        raise ValueError(
+            f"write_optimizer.arguments={arguments} do not fit optax.{name}: {error}."
+        ) from error
     return method.model(model_config, write_optimizer=optimizer)
 
 
@@ -115,13 +129,9 @@ def build_stages(config: ConfigDict) -> list[Stage]:
     Raises:
         ValueError: a field is wrong, or the curriculum does not end at the task.
     """
+    _check_run(config)
+    build_optimizer_config(config)
     model, task = build_model(config), build_task(config)
-    for name in ("num_steps", "batch_size", "num_micro_batches", "log_every", "evaluate_every"):
-        require(config[name] >= 1, f"{name}={config[name]} must be at least 1.")
-    require(config.num_eval_samples >= 1, "num_eval_samples must be at least 1.")
-    require(
-        config.skip_nonfinite >= 0, f"skip_nonfinite={config.skip_nonfinite} must be 0 or more."
-    )
     require_choice("best_metric", config.best_metric, BEST_METRICS)
     require(
         config.evaluate_every % config.log_every == 0,
@@ -134,7 +144,7 @@ def build_stages(config: ConfigDict) -> list[Stage]:
         f"{config.num_micro_batches}.",
     )
     if config.frozen:
-        split_params(jax.eval_shape(model.init, jax.random.key(0)), config.frozen)
+        split_params(jax.eval_shape(lambda: model.init(jax.random.key(0))), config.frozen)
     pairs = config.curriculum.num_pairs
     steps = config.curriculum.num_write_steps or (model.config.num_write_steps,) * len(pairs)
     if not pairs:
@@ -161,6 +171,35 @@ def build_stages(config: ConfigDict) -> list[Stage]:
         part = dataclasses.replace(data, num_pairs=n, queries_per_context=queries)
         stages.append(Stage(stage_model, part, _stage_name(config, stage_model, part)))
     return stages
+
+
+def _check_run(config: ConfigDict) -> None:
+    """Refuses fields of a run that belong to no dataclass."""
+    counts = ("num_steps", "batch_size", "num_micro_batches", "log_every", "evaluate_every")
+    for name in (*counts, "num_eval_samples"):
+        require_integer(name, config[name], 1)
+    require_integer("skip_nonfinite", config.skip_nonfinite, 0)
+    shares = {
+        "stop_at_exact_match": config.stop_at_exact_match,
+        "curriculum.exact_match": config.curriculum.exact_match,
+    }
+    for name, share in shares.items():
+        if share is not None:
+            require_number(name, share)
+            require(0 <= share <= 1, f"{name}={share} must be in [0, 1].")
+    minima = {
+        "final_num_write_steps": (config.final_num_write_steps, 0),
+        "curriculum.num_pairs": (config.curriculum.num_pairs, 1),
+        "curriculum.num_write_steps": (config.curriculum.num_write_steps, 0),
+    }
+    for name, (numbers, minimum) in minima.items():
+        require_instance(name, numbers, tuple | list)
+        for number in numbers:
+            require_integer(name, number, minimum)
+    require_instance("frozen", config.frozen, tuple[str, ...])
+    for name in ("pretrained", "init_from", "final_split"):
+        require_instance(name, config[name], str)
+    require_instance("shuffle", config.shuffle, bool)
 
 
 def _stage_name(config: ConfigDict, model: MemoryModel, task: Any) -> str:

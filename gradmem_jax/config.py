@@ -1,36 +1,18 @@
 """Configurations: frozen dataclasses that refuse wrong values when they are made."""
 
 import dataclasses
-import math
-from typing import Any, ClassVar
+from typing import ClassVar
+
+from gradmem_jax.checks import (
+    check_fields,
+    require,
+    require_choice,
+    require_integer,
+    require_number,
+)
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 REMAT_POLICIES = ("none", "full", "dots")
-
-
-def require(condition: bool, message: str) -> None:
-    """Raises ValueError with `message` unless `condition` holds."""
-    if not condition:
-        raise ValueError(message)
-
-
-def require_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    """Raises ValueError unless `value` is one of `choices`."""
-    require(value in choices, f"{name}={value!r} is not known; choose one of {choices}.")
-
-
-def require_integer(name: str, value: Any, minimum: int) -> None:
-    """Raises ValueError unless `value` is an int of at least `minimum`."""
-    is_integer = isinstance(value, int) and not isinstance(value, bool)
-    require(is_integer and value >= minimum, f"{name}={value!r} must be an integer >= {minimum}.")
-
-
-def require_number(name: str, value: Any, *, above: float | None = None) -> None:
-    """Raises ValueError unless `value` is a finite number, greater than `above` if given."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    require(is_number and math.isfinite(value), f"{name}={value!r} must be a finite number.")
-    if above is not None:
-        require(value > above, f"{name}={value!r} must be greater than {above}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +37,7 @@ class RopeScaling:
     original_positions: int = 8192
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require_choice("rope_scaling.kind", self.kind, ("linear", "llama3"))
         require_number("rope_scaling.factor", self.factor, above=0)
         require_number("rope_scaling.low_frequency_factor", self.low_frequency_factor, above=0)
@@ -87,6 +70,8 @@ class LMConfig:
             matrix products), "full" (keep only the layer's input).
     """
 
+    keeps: ClassVar[str] = "keys and values"
+
     vocab_size: int
     width: int = 128
     num_layers: int = 4
@@ -101,6 +86,7 @@ class LMConfig:
     remat: str = "none"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("vocab_size", "width", "num_layers", "max_positions"):
             require_integer(name, getattr(self, name), 1)
         require_number("norm_epsilon", self.norm_epsilon, above=0)
@@ -253,6 +239,7 @@ class MemoryConfig:
     """
 
     has_write_loss: ClassVar[bool] = False
+    lm_keeps: ClassVar[str] = "keys and values"
 
     lm: LMConfig
     num_write_steps: int = 1
@@ -260,6 +247,12 @@ class MemoryConfig:
     pad_id: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        require(
+            self.lm.keeps == self.lm_keeps,
+            f"lm={type(self.lm).__name__} keeps {self.lm.keeps} of what it reads; a "
+            f"{type(self).__name__} needs a language model that keeps {self.lm_keeps}.",
+        )
         require_integer("num_write_steps", self.num_write_steps, 0)
         require_number("inner_loss_weight", self.inner_loss_weight)
         require(
@@ -308,7 +301,6 @@ class PrefixConfig(MemoryConfig):
         require_number("memory_init_std", self.memory_init_std, above=0)
         require_integer("write_lora_rank", self.write_lora_rank, 0)
         require_number("write_lora_alpha", self.write_lora_alpha, above=0)
-        object.__setattr__(self, "write_lora_targets", tuple(self.write_lora_targets))
         require(
             self.prefix_length < self.lm.max_positions,
             f"memory and control tokens take {self.prefix_length} positions, the model has "

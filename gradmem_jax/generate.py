@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gradmem_jax.config import require, require_integer, require_number
+from gradmem_jax.checks import require, require_instance, require_integer, require_number
 from gradmem_jax.memory.interface import Memory, MemoryModel, Params
-from gradmem_jax.validation import check_length
+from gradmem_jax.validation import check_key, check_length
 
 
 def generate(
@@ -43,23 +43,26 @@ def generate(
         ValueError: wrong shapes, ids outside the vocabulary, too many tokens for the model, a
             negative temperature, or one without a key.
     """
-    require_integer("max_new_tokens", max_new_tokens, 1)
+    require_instance("model", model, MemoryModel)
+    max_new_tokens = require_integer("max_new_tokens", max_new_tokens, 1)
     c = model.config
+    stop = -1 if stop_id is None else require_integer("stop_id", stop_id, 0)
     require(
-        stop_id is None or 0 <= stop_id < c.lm.vocab_size,
+        stop < c.lm.vocab_size,
         f"stop_id={stop_id} is outside the vocabulary of {c.lm.vocab_size} ids.",
     )
-    require_number("temperature", temperature)
+    temperature = require_number("temperature", temperature)
     require(temperature >= 0, f"temperature={temperature} must not be negative.")
     require(
         temperature == 0 or key is not None,
         f"temperature={temperature} draws tokens: give a key, such as jax.random.key(0).",
     )
+    if key is not None:
+        check_key(key)
     ids = model.check_read(params, memory, query_ids)
     length = ids.shape[-1] + max_new_tokens
     positions = model.num_memory_positions(memory)
     check_length("query_ids with max_new_tokens", length, positions, c.lm.max_positions)
-    stop = -1 if stop_id is None else stop_id
     decode = functools.partial(_generate, model, max_new_tokens, stop, temperature > 0)
     unused = jax.random.key(0)
     return decode(params, memory, ids, unused if key is None else key, temperature)

@@ -17,7 +17,7 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save
 
-from gradmem_jax.config import require
+from gradmem_jax.checks import is_traced, require, require_instance
 from gradmem_jax.fingerprint import (
     Fingerprint,
     describe_config,
@@ -27,7 +27,6 @@ from gradmem_jax.fingerprint import (
     take_fingerprint,
 )
 from gradmem_jax.memory.interface import Memory, MemoryModel, Params
-from gradmem_jax.validation import is_traced
 
 FORMAT, VERSION = "gradmem_jax memory", "1"
 
@@ -98,20 +97,29 @@ def save_memory(
         ValueError: the memory is not one of this model, is not finite, or is traced; or there are
             not as many contexts.
     """
+    require_instance("model", model, MemoryModel)
+    require_instance("path", path, str | os.PathLike)
+    model.check_params(params)
     leaves = named_leaves(memory)
     require(
         not any(is_traced(leaf) for leaf in leaves.values()),
         "the memory is traced: save it outside of jit, vmap and grad.",
     )
-    arrays = {name: np.ascontiguousarray(leaf) for name, leaf in leaves.items()}
-    batch_size = len(next(iter(arrays.values()))) if arrays else 0
+    batch_size = next((len(leaf) for leaf in leaves.values() if np.ndim(leaf)), 0)
     model.check_memory(params, memory, batch_size)
+    require(batch_size > 0, "the memory is of no context; there is nothing to save.")
+    arrays = {name: np.ascontiguousarray(leaf) for name, leaf in leaves.items()}
     if contexts is None:
         contexts = [StoredContext(str(i)) for i in range(batch_size)]
+    contexts = tuple(contexts)
+    for context in contexts:
+        require_instance("contexts", context, StoredContext)
     require(
         len(contexts) == batch_size,
         f"contexts has {len(contexts)} entries, the memory is of {batch_size}.",
     )
+    require_instance("notes", notes, Mapping | None)
+    require_instance("fingerprint", fingerprint, Fingerprint | None)
     metadata = {
         "format": FORMAT,
         "version": VERSION,
@@ -121,7 +129,10 @@ def save_memory(
         "notes": dict(notes or {}),
         "checksums": _row_checksums(arrays),
     }
-    texts = {name: json.dumps(value) for name, value in metadata.items()}
+    try:
+        texts = {name: json.dumps(value) for name, value in metadata.items()}
+    except TypeError as error:
+        raise ValueError(f"notes and contexts must be what JSON has: {error}.") from error
     texts["header_checksum"] = _header_checksum(texts)
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,6 +150,7 @@ def _header_checksum(texts: Mapping[str, str]) -> str:
 
 
 def _open(path: str | pathlib.Path) -> Any:
+    require_instance("path", path, str | os.PathLike)
     path = pathlib.Path(path)
     require(path.is_file(), f"{path} is not a file; where is the memory?")
     try:
@@ -212,10 +224,17 @@ def load_memory(
         ValueError: the file is missing or damaged, the range is empty, or the memory was written
             by a model of another configuration or with other parameters.
     """
+    require_instance("model", model, MemoryModel)
+    require_instance("contexts", contexts, slice)
+    require_instance("fingerprint", fingerprint, Fingerprint | None)
+    model.check_params(params)
     with _open(path) as file:
         header = _header(path, file)
         _check_model(path, header, model, params, fingerprint)
-        start, stop, step = contexts.indices(len(header.contexts))
+        try:
+            start, stop, step = contexts.indices(len(header.contexts))
+        except TypeError as error:
+            raise ValueError(f"contexts={contexts} must be of whole numbers: {error}.") from error
         require(
             step == 1 and start < stop,
             f"contexts={contexts} takes none of the {len(header.contexts)} contexts of {path}, or "

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import optax
 
+from gradmem_jax.checks import check_fields
 from gradmem_jax.config import require, require_choice, require_integer, require_number
 
 
@@ -37,8 +38,13 @@ class OptimizerConfig:
     clip_norm: float | None = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require_number("learning_rate", self.learning_rate, above=0)
         require_number("final_learning_rate", self.final_learning_rate)
+        require(
+            self.final_learning_rate >= 0,
+            f"final_learning_rate={self.final_learning_rate} must not be negative.",
+        )
         require_integer("warmup_steps", self.warmup_steps, 0)
         require_integer("num_steps", self.num_steps, 1)
         require_choice("schedule", self.schedule, ("constant", "cosine"))
@@ -53,6 +59,7 @@ class OptimizerConfig:
             )
         require_number("epsilon", self.epsilon, above=0)
         require_number("weight_decay", self.weight_decay)
+        require(self.weight_decay >= 0, f"weight_decay={self.weight_decay} must not be negative.")
         if self.clip_norm is not None:
             require_number("clip_norm", self.clip_norm, above=0)
 

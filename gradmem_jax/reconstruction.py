@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradmem_jax.config import require
+from gradmem_jax.checks import require, require_instance
 from gradmem_jax.generate import generate
 from gradmem_jax.memory.interface import Memory, MemoryModel, Params
+from gradmem_jax.validation import check_ids
 
 
 class Reconstruction(NamedTuple):
@@ -44,6 +45,13 @@ def reconstruct(
     Raises:
         ValueError: wrong shapes, ids outside the vocabulary, or no room to decode.
     """
+    require_instance("model", model, MemoryModel)
+    c = model.config
+    model.check_params(params)
+    context_ids = check_ids("context_ids", context_ids, ("B", "S"), c.lm.vocab_size, c.pad_id)
+    model.check_memory(params, memory, len(context_ids))
+    room = c.lm.max_positions - model.num_memory_positions(memory) - 1
+    require(room > 0, "the memory fills all positions of the model; none are left to decode in.")
     view, seen = model.write_view(params)
     context_ids = view.check_read(seen, memory, context_ids)
     real = np.asarray(context_ids) != model.config.pad_id
@@ -51,8 +59,6 @@ def reconstruct(
     logits = jax.jit(view.read_memory)(seen, memory, context_ids)
     token_accuracy = shares(np.asarray(logits[:, :-1].argmax(-1) == context_ids))
     length = context_ids.shape[1]
-    room = model.config.lm.max_positions - view.num_memory_positions(memory) - 1
-    require(room > 0, "the memory fills all positions of the model; none are left to decode in.")
     nothing = jnp.full((len(context_ids), 1), model.config.pad_id, jnp.int32)
     ids = generate(view, seen, memory, nothing, min(length, room))
     ids = jnp.pad(ids, ((0, 0), (0, length - ids.shape[1])), constant_values=model.config.pad_id)

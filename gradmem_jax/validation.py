@@ -1,5 +1,6 @@
 """Checks of arrays at the border of the library: before any compile, with a remedy."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,28 +9,44 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from gradmem_jax.config import require, require_integer
+from gradmem_jax.checks import is_traced, plain, require, require_integer
 
 
-def is_traced(value: Any) -> bool:
-    """Whether `value` is known only inside a transformation such as `jit`."""
-    return isinstance(value, jax.core.Tracer)
+def as_array(name: str, value: Any, expected: str) -> Any:
+    """Returns an array as it is, and anything else as numpy has it; or raises ValueError."""
+    if isinstance(value, jax.Array):
+        return value
+    try:
+        return np.asarray(value)
+    except Exception as error:  # ragged lists, or objects that refuse
+        raise ValueError(f"{name} is no array; give {expected}.") from error
 
 
-def check_ids(name: str, ids: Any, shape: tuple[str, ...] | str, vocab_size: int) -> jax.Array:
+def check_ids(
+    name: str,
+    ids: Any,
+    shape: tuple[str, ...] | str,
+    vocab_size: int,
+    pad_id: int | None = None,
+) -> jax.Array:
     """Checks token ids and returns them as an array.
 
     Args:
         name: what the ids are called in messages.
-        ids: the token ids.
+        ids: the token ids, an array or nested lists.
         shape: names of the axes, such as ("B", "S").
         vocab_size: ids must be in [0, vocab_size); checked when the values are known.
+        pad_id: padding, which may stand behind the tokens only; checked likewise.
+
+    Returns:
+        A signed integer array of at most 32 bits.
 
     Raises:
-        ValueError: wrong number of axes, an empty axis, not integers, or ids out of range.
+        ValueError: wrong number of axes, an empty axis, not integers, ids out of range, or
+            padding before a token.
     """
-    ids = ids if is_traced(ids) else jnp.asarray(ids)
     expected = f"[{', '.join(shape)}]"
+    ids = as_array(name, ids, f"int ids of shape {expected}")
     if ids.ndim != len(shape):
         raise ValueError(f"{name} has shape {ids.shape}; give int ids of shape {expected}.")
     if 0 in ids.shape:
@@ -39,6 +56,7 @@ def check_ids(name: str, ids: Any, shape: tuple[str, ...] | str, vocab_size: int
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise ValueError(f"{name} has dtype {ids.dtype}; token ids must be integers.")
     if not is_traced(ids):
+        # Looked at before the conversion to 32 bits, which would wrap what does not fit.
         values = np.asarray(ids)
         low, high = int(values.min()), int(values.max())
         if low < 0 or high >= vocab_size:
@@ -46,7 +64,26 @@ def check_ids(name: str, ids: Any, shape: tuple[str, ...] | str, vocab_size: int
                 f"{name} holds ids from {low} to {high}; the model's vocabulary is "
                 f"[0, {vocab_size}). Is this the tokenizer of this model?"
             )
-    return ids
+        if pad_id is not None:
+            padding = values == pad_id
+            before_token = padding[..., :-1] & ~padding[..., 1:]
+            if before_token.any():
+                row = tuple(int(i) for i in np.argwhere(before_token)[0][:-1])
+                raise ValueError(
+                    f"{name}{list(row)} has padding, pad_id={pad_id}, before a token; pad on the "
+                    "right, and leave the id out of the text."
+                )
+    is_small = jnp.issubdtype(ids.dtype, jnp.signedinteger) and ids.dtype.itemsize <= 4
+    ids = ids if is_small else ids.astype(np.int32)
+    return ids if isinstance(ids, jax.Array) else jax.device_put(ids)  # asarray would compile
+
+
+def check_key(key: Any) -> None:
+    """Raises ValueError unless `key` is one JAX random key, of the new kind or the old."""
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    is_new = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
+    is_old = dtype == np.uint32 and shape is not None and len(shape) == 1 and shape[0] in (2, 4)
+    require(is_new or is_old, f"key={key!r} must be one JAX random key: jax.random.key(0).")
 
 
 def check_length(name: str, length: int, prefix_length: int, max_positions: int) -> None:
@@ -79,10 +116,10 @@ def check_memory(memory: Any, expected: Any) -> None:
                 f"memory has an array of shape {jnp.shape(given)} where this model and batch need "
                 f"{want.shape}."
             )
-        is_float = [jnp.issubdtype(jnp.result_type(x), jnp.floating) for x in (given, want)]
-        if is_float[0] != is_float[1]:
-            kind = "floating" if is_float[1] else "an integer"
-            raise ValueError(f"memory has dtype {jnp.result_type(given)}; it must be {kind}.")
+        dtype = given.dtype if hasattr(given, "dtype") else np.asarray(given).dtype
+        kind = jnp.floating if jnp.issubdtype(want.dtype, jnp.floating) else jnp.integer
+        if not jnp.issubdtype(dtype, kind):
+            raise ValueError(f"memory has dtype {dtype}; it must be {kind.__name__}.")
         if not is_traced(given) and not np.isfinite(np.asarray(given, np.float32)).all():
             raise ValueError(
                 "memory holds NaN or infinite values; the WRITE that made it diverged. Use a "
@@ -97,8 +134,13 @@ def check_params(params: Mapping[str, Any], expected: Mapping[str, Any]) -> None
         params: nested dict of arrays.
         expected: nested dict of arrays or `jax.ShapeDtypeStruct`.
     """
+    require(
+        isinstance(params, Mapping),
+        f"the parameters are a {type(params).__name__}; give the nested dict that init returned.",
+    )
     shapes = lambda tree: {
-        path: tuple(jnp.shape(x)) for path, x in flatten_dict(tree, sep="/").items()
+        "/".join(map(str, path)): getattr(x, "shape", type(x).__name__)
+        for path, x in flatten_dict(tree).items()
     }
     found, wanted = shapes(params), shapes(expected)
     problems = [f"there is no {path!r}" for path in wanted if path not in found]
@@ -126,18 +168,38 @@ def resolve_steps(
     Raises:
         ValueError: K is no whole number, negative, above its bound, or traced without one.
     """
+    if max_steps is not None and not is_traced(max_steps):
+        max_steps = _bounded("max_steps", require_integer("max_steps", max_steps, 0))
     if is_traced(num_steps) or is_traced(max_steps):
         require(
             max_steps is not None and not is_traced(max_steps),
             "num_steps is traced: mark it static (static_argnames='num_steps'), or give a static "
             "max_steps as its upper bound.",
         )
-        require_integer("max_steps", max_steps, 0)
-        return int(max_steps or 0), jnp.asarray(num_steps)
-    steps = num_steps.item() if hasattr(num_steps, "item") else num_steps
-    require_integer("num_steps", steps, 0)
+        traced = jnp.asarray(num_steps)
+        require(
+            traced.shape == () and jnp.issubdtype(traced.dtype, jnp.integer),
+            f"num_steps has shape {traced.shape} and dtype {traced.dtype}; give one whole number.",
+        )
+        return int(max_steps or 0), traced
+    steps = _bounded("num_steps", require_integer("num_steps", num_steps, 0))
     require(
         max_steps is None or steps <= max_steps,
         f"num_steps={steps} is greater than max_steps={max_steps}.",
     )
     return steps, None
+
+
+def _bounded(name: str, steps: int) -> int:
+    require(steps < 2**31, f"{name}={steps} is more than any WRITE can take; it must be < 2**31.")
+    return steps
+
+
+def check_tolerance(name: str, value: Any) -> None:
+    """Raises ValueError unless `value` is None or one number, which may be traced, but not NaN."""
+    if is_traced(value):
+        require(value.shape == (), f"{name} has shape {value.shape}; give one number.")
+    elif value is not None:
+        value = plain(name, value)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        require(is_number and not math.isnan(value), f"{name}={value!r} must be a number, or None.")

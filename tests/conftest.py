@@ -1,6 +1,7 @@
 """Settings of every test: CPU, eight simulated devices, little time spent on optimising code."""
 
 import os
+import sys
 
 _FLAGS = ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS]).strip()
@@ -29,3 +30,10 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(autouse=True)
 def _clear_trace_counts():
     chex.clear_trace_counter()
+
+
+def pytest_terminal_summary(terminalreporter):
+    bad_inputs = sys.modules.get("tests.bad_inputs")
+    if bad_inputs:
+        tried = ", ".join(f"{count} {name}" for name, count in bad_inputs.TRIED.items())
+        terminalreporter.write_line(f"bad inputs tried: {bad_inputs.TRIED.total()} ({tried})")

@@ -162,7 +162,7 @@ class MemoryFileTest(parameterized.TestCase):
         model, params, memory = written()
         save_memory(self.path, memory, model, params)
         before = self.path.read_bytes()
-        with self.assertRaises(TypeError):
+        with self.assertRaisesRegex(ValueError, "what JSON has"):
             save_memory(self.path, memory, model, params, notes={"x": object()})
         with self.assertRaises(OSError):
             save_memory(self.path.parent, memory, model, params)

@@ -11,6 +11,7 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
+from gradmem_jax.checks import check_fields
 from gradmem_jax.config import require, require_choice, require_integer, require_number
 from gradmem_jax.data.tokenizer import PAD_ID, STRUCTURE, CharTokenizer, kv_alphabet, kv_tokenizer
 from gradmem_jax.losses import IGNORE
@@ -61,9 +62,11 @@ class KVRetrievalConfig:
     num_samples: int = 2**31 - 1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("num_pairs", "key_length", "value_length", "num_samples"):
             require_integer(name, getattr(self, name), 1)
         require_integer("queries_per_context", self.queries_per_context, 1)
+        require(self.num_samples < 2**31, f"num_samples={self.num_samples} must be below 2**31.")
         require_integer("seed", self.seed, 0)
         require(self.seed < 2**62, f"seed={self.seed} must be below 2**62.")
         require_choice("split", self.split, _SPLITS)

@@ -11,6 +11,7 @@ from typing import SupportsIndex
 
 import numpy as np
 
+from gradmem_jax.checks import check_fields
 from gradmem_jax.config import require, require_choice, require_integer
 from gradmem_jax.data.records import SPLITS, Record
 from gradmem_jax.data.text_source import encode_target, length_buckets
@@ -56,8 +57,10 @@ class PhoneBookConfig:
     num_samples: int = 2**31 - 1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("num_entries", "queries_per_context", "num_samples"):
             require_integer(name, getattr(self, name), 1)
+        require(self.num_samples < 2**31, f"num_samples={self.num_samples} must be below 2**31.")
         require_integer("seed", self.seed, 0)
         require(self.seed < 2**60, f"seed={self.seed} must be below 2**60.")
         num_names = len(FIRST_NAMES) * len(LAST_NAMES)

@@ -6,6 +6,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from gradmem_jax.checks import require_instance
 from gradmem_jax.config import require, require_integer
 from gradmem_jax.data.task import Task
 from gradmem_jax.losses import IGNORE
@@ -55,6 +56,23 @@ def make_iterator(
     """
     require_integer("batch_size", batch_size, 1)
     require_integer("num_shards", num_shards, 1)
+    require_integer("shard_index", shard_index, 0)
+    require_integer("num_threads", num_threads, 0)
+    require_integer("prefetch", prefetch, 1)
+    require_instance("repeat", repeat, bool)
+    require_instance("pad_last", pad_last, bool)
+    if shuffle_seed is not None:
+        require_integer("shuffle_seed", shuffle_seed, 0)
+        require(shuffle_seed < 2**32, f"shuffle_seed={shuffle_seed} must be below 2**32.")
+    require(
+        hasattr(source, "__len__") and hasattr(source, "__getitem__"),
+        f"source={source!r} is no random-access source; it needs __len__ and __getitem__, as "
+        "task.source(split) has.",
+    )
+    require(
+        task is None or hasattr(task, "context_buckets"),
+        f"task={task!r} is no task; give what the source was made by.",
+    )
     require(
         0 <= shard_index < num_shards,
         f"shard_index={shard_index} must be in [0, num_shards={num_shards}).",

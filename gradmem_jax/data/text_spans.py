@@ -39,6 +39,7 @@ class TextSpansConfig(TextTask):
     folder_name: ClassVar[str] = "pg19"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_integer("num_tokens", self.num_tokens, 1)
         require_integer("max_characters", self.max_characters, 1)
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from gradmem_jax.checks import check_fields
 from gradmem_jax.config import require, require_choice, require_integer
 from gradmem_jax.data.records import SPLITS, Record, Records, data_folder, log_skipped
 from gradmem_jax.data.text_source import TextSource, length_buckets, question_source
@@ -33,6 +34,9 @@ class TextTask:
 
     folder_name: ClassVar[str] = ""
     urls: ClassVar[dict[str, str]] = {}
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def records_name(self) -> str:
@@ -146,6 +150,7 @@ class QuestionTask(TextTask):
     long_contexts: str = "skip"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.max_context_tokens is not None:
             require_integer("max_context_tokens", self.max_context_tokens, 1)
         require_choice("long_contexts", self.long_contexts, ("skip", "error"))

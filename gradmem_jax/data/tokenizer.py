@@ -9,6 +9,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from gradmem_jax.checks import check_fields, require_integer
+
 SPECIALS = ("[PAD]", "[BOS]", "[EOS]", "[UNK]")
 PAD_ID, UNKNOWN_ID = 0, 3
 STRUCTURE = "!?:|"
@@ -33,6 +35,7 @@ class CharTokenizer:
     symbols: str
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.symbols or len(set(self.symbols)) != len(self.symbols):
             raise ValueError(f"symbols={self.symbols!r} must be different characters, one or more.")
 
@@ -102,7 +105,8 @@ def kv_alphabet(alphabet_size: int) -> str:
     Raises:
         ValueError: there are not so many.
     """
-    if not 1 <= alphabet_size <= MAX_ALPHABET_SIZE:
+    alphabet_size = require_integer("alphabet_size", alphabet_size, 1)
+    if alphabet_size > MAX_ALPHABET_SIZE:
         raise ValueError(f"alphabet_size={alphabet_size} must be in [1, {MAX_ALPHABET_SIZE}].")
     return (_BASE_ALPHABET + _extra_symbols())[:alphabet_size]
 

@@ -44,6 +44,7 @@ class WikiTextConfig(TextTask):
     }
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_integer("context_length", self.context_length, 1)
         require_integer("target_length", self.target_length, 1)
         files = self._files

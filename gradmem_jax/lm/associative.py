@@ -46,6 +46,8 @@ class AssociativeFields(TransformerConfig):
         feature_order: nu of the feature map DPFP-nu, which makes 2 * nu * d_mem features.
     """
 
+    keeps: ClassVar[str] = "associations"
+
     memory_width: int = 64
     feature_order: int = 3
 

@@ -9,7 +9,7 @@ attention, through silu and normalised, without positions. Momentum over chunks 
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,8 @@ class LaCTConfig(LlamaConfig):
         inner_learning_rate: learning rate of a token at the start of training.
         muon: whether the gradient of a step is made orthogonal.
     """
+
+    keeps: ClassVar[str] = "fast weights"
 
     num_fast_heads: int = 2
     fast_expand: int = 1

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,8 @@ class MambaConfig(LMConfig):
         chunk_size: tokens that the parallel scan takes at once; bounds memory, not the result.
         max_positions: there are none, so by default no sequence is too long.
     """
+
+    keeps: ClassVar[str] = "a state"
 
     state_size: int = 16
     conv_size: int = 4

@@ -1,7 +1,7 @@
 """Mamba-2: state space duality (Dao and Gu, 2024, arXiv 2405.21060)."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,8 @@ class Mamba2Config(LMConfig):
         chunk_size: tokens that are taken at once, as in attention; bounds memory, not the result.
         max_positions: there are none, so by default no sequence is too long.
     """
+
+    keeps: ClassVar[str] = "a state"
 
     state_size: int = 64
     conv_size: int = 4

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,8 @@ class TTTLinearConfig(LMConfig):
         rope_base: base of the rotary frequencies.
         max_positions: there are none, so by default no sequence is too long.
     """
+
+    keeps: ClassVar[str] = "a state"
 
     num_heads: int = 4
     mlp_width: int | None = None

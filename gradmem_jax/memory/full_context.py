@@ -5,12 +5,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from gradmem_jax.checks import is_traced, require
 from gradmem_jax.config import MemoryConfig, TransformerConfig
 from gradmem_jax.lm.attention import KVCache, make_cache
 from gradmem_jax.memory.inner_loop import WriteInfo
 from gradmem_jax.memory.interface import Memory, MemoryModel, Params
-from gradmem_jax.validation import check_memory
+from gradmem_jax.validation import check_length, check_memory
 
 
 class ContextMemory(NamedTuple):
@@ -78,12 +80,15 @@ class FullContext(MemoryModel):
             ValueError: wrong shapes, ids outside the vocabulary, a context longer than the model's
                 positions, or a wrong number of steps.
         """
-        if memory is None:
-            memory = self._empty(jnp.shape(context_ids)[0])
-        else:
-            self.check_memory(params, memory, jnp.shape(context_ids)[0])
-        context_ids = self.check_context(context_ids, memory.keys.shape[2])
         kept = self.resolve_steps(num_steps, max_steps)[1] > 0
+        context_ids = self.check_context(params, context_ids, 0)
+        batch_size, length = context_ids.shape
+        if memory is None:
+            memory = self._empty(batch_size)
+        else:
+            self.check_memory(params, memory, batch_size)
+        positions = self.num_memory_positions(memory)
+        check_length("context_ids", length, positions, self.config.lm.max_positions)
         lengths = jnp.where(kept, self.query_lengths(context_ids), 0)
         hidden, cache = self.apply_lm(
             params,
@@ -103,8 +108,15 @@ class FullContext(MemoryModel):
 
     def check_memory(self, params: Params, memory: Memory, batch_size: int) -> None:
         """Raises ValueError unless `memory` is one of this model, for `batch_size` samples."""
-        length = jnp.shape(memory.keys)[2] if isinstance(memory, ContextMemory) else 1
+        is_one = isinstance(memory, ContextMemory) and jnp.ndim(memory.keys) == 5
+        length = jnp.shape(memory.keys)[2] if is_one else 1
         check_memory(memory, jax.eval_shape(lambda: self._empty(batch_size, length)))
+        if not is_traced(memory.length):
+            lengths = np.asarray(memory.length)
+            require(
+                bool((lengths >= 0).all() and (lengths <= length).all()),
+                f"memory.length={lengths.tolist()} must be in [0, {length}], the tokens it holds.",
+            )
 
     def num_memory_positions(self, memory: Memory) -> int:
         """Positions before the first query token, padding included."""

@@ -17,6 +17,7 @@ from gradmem_jax.memory.inner_loop import (
 )
 from gradmem_jax.memory.interface import Params
 from gradmem_jax.memory.prefix import PrefixMemory
+from gradmem_jax.validation import check_tolerance
 
 
 class ProjectedMemory(NamedTuple):
@@ -58,7 +59,14 @@ class GradMem(PrefixMemory):
     write_optimizer: optax.GradientTransformation | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         c = self.config
+        require(
+            self.write_optimizer is None
+            or isinstance(self.write_optimizer, optax.GradientTransformation),
+            f"write_optimizer={self.write_optimizer!r} must be an optax transformation such as "
+            "optax.adam(0.1, eps_root=1e-8), or None.",
+        )
         require(
             self.write_optimizer is None or c.learned_write_learning_rate == "none",
             "write_optimizer carries its own learning rate: set learned_write_learning_rate="
@@ -142,8 +150,9 @@ class GradMem(PrefixMemory):
                 positions, or a wrong number of steps.
         """
         c = self.config
-        start, context_ids = self.check_write(params, memory, context_ids)
+        check_tolerance("loss_tolerance", loss_tolerance)
         steps, last = self.resolve_steps(num_steps, max_steps)
+        start, context_ids = self.check_write(params, memory, context_ids)
         if c.gradient_mode == "none":
             start = jax.lax.stop_gradient(start)
         embeddings = self.embed(params, context_ids)

@@ -1,17 +1,33 @@
 """What every way of writing a memory answers: `init`, `write_memory`, `read_memory`."""
 
 import dataclasses
+import functools
+import typing
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradmem_jax.config import LMConfig, MemoryConfig, TransformerConfig, require
+from gradmem_jax.checks import require_instance
+from gradmem_jax.config import (
+    LMConfig,
+    MemoryConfig,
+    TransformerConfig,
+    require,
+    require_integer,
+)
 from gradmem_jax.lm.families import make_lm
 from gradmem_jax.losses import IGNORE, token_losses
 from gradmem_jax.memory.inner_loop import WriteInfo
-from gradmem_jax.validation import check_ids, check_length, check_params, resolve_steps
+from gradmem_jax.validation import (
+    as_array,
+    check_ids,
+    check_key,
+    check_length,
+    check_params,
+    resolve_steps,
+)
 
 Params = dict[str, Any]
 Memory = Any
@@ -24,7 +40,12 @@ def memory_floats(memory: Memory) -> int:
     Args:
         memory: a memory of B samples, or its shapes from `jax.eval_shape`.
     """
-    leaves = [x for x in jax.tree.leaves(memory) if jnp.issubdtype(x.dtype, jnp.floating)]
+    leaves = jax.tree.leaves(memory)
+    require(
+        bool(leaves) and all(getattr(x, "shape", ()) for x in leaves),
+        f"memory={memory!r} must have arrays with a leading batch axis, as write_memory returns.",
+    )
+    leaves = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
     return sum(int(np.prod(x.shape[1:])) for x in leaves)
 
 
@@ -43,12 +64,18 @@ def kv_cache_floats(config: LMConfig, num_tokens: int) -> int:
         f"a language model with {type(config).__name__} keeps no key-value cache.",
     )
     assert isinstance(config, TransformerConfig)
+    num_tokens = require_integer("num_tokens", num_tokens, 0)
     return 2 * config.num_layers * config.kv_heads * config.head_size * num_tokens
 
 
 def swap_batch_and_layers(tree: Any) -> Any:
     """Leaves [B, L, ...], as a memory has them, as [L, B, ...], as layers have them, and back."""
     return jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tree)
+
+
+@functools.lru_cache(maxsize=64)
+def _param_shapes(model: "MemoryModel") -> Params:
+    return jax.eval_shape(lambda: model.init(jax.random.key(0)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +90,10 @@ class MemoryModel:
 
     config: MemoryConfig
 
+    def __post_init__(self) -> None:
+        kind = typing.get_type_hints(type(self))["config"]
+        require_instance("config", self.config, kind)
+
     @property
     def write_positions(self) -> int:
         """Positions that a WRITE needs beside the tokens of the context."""
@@ -75,6 +106,7 @@ class MemoryModel:
 
     def init_lm(self, key: jax.Array, lm_params: Params | None = None) -> Params:
         """Draws the parameters of the language model, or takes those given; see `init`."""
+        check_key(key)
         draw = lambda: self.lm.init(key, jnp.zeros((1, 1), jnp.int32), method="everything")
         if lm_params is None:
             return draw()["params"]
@@ -247,18 +279,28 @@ class MemoryModel:
         read = lambda ids: self.read_logits(params, memory, ids)[0]
         return read(query_ids) if query_ids.ndim == 2 else jax.vmap(read, 1, 1)(query_ids)
 
-    def check_context(self, context_ids: jax.typing.ArrayLike, positions: int) -> jax.Array:
-        """Returns context_ids as int [B, S], or refuses them.
+    def check_params(self, params: Params) -> None:
+        """Raises ValueError unless `params` are those of `init`; more beside them do no harm."""
+        shapes = _param_shapes(self)
+        own = {n: params[n] for n in shapes if n in params} if isinstance(params, dict) else params
+        check_params(own, shapes)
+
+    def check_context(
+        self, params: Params, context_ids: jax.typing.ArrayLike, positions: int
+    ) -> jax.Array:
+        """Returns context_ids as int [B, S], or refuses them or the parameters.
 
         Args:
+            params: parameters of `init`.
             context_ids: int [B, S].
             positions: what the WRITE needs beside the context.
 
         Raises:
             ValueError: wrong shapes, ids outside the vocabulary, or a context too long.
         """
-        lm = self.config.lm
-        context_ids = check_ids("context_ids", context_ids, ("B", "S"), lm.vocab_size)
+        lm, pad_id = self.config.lm, self.config.pad_id
+        self.check_params(params)
+        context_ids = check_ids("context_ids", context_ids, ("B", "S"), lm.vocab_size, pad_id)
         check_length("context_ids", context_ids.shape[1], positions, lm.max_positions)
         return context_ids
 
@@ -275,9 +317,11 @@ class MemoryModel:
         Raises:
             ValueError: wrong shapes, or ids outside the vocabulary.
         """
-        lm = self.config.lm
-        axes = ("B", "R", "Q") if jnp.ndim(query_ids) == 3 else ("B", "Q")
-        query_ids = check_ids("query_ids", query_ids, axes, lm.vocab_size)
+        lm, pad_id = self.config.lm, self.config.pad_id
+        self.check_params(params)
+        query_ids = as_array("query_ids", query_ids, "int ids of shape [B, Q] or [B, R, Q]")
+        axes = ("B", "R", "Q") if np.ndim(query_ids) == 3 else ("B", "Q")
+        query_ids = check_ids("query_ids", query_ids, axes, lm.vocab_size, pad_id)
         self.check_memory(params, memory, query_ids.shape[0])
         positions = self.num_memory_positions(memory)
         check_length("query_ids", query_ids.shape[-1], positions, lm.max_positions)

@@ -13,6 +13,7 @@ from gradmem_jax.config import GradMemConfig, TransformerConfig, require, requir
 from gradmem_jax.lm.attention import KVCache, make_cache
 from gradmem_jax.memory.gradient import GradMem
 from gradmem_jax.memory.interface import Params
+from gradmem_jax.validation import check_key
 
 
 class KVMemory(NamedTuple):
@@ -69,6 +70,7 @@ class KVPrefix(GradMem):
 
     def init(self, key: jax.Array, lm_params: Params | None = None) -> Params:
         """Draws all parameters: those of GradMem, "initial_memory" being {"keys", "values"}."""
+        check_key(key)
         c = self.config
         shape = (c.lm.num_layers, c.num_memory_tokens, c.lm.kv_heads, c.lm.head_size)
         own_key, memory_key = jax.random.split(key)

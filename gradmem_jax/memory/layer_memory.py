@@ -1,7 +1,7 @@
 """Memories in the layers of a Transformer, renewed by reading the context: ARMT and LaCT."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from gradmem_jax.config import MemoryConfig, require_integer, require_number
 from gradmem_jax.lm.associative import AssociativeFields, adopt_transformer
 from gradmem_jax.memory.inner_loop import WriteInfo
 from gradmem_jax.memory.interface import Memory, MemoryModel, Params, swap_batch_and_layers
-from gradmem_jax.validation import check_memory
+from gradmem_jax.validation import check_key, check_memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +23,8 @@ class LayerMemoryConfig(MemoryConfig):
     Attributes:
         memory_init_std: deviation of the normal distribution that learned vectors start from.
     """
+
+    lm_keeps: ClassVar[str] = "fast weights"
 
     memory_init_std: float = 0.02
 
@@ -43,6 +45,8 @@ class ARMTConfig(LayerMemoryConfig):
     Attributes:
         num_memory_tokens: m.
     """
+
+    lm_keeps: ClassVar[str] = "associations"
 
     lm: AssociativeFields
     num_memory_tokens: int = 8
@@ -81,6 +85,7 @@ class LayerMemory(MemoryModel):
         Returns:
             Nested dict: "lm", "read_start" [1, d] and, for ARMT, "memory_tokens" [m, d].
         """
+        check_key(key)
         c = self.config
         lm_key, token_key, start_key = jax.random.split(key, 3)
         draw = lambda key, rows: (
@@ -131,9 +136,9 @@ class LayerMemory(MemoryModel):
                 positions, or a wrong number of steps.
         """
         c = self.config
-        context_ids = self.check_context(context_ids, self.write_positions)
-        batch_size = len(context_ids)
         steps, last = self.resolve_steps(num_steps, max_steps)
+        context_ids = self.check_context(params, context_ids, self.write_positions)
+        batch_size = len(context_ids)
         if memory is None:
             start = self._first_memory(params, batch_size)
         else:

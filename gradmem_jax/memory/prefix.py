@@ -10,7 +10,7 @@ from gradmem_jax.lm.attention import KVCache
 from gradmem_jax.lm.lora import init_lora, merge_lora
 from gradmem_jax.losses import IGNORE, token_losses
 from gradmem_jax.memory.interface import Memory, MemoryModel, Params
-from gradmem_jax.validation import check_memory
+from gradmem_jax.validation import check_key, check_memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,7 @@ class PrefixMemory(MemoryModel):
             Nested dict: "lm", "initial_memory" [m, d] and, if configured, "write_head" [d, V],
             "control" (write_start, write_end, read_start, read_end, each [c, d]) and "write_lora".
         """
+        check_key(key)
         c = self.config
         lm_key, memory_key, control_key = jax.random.split(key, 3)
         lora_key = jax.random.fold_in(key, 3)
@@ -135,7 +136,7 @@ class PrefixMemory(MemoryModel):
         Raises:
             ValueError: wrong shapes, or ids outside the vocabulary.
         """
-        context_ids = self.check_context(context_ids, self.write_positions)
+        context_ids = self.check_context(params, context_ids, self.write_positions)
         batch_size = context_ids.shape[0]
         if memory is None:
             return self.initial_memory(params, batch_size), context_ids

@@ -151,8 +151,8 @@ class RMT(PrefixMemory):
                 positions, or a wrong number of steps.
         """
         c = self.config
-        start, context_ids = self.check_write(params, memory, context_ids)
         steps, last = self.resolve_steps(num_steps, max_steps)
+        start, context_ids = self.check_write(params, memory, context_ids)
         batch_size = context_ids.shape[0]
         params = self.write_params(params)
         embeddings = self.embed(params, context_ids)

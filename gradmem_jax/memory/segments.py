@@ -5,8 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gradmem_jax.checks import require_instance
 from gradmem_jax.memory.inner_loop import WriteInfo
 from gradmem_jax.memory.interface import Memory, MemoryModel, Params
+from gradmem_jax.validation import as_array, check_ids
 
 
 def write_context(
@@ -29,9 +31,16 @@ def write_context(
     Raises:
         ValueError: what `write_memory` refuses.
     """
-    if jnp.ndim(context_ids) != 3:
+    require_instance("model", model, MemoryModel)
+    context_ids = as_array("context_ids", context_ids, "int ids of shape [B, S] or [B, T, S]")
+    if context_ids.ndim != 3:
         return model.write_memory(params, context_ids, **options)
-    segments = jnp.moveaxis(jnp.asarray(context_ids), 1, 0)
+    c = model.config
+    # All segments at once: those behind the first are traced, and no one looks at them again.
+    context_ids = check_ids("context_ids", context_ids, ("B", "T", "S"), c.lm.vocab_size, c.pad_id)
+    shape = jax.ShapeDtypeStruct((len(context_ids), context_ids.shape[2]), jnp.int32)
+    jax.eval_shape(lambda ids: model.write_memory(params, ids, **options), shape)
+    segments = jnp.moveaxis(context_ids, 1, 0)
 
     def write(memory: Memory, ids: jax.Array) -> tuple[Memory, WriteInfo]:
         return model.write_memory(params, ids, memory=memory, **options)

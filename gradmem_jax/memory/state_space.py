@@ -1,7 +1,7 @@
 """The state of a recurrent language model after the context is the memory: Mamba, TTT-Linear."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,8 @@ class StateSpaceConfig(MemoryConfig):
 
     There is one WRITE step, the pass over the context. With K = 0 the memory is the first state.
     """
+
+    lm_keeps: ClassVar[str] = "a state"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +72,10 @@ class StateSpace(MemoryModel):
         Raises:
             ValueError: wrong shapes, ids outside the vocabulary, or a wrong number of steps.
         """
-        context_ids = self.check_context(context_ids, self.write_positions)
+        kept = self.resolve_steps(num_steps, max_steps)[1] > 0
+        context_ids = self.check_context(params, context_ids, self.write_positions)
         if memory is not None:
             self.check_memory(params, memory, len(context_ids))
-        kept = self.resolve_steps(num_steps, max_steps)[1] > 0
         written = self._run(params, context_ids, memory, kept)
         taken = jnp.full(len(context_ids), kept, jnp.int32)
         return written, WriteInfo(jnp.zeros((0, len(context_ids))), (), taken)

@@ -1,7 +1,6 @@
 """GradMem that starts from a forward write: RMT's output first, gradient steps after it."""
 
 import dataclasses
-from typing import Any
 
 import jax
 
@@ -10,6 +9,7 @@ from gradmem_jax.memory.gradient import GradMem
 from gradmem_jax.memory.inner_loop import WriteInfo
 from gradmem_jax.memory.interface import Memory, Params
 from gradmem_jax.memory.recurrent import RMT, RMTConfig
+from gradmem_jax.validation import check_tolerance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +42,14 @@ class WarmStart(GradMem):
         context_ids: jax.Array,
         *,
         memory: Memory | None = None,
-        **options: Any,
+        num_steps: int | jax.Array | None = None,
+        max_steps: int | None = None,
+        loss_tolerance: jax.Array | float | None = None,
     ) -> tuple[Memory, WriteInfo]:
         """Forward passes, then gradient steps; see `GradMem.write_memory` for the arguments."""
         c = self.config
+        check_tolerance("loss_tolerance", loss_tolerance)
+        self.resolve_steps(num_steps, max_steps)
         forward = RMT(
             RMTConfig(
                 lm=c.lm,
@@ -60,4 +64,11 @@ class WarmStart(GradMem):
             )
         )
         memory, _ = forward.write_memory(params, context_ids, memory=memory)
-        return super().write_memory(params, context_ids, memory=memory, **options)
+        return super().write_memory(
+            params,
+            context_ids,
+            memory=memory,
+            num_steps=num_steps,
+            max_steps=max_steps,
+            loss_tolerance=loss_tolerance,
+        )

@@ -1,0 +1,131 @@
+"""Checks of single values and of a dataclass's fields; every message says what is allowed."""
+
+import dataclasses
+import functools
+import math
+import os
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises ValueError with `message` unless `condition` holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def is_traced(value: Any) -> bool:
+    """Whether `value` is known only inside a transformation such as `jit`."""
+    return isinstance(value, jax.core.Tracer)
+
+
+def plain(name: str, value: Any) -> Any:
+    """Returns a scalar of numpy or JAX as Python's own, and anything else as it is.
+
+    Raises:
+        ValueError: `value` is traced.
+    """
+    require(
+        not is_traced(value),
+        f"{name} is traced, but its value is needed to compile: mark it static "
+        f"(static_argnames={name!r}).",
+    )
+    is_scalar = getattr(value, "shape", None) == () and hasattr(value, "item")
+    is_key = is_scalar and jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended)
+    return value.item() if is_scalar and not is_key else value
+
+
+def require_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Raises ValueError unless `value` is one of `choices`, of the same type."""
+    value = plain(name, value)
+    require(
+        any(type(value) is type(choice) and value == choice for choice in choices),
+        f"{name}={value!r} is not known; choose one of {choices}.",
+    )
+
+
+def require_integer(name: str, value: Any, minimum: int) -> int:
+    """Returns a number as int; raises ValueError unless it is whole and at least `minimum`."""
+    value = plain(name, value)
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    require(is_integer and value >= minimum, f"{name}={value!r} must be an integer >= {minimum}.")
+    return value
+
+
+def require_number(name: str, value: Any, *, above: float | None = None) -> float:
+    """Returns a number; raises ValueError unless it is finite, and above `above` if given."""
+    value = plain(name, value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_finite = is_number and (isinstance(value, float) or abs(value) < 2**1023)
+    is_finite = is_finite and math.isfinite(value)
+    require(is_finite, f"{name}={value!r} must be a finite number.")
+    if above is not None:
+        require(value > above, f"{name}={value!r} must be greater than {above}.")
+    return value
+
+
+def require_instance(name: str, value: Any, kind: Any) -> None:
+    """Raises ValueError unless `value` is of a type that the annotation `kind` allows."""
+    require(_fits(value, kind), f"{name}={value!r} must be of type {_type_name(kind)}.")
+
+
+def check_fields(instance: Any) -> None:
+    """Checks that the fields of a frozen dataclass have the types they are declared with.
+
+    Scalars of numpy and JAX become Python's own, paths strings, and lists tuples where a tuple is
+    declared, so that equal configurations are equal, hashable, and the same in JSON.
+
+    Args:
+        instance: the dataclass, in its `__post_init__`.
+
+    Raises:
+        ValueError: a value has another type.
+    """
+    own_type: Any = type(instance)
+    for name, kind in _field_types(own_type).items():
+        given = getattr(instance, name)
+        value = plain(name, given)
+        if typing.get_origin(kind) is tuple and isinstance(value, list):
+            value = tuple(value)
+        if kind is str and isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        require_instance(name, value, kind)
+        if value is not given:
+            object.__setattr__(instance, name, value)
+
+
+@functools.cache
+def _field_types(kind: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def _options(kind: Any) -> Sequence[Any]:
+    is_union = typing.get_origin(kind) in (types.UnionType, typing.Union)
+    return typing.get_args(kind) if is_union else (kind,)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    options = _options(kind)
+    if len(options) > 1:
+        return any(_fits(value, option) for option in options)
+    if kind is Any:
+        return True
+    if typing.get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(
+            _fits(item, typing.get_args(kind)[0]) for item in value
+        )
+    if kind in (int, float):
+        return isinstance(value, int | kind) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _type_name(kind: Any) -> str:
+    return " or ".join(
+        "None" if option is type(None) else getattr(option, "__name__", str(option))
+        for option in _options(kind)
+    )
