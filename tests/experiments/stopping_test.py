@@ -82,6 +82,7 @@ class StoppingTest(parameterized.TestCase):
         with self.assertLogs("experiments", "INFO") as straight:
             summary = train.train(config, self.folder / "straight")
         stops = ((signal_at(3), 2), (signal_in_evaluation(), 4), (signal_at(3), 6))
+        handler = signal.getsignal(signal.SIGINT)
         with self.assertLogs("experiments", "INFO") as stopped:
             for stop, step in stops:
                 with stop, self.assertRaises(Stopped):
@@ -94,7 +95,7 @@ class StoppingTest(parameterized.TestCase):
         lines = lambda logs: re.findall(r"step \d/8 .* write loss [\d.]+", "\n".join(logs.output))
         self.assertLen(lines(straight), 2)
         self.assertEqual(lines(straight), lines(stopped))
-        self.assertEqual(signal.getsignal(signal.SIGINT), signal.default_int_handler)
+        self.assertEqual(signal.getsignal(signal.SIGINT), handler)
 
     @parameterized.parameters((0.0, False), (1.1, True))
     def test_second_signal_ends_at_once(self, pause, ends):
