@@ -77,7 +77,7 @@ def build_lm(config: ConfigDict, task: Task) -> LMConfig:
     require(
         task.vocab_size <= lm.vocab_size,
         f"the tokenizer has {task.vocab_size} ids, pretrained={config.pretrained!r} has "
-        f"{lm.vocab_size}; leave data.tokenizer empty to use the model's own.",
+        f"{lm.vocab_size}; leave data.tokenizer_path empty to use the model's own.",
     )
     return associative_config(lm) if method.lm is AssociativeConfig else lm
 
