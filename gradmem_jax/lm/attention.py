@@ -26,6 +26,10 @@ class KVCache(NamedTuple):
 
 CachedKV = tuple[jax.Array, jax.Array] | None
 
+MIN_BLOCK = 64  # queries in a block of causal attention: smaller ones skip more, but cost more calls
+MAX_BLOCKS = 8
+LONGEST_SAVED = 1024  # beyond it backward passes compute a block again, not keep its weights
+
 
 def rotary_frequencies(
     head_width: int, base: float, scaling: RopeScaling | None = None
@@ -67,7 +71,9 @@ def rotate(x: jax.Array, positions: jax.Array, frequencies: np.ndarray) -> jax.A
     return rotated.astype(x.dtype)
 
 
-def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+def attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None
+) -> jax.Array:
     """Softmax attention that can be differentiated any number of times, in any mode and dtype.
 
     `jax.nn.dot_product_attention` rounds to float32 even what is float64, which would hide errors
@@ -77,18 +83,45 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) 
         query: [B, S, H, Dh].
         key: [B, T, Hkv, Dh], Hkv divides H.
         value: [B, T, Hkv, Dh].
-        mask: bool, broadcastable to [B, 1, S, T], true where a query sees a key.
+        mask: bool, broadcastable to [B, 1, S, T], true where a query sees a key. None is causal
+            self-attention, S = T: queries go in blocks that skip the keys behind them.
 
     Returns:
         [B, S, H, Dh], dtype of query.
     """
-    kv_heads, head_width = key.shape[-2:]
-    grouped = query.reshape(*query.shape[:2], kv_heads, -1, head_width)
+    length, kv_heads = query.shape[1], key.shape[2]
+    grouped = query.reshape(*query.shape[:2], kv_heads, -1, query.shape[-1])
+    grouped = jnp.moveaxis(grouped, 1, 3)
+    key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
+    if mask is not None:
+        y = _attend_block(grouped, key, value, mask[..., None, :, :])
+    else:
+        size = max(MIN_BLOCK, -(-length // MAX_BLOCKS))
+        block = jax.checkpoint(_attend_block) if length > LONGEST_SAVED else _attend_block
+        parts = []
+        for start in range(0, length, size):
+            end = min(start + size, length)
+            seen = jnp.arange(end) <= jnp.arange(start, end)[:, None]
+            rows = grouped[..., start:end, :]
+            parts.append(block(rows, key[:, :, :end], value[:, :, :end], seen))
+        y = jnp.concatenate(parts, axis=3)
+    return jnp.moveaxis(y, 3, 1).reshape(query.shape)
+
+
+def _attend_block(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+    """Attention of queries [B, Hkv, G, S, Dh] to keys and values [B, Hkv, T, Dh]."""
     dtype = jnp.promote_types(query.dtype, jnp.float32)
-    scores = jnp.einsum("bskgd,btkd->bkgst", grouped, key, preferred_element_type=dtype)
-    scores = jnp.where(mask[..., None, :, :], scores * head_width**-0.5, jnp.finfo(dtype).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return jnp.einsum("bkgst,btkd->bskgd", weights, value).reshape(query.shape)
+    scores = jnp.einsum(
+        "bkgsd,bktd->bkgst", query * query.shape[-1] ** -0.5, key, preferred_element_type=dtype
+    )
+    scores = jnp.where(mask, scores, jnp.finfo(dtype).min)
+    top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))  # the result ignores shifts
+    weights = jnp.exp(scores - top)
+    total = weights.sum(axis=-1, keepdims=True)
+    mixed = jnp.einsum(
+        "bkgst,bktd->bkgsd", weights.astype(value.dtype), value, preferred_element_type=dtype
+    )
+    return (mixed / total).astype(query.dtype)
 
 
 def make_cache(keys: jax.Array, values: jax.Array, length: jax.Array, room: int) -> KVCache:

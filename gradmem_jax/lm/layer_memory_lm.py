@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from gradmem_jax.lm.attention import KVCache
 from gradmem_jax.lm.language_model import PyTree
-from gradmem_jax.lm.transformer import Places, Transformer, find_places
+from gradmem_jax.lm.transformer import Places, Transformer, causal_mask, find_places
 
 
 class Segment(flax.struct.PyTreeNode):
@@ -61,7 +61,8 @@ class LayerMemoryLM(Transformer):
         places = find_places(length, cache)
         if cache is None:
             positions = jnp.cumsum(real, axis=1) - 1
-            places = Places(positions, places.mask & real[:, None, None, :])
+            mask = causal_mask(jnp.arange(length)[None], length) & real[:, None, None, :]
+            places = Places(positions, mask)
         if self.window is not None:
             slots = places.positions[:, None, :, None]
             seen = places.positions if cache is None else jnp.arange(places.mask.shape[-1])[None]

@@ -16,11 +16,11 @@ class Places(NamedTuple):
 
     Attributes:
         positions: int [S] or [B, S].
-        mask: bool, broadcastable to [B, 1, S, T], true where a query sees a key.
+        mask: bool, broadcastable to [B, 1, S, T], true where a query sees a key; None is causal.
     """
 
     positions: jax.Array
-    mask: jax.Array
+    mask: jax.Array | None
 
 
 def find_places(
@@ -30,13 +30,16 @@ def find_places(
     mask: jax.Array | None = None,
 ) -> Places:
     """Positions that go on from the cache, or from 0, and a causal mask, unless they are given."""
-    slots, room = jnp.arange(length)[None], length
+    slots = jnp.arange(length)[None]
     if cache is not None:
-        slots, room = slots + cache.length[:, None], cache.keys.shape[2]
-    return Places(
-        slots if positions is None else positions,
-        jnp.arange(room) <= slots[:, None, :, None] if mask is None else mask,
-    )
+        slots = slots + cache.length[:, None]
+        mask = causal_mask(slots, cache.keys.shape[2]) if mask is None else mask
+    return Places(slots if positions is None else positions, mask)
+
+
+def causal_mask(slots: jax.Array, room: int) -> jax.Array:
+    """Which of `room` keys queries in slots [B, S] see: bool [B, 1, S, room]."""
+    return jnp.arange(room) <= slots[:, None, :, None]
 
 
 def self_attention(

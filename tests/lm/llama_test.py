@@ -105,6 +105,22 @@ class AttentionTest(parameterized.TestCase):
         want = jax.nn.dot_product_attention(query, key, value, mask=mask)
         np.testing.assert_allclose(got, want, atol=1e-6)
 
+    @parameterized.product(length=(1, 150, 1100), kv_heads=(1, 4))
+    def test_causal_in_blocks(self, length, kv_heads):
+        rng = np.random.default_rng(0)
+        query, up, tangent = rng.standard_normal((3, 1, length, 4, 6)).astype(np.float32)
+        key, value = rng.standard_normal((2, 1, length, kv_heads, 6)).astype(np.float32)
+        mask = np.tril(np.ones((length, length), bool))[None, None]
+
+        def second_order(mask):
+            def gradient(query):
+                y, pull = jax.vjp(lambda *a: attend(*a, mask), query, key, value)
+                return y, pull(up)
+
+            return jax.jit(lambda q, t: jax.jvp(gradient, (q,), (t,)))(query, tangent)
+
+        chex.assert_trees_all_close(second_order(None), second_order(mask), atol=3e-5)
+
     def test_only_distances_matter(self):
         rng = np.random.default_rng(0)
         query, key = rng.standard_normal((2, 1, 1, 1, 8)).astype(np.float32)
