@@ -28,7 +28,7 @@ from gradmem_jax.data.kv_retrieval import KVRetrievalConfig
 _NUM_PAIRS = flags.DEFINE_integer("num_pairs", 32, "Pairs N in a context.", lower_bound=1)
 _WRITE_STEPS = flags.DEFINE_list("write_steps", ["2"], "WRITE steps K, one or several.")
 _WHAT = flags.DEFINE_list("what", ["step"], "What is measured: step, inference, or both.")
-_REFERENCE = flags.DEFINE_string("reference", None, "Checkout of the official PyTorch code.")
+_REFERENCE = flags.DEFINE_string("reference", "", "Checkout of the official PyTorch code.")
 _REFERENCE_PYTHON = flags.DEFINE_string(
     "reference_python", sys.executable, "Python that has torch and transformers."
 )
@@ -125,7 +125,7 @@ def main(_: Sequence[str]) -> None:
     }
     some = next(iter(settings.values()))
     threads = children.limit_threads(_THREADS.value)
-    if _REFERENCE.value is not None:
+    if _REFERENCE.value:
         require(some.repeats >= 1, f"--repeats={some.repeats} must be at least 1 to compare.")
         require(some.queries_per_context == 1, "the official code has one query a context.")
         check_reference()
@@ -136,18 +136,19 @@ def main(_: Sequence[str]) -> None:
     for kind in _WHAT.value:
         for k, setting in settings.items():
             measured: dict[str, list[children.Measured]] = {"reference": [], "ours": []}
-            for _ in range(_ROUNDS.value):
-                if _REFERENCE.value is not None:
+            for _round in range(_ROUNDS.value):
+                if _REFERENCE.value:
                     measured["reference"].append(measure_reference(kind, setting))
                     children.report(f"{kind}, K = {k}, official", measured["reference"][-1])
                 measured["ours"].append(children.measure(kind, setting))
                 children.report(f"{kind}, K = {k}", measured["ours"][-1])
-            row = {"what": kind, "write_steps": k, "setting": dataclasses.asdict(setting)}
+            row: dict[str, Any] = {"what": kind, "write_steps": k, "rounds": measured}
             row |= {name: summarise(results) for name, results in measured.items() if results}
-            row |= {"rounds": measured, "gflop_per_second": matmul.get("gflop_per_second")}
+            row["setting"] = dataclasses.asdict(setting)
+            row["gflop_per_second"] = matmul.get("gflop_per_second")
             rows.append(row)
     log.info("%d threads\n%s", threads, table(rows))
-    if _REFERENCE.value is not None:
+    if _REFERENCE.value:
         log.info("against the official code\n%s", comparison(rows))
     if _OUT.value:
         path = pathlib.Path(_OUT.value)

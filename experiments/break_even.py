@@ -29,7 +29,7 @@ _QUERIES = flags.DEFINE_list(
 _THREADS = flags.DEFINE_integer("threads", None, "CPUs to run on; default: all.")
 _OUT = flags.DEFINE_string("out", None, "Path of the results, without suffix.", required=True)
 _setting = define_flags(
-    without=("context_tokens", "queries_per_context", "micro_batches", "meta_gradient", "remat"),
+    without=("context_tokens", "queries_per_context", "meta_gradient", "remat"),
     batch_size=16,
     query_tokens=24,
     write_steps=1,

@@ -55,11 +55,10 @@ def forward_products(lm: LlamaConfig, length: int, predictions: int) -> Products
 
 def sample_products(setting: Setting) -> tuple[Products, Products]:
     """Counts the forward passes of a sample's WRITE, and of one query's READ."""
-    s, config = setting, setting.model_config()
-    prefix = config.prefix_length
+    s, lm, prefix = setting, setting.lm_config(), setting.model_config().prefix_length
     return (
-        forward_products(config.lm, prefix + s.context_tokens - 1, s.context_tokens),
-        forward_products(config.lm, prefix + s.query_tokens, s.query_tokens + 1),
+        forward_products(lm, prefix + s.context_tokens - 1, s.context_tokens),
+        forward_products(lm, prefix + s.query_tokens, s.query_tokens + 1),
     )
 
 

@@ -21,7 +21,7 @@ from absl import app
 from experiments.flops import inference_flops, step_flops
 from experiments.setting import Setting
 from gradmem_jax.checks import require, require_choice
-from gradmem_jax.lm.attention import make_cache
+from gradmem_jax.lm.attention import KVCache, make_cache
 from gradmem_jax.memory.full_context import FullContext, FullContextConfig
 from gradmem_jax.memory.gradient import GradMem
 from gradmem_jax.memory.interface import Params, kv_cache_floats, memory_floats
@@ -90,55 +90,46 @@ def measure_inference(setting: Setting) -> dict[str, Any]:
     batch = jax.device_put(setting.batch())
     params = jax.jit(model.init)(jax.random.key(0))
 
-    def answer(part: dict[str, jax.Array]) -> jax.Array:
+    def answer(params: Params, part: dict[str, jax.Array]) -> jax.Array:
         memory, _ = model.write_memory(params, part["context_ids"])
         return model.read_memory(params, memory, part["query_ids"])
 
-    def answer_all(batch: dict[str, jax.Array]) -> jax.Array:
-        parts = setting.micro_batches
-        split = lambda x: x.reshape(parts, -1, *x.shape[1:])
-        if parts == 1:
-            return answer(batch)
-        return jax.lax.map(answer, jax.tree.map(split, batch))
-
-    compiled, compiling = _compile(jax.jit(answer_all), batch)
+    compiled, compiling = _compile(_in_parts(answer, setting.micro_batches), params, batch)
     measured: dict[str, Any] = {}
     if setting.repeats:
-        measured = _summary(call_seconds(lambda: compiled(batch), setting.repeats))
+        measured = _summary(call_seconds(lambda: compiled(params, batch), setting.repeats))
     return measured | compiling | {"gflop": round(inference_flops(setting) / 1e9, 3)}
 
 
 def measure_break_even(setting: Setting) -> dict[str, Any]:
     """Times WRITE and READ, and what they replace: a prefill, and queries to its cache.
 
-    The cache has room for the query, and a query returns its logits only, so that nothing but its
-    own work is timed.
+    WRITE and prefill take the batch in `micro_batches`. The cache has room for the query, and a
+    query returns its logits only, so that nothing but its own work is timed.
     """
     batch = jax.device_put(setting.batch())
     context_ids, query_ids = batch["context_ids"], batch["query_ids"][:, 0]
     model = GradMem(setting.model_config())
     params = jax.jit(model.init)(jax.random.key(0))
-    write = jax.jit(lambda params: model.write_memory(params, context_ids)[0])
-    read = jax.jit(model.read_memory)
-    memory = write(params)
+    in_parts = lambda write: _in_parts(lambda *args: write(*args)[0], setting.micro_batches)
+    write, read = in_parts(model.write_memory), jax.jit(model.read_memory)
+    memory = write(params, context_ids)
 
     full = FullContext(FullContextConfig(lm=setting.lm_config()))
     lm_params = {"lm": params["lm"]}
+    prefill = in_parts(full.write_memory)
+    kept = prefill(lm_params, context_ids)
+    cache = make_cache(kept.keys, kept.values, kept.length, setting.query_tokens)
 
-    def prefill(params: Params) -> Any:
-        kept, _ = full.write_memory(params, context_ids)
-        return make_cache(kept.keys, kept.values, kept.length, setting.query_tokens)
-
-    def ask(params: Params, cache: Any, ids: jax.Array) -> jax.Array:
+    @jax.jit
+    def ask(params: Params, cache: KVCache, ids: jax.Array) -> jax.Array:
         hidden, _ = full.apply_lm(params, full.embed(params, ids), cache=cache)
         return full.apply_lm(params, hidden, method="unembed")
 
-    prefill, ask = jax.jit(prefill), jax.jit(ask)
-    cache = prefill(lm_params)
     calls: dict[str, Callable[[], Any]] = {
-        "write": lambda: write(params),
+        "write": lambda: write(params, context_ids),
         "read": lambda: read(params, memory, query_ids),
-        "prefill": lambda: prefill(lm_params),
+        "prefill": lambda: prefill(lm_params, context_ids),
         "query": lambda: ask(lm_params, cache, query_ids),
     }
     repeats = max(setting.repeats, 1)
@@ -169,6 +160,18 @@ MEASURES: dict[str, Callable[[Setting], dict[str, Any]]] = {
     "break_even": measure_break_even,
     "matmul": measure_matmul,
 }
+
+
+def _in_parts(function: Callable[[Params, Any], Any], parts: int) -> Any:
+    """A jitted function of parameters and a batch, computed for one part after the other."""
+    split = lambda x: x.reshape(parts, -1, *x.shape[1:])
+    join = lambda x: x.reshape(-1, *x.shape[2:])
+
+    def whole(params: Params, batch: Any) -> Any:
+        one = lambda part: function(params, part)
+        return jax.tree.map(join, jax.lax.map(one, jax.tree.map(split, batch)))
+
+    return jax.jit(function if parts == 1 else whole)
 
 
 def _compile(function: Any, *arguments: Any) -> tuple[Any, dict[str, Any]]:

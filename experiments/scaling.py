@@ -154,8 +154,9 @@ def main(_: Sequence[str]) -> None:
     """Runs the program."""
     reporting.set_up_logging()
     base, sweeps = _setting(), parse_sweeps(_VARY.value)
+    with_size = lambda name, value: Setting(**(vars(base) | {name: value}))
     settings = {
-        name: [(value, dataclasses.replace(base, **{name: value})) for value in values]
+        name: [(value, with_size(name, value)) for value in values]
         for name, values in sweeps.items()
     }
     threads = children.limit_threads(_THREADS.value)

@@ -80,7 +80,7 @@ class Setting:
     def batch(self) -> dict[str, np.ndarray]:
         """Random ids without padding; the last tokens of a query are its target."""
         rng = np.random.default_rng(0)
-        draw = lambda *shape: rng.integers(1, self.vocab_size, shape, dtype=np.int32)
+        draw = lambda *shape: np.asarray(rng.integers(1, self.vocab_size, shape), np.int32)
         queries = draw(self.batch_size, self.queries_per_context, self.query_tokens)
         is_target = np.arange(self.query_tokens) >= self.query_tokens - _TARGET_TOKENS
         return {
@@ -113,5 +113,9 @@ def define_flags(*, without: Container[str] = (), **defaults: Any) -> Callable[.
             flags.DEFINE_bool(field.name, default, text)
         else:
             flags.DEFINE_integer(field.name, default, text)
-    parsed = lambda: {name: flags.FLAGS[name].value for name in names}
-    return lambda **changes: Setting(**(parsed() | changes))
+
+    def make(**changes: Any) -> Setting:
+        parsed: dict[str, Any] = {name: flags.FLAGS[name].value for name in names}
+        return Setting(**(parsed | changes))
+
+    return make
