@@ -6,6 +6,7 @@ import textwrap
 from absl.testing import absltest, parameterized
 
 from experiments import children, reporting
+from experiments.benchmark import summarise
 from experiments.setting import Setting
 from tests.experiments.programs_test import start
 
@@ -60,7 +61,7 @@ class BenchmarkTest(parameterized.TestCase):
         out = folder / "new" / "out.json"
         done = start(
             *("benchmark", *TINY, "--write_steps=3", "--what=step,inference"),
-            *(f"--reference={folder}", f"--out={out}", "--rounds=2", "--threads=1"),
+            *(f"--reference={folder}", f"--out={out}", "--threads=1"),
         )
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn("against the official code", done.stdout)
@@ -72,11 +73,6 @@ class BenchmarkTest(parameterized.TestCase):
         for row in report["rows"]:
             self.assertEqual(row["write_steps"], 3)
             self.assertEqual(row["setting"]["context_tokens"], 15)
-            for side in ("reference", "ours"):
-                self.assertLen(row["rounds"][side], 2)
-                self.assertEqual(
-                    row[side]["peak_mib"], max(r["peak_mib"] for r in row["rounds"][side])
-                )
             for name in ("seconds", "compile_seconds", "temporary_mib", "gflop"):
                 self.assertGreater(row["ours"][name], 0)
         self.assertBetween(step["reference"]["seconds"], 0.06, 0.5)
@@ -84,11 +80,16 @@ class BenchmarkTest(parameterized.TestCase):
             inference["reference"]["seconds"], inference["reference"]["second_order_seconds"]
         )
 
-    def test_several_numbers_of_steps(self):
-        done = start("benchmark", *TINY, "--write_steps=0,1", "--repeats=0")
+    def test_compiles_only(self):
+        done = start("benchmark", *TINY, "--write_steps=0", "--repeats=0")
         self.assertEqual(done.returncode, 0, done.stderr)
-        for line in ("| step | 0 |", "| step | 1 |"):
-            self.assertIn(line, done.stdout)
+        self.assertIn("| step | 0 |  |", done.stdout)
+
+    def test_rounds_become_one(self):
+        rounds = [{"seconds": s, "peak_mib": p} for s, p in ((3, 10), (1, 30), (2, 20))]
+        self.assertEqual(summarise(rounds), {"seconds": 2, "peak_mib": 30})
+        failed = {"error": "no memory"}
+        self.assertEqual(summarise([*rounds, failed]), failed)
 
     @parameterized.parameters(
         ("--reference=/nowhere", "has no grad_memgpt.py"),
