@@ -16,12 +16,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from absl import app, flags
 
-from experiments import children, reporting
+from experiments import children, reporting, setting
 from experiments.reporting import log
-from experiments.setting import Setting, define_flags
+from experiments.setting import Setting
 from gradmem_jax.checks import require, require_choice
 from gradmem_jax.data.kv_retrieval import KVRetrievalConfig
 
@@ -36,7 +35,8 @@ _REFERENCE_DEVICE = flags.DEFINE_string("reference_device", "cpu", "Its device: 
 _ROUNDS = flags.DEFINE_integer("rounds", 1, "Times that all is measured.", lower_bound=1)
 _THREADS = flags.DEFINE_integer("threads", None, "CPUs to run on; default: all.")
 _OUT = flags.DEFINE_string("out", None, "JSON file of all that was measured.")
-_setting = define_flags(without=("context_tokens", "query_tokens", "write_steps"))
+_make_setting = setting.define_flags(without=("context_tokens", "query_tokens", "write_steps"))
+flags.adopt_module_key_flags(setting)
 
 _RUNNER = pathlib.Path(__file__).with_name("reference_runner.py")
 _KINDS = ("step", "inference")
@@ -68,15 +68,6 @@ def check_reference() -> None:
         f"--reference={directory} does not start with --reference_python="
         f"{_REFERENCE_PYTHON.value}: {error}",
     )
-
-
-def summarise(rounds: Sequence[children.Measured]) -> children.Measured:
-    """The rounds of one setting as one: median time, highest peak."""
-    summary = dict(next((r for r in rounds if "error" in r), rounds[0]))
-    if "seconds" in summary:
-        summary["seconds"] = float(np.median([r["seconds"] for r in rounds]))
-        summary["peak_mib"] = max(r["peak_mib"] for r in rounds)
-    return summary
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -118,7 +109,7 @@ def main(_: Sequence[str]) -> None:
         require_choice("--what", kind, _KINDS)
     data = KVRetrievalConfig(num_pairs=_NUM_PAIRS.value)
     settings = {
-        k: _setting(
+        k: _make_setting(
             context_tokens=data.context_length, query_tokens=data.query_length, write_steps=k
         )
         for k in reporting.integers("write_steps", _WRITE_STEPS.value)
@@ -134,17 +125,19 @@ def main(_: Sequence[str]) -> None:
         children.report(f"square {some.dtype} matrix product", matmul)
     rows = []
     for kind in _WHAT.value:
-        for k, setting in settings.items():
+        for k, chosen in settings.items():
             measured: dict[str, list[children.Measured]] = {"reference": [], "ours": []}
             for _round in range(_ROUNDS.value):
                 if _REFERENCE.value:
-                    measured["reference"].append(measure_reference(kind, setting))
+                    measured["reference"].append(measure_reference(kind, chosen))
                     children.report(f"{kind}, K = {k}, official", measured["reference"][-1])
-                measured["ours"].append(children.measure(kind, setting))
+                measured["ours"].append(children.measure(kind, chosen))
                 children.report(f"{kind}, K = {k}", measured["ours"][-1])
             row: dict[str, Any] = {"what": kind, "write_steps": k, "rounds": measured}
-            row |= {name: summarise(results) for name, results in measured.items() if results}
-            row["setting"] = dataclasses.asdict(setting)
+            row |= {
+                name: children.summarise(results) for name, results in measured.items() if results
+            }
+            row["setting"] = dataclasses.asdict(chosen)
             row["gflop_per_second"] = matmul.get("gflop_per_second")
             rows.append(row)
     log.info("%d threads\n%s", threads, table(rows))

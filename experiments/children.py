@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from experiments.reporting import log
 from experiments.setting import Setting
 from gradmem_jax.checks import require_integer
@@ -57,6 +59,15 @@ def run_json(command: Sequence[str]) -> Measured:
         return json.loads(lines[-1])
     except (IndexError, json.JSONDecodeError):
         return {"error": "the program printed no JSON"}
+
+
+def summarise(rounds: Sequence[Measured]) -> Measured:
+    """The rounds of one setting as one: median time, highest peak."""
+    summary = dict(next((r for r in rounds if "error" in r), rounds[0]))
+    if "seconds" in summary:
+        summary["seconds"] = float(np.median([r["seconds"] for r in rounds]))
+        summary["peak_mib"] = max(r["peak_mib"] for r in rounds)
+    return summary
 
 
 def report(name: str, measured: Measured) -> None:

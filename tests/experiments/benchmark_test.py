@@ -6,7 +6,6 @@ import textwrap
 from absl.testing import absltest, parameterized
 
 from experiments import children, reporting
-from experiments.benchmark import summarise
 from experiments.setting import Setting
 from tests.experiments.programs_test import start
 
@@ -87,9 +86,9 @@ class BenchmarkTest(parameterized.TestCase):
 
     def test_rounds_become_one(self):
         rounds = [{"seconds": s, "peak_mib": p} for s, p in ((3, 10), (1, 30), (2, 20))]
-        self.assertEqual(summarise(rounds), {"seconds": 2, "peak_mib": 30})
+        self.assertEqual(children.summarise(rounds), {"seconds": 2, "peak_mib": 30})
         failed = {"error": "no memory"}
-        self.assertEqual(summarise([*rounds, failed]), failed)
+        self.assertEqual(children.summarise([*rounds, failed]), failed)
 
     @parameterized.parameters(
         ("--reference=/nowhere", "has no grad_memgpt.py"),

@@ -3,7 +3,7 @@ import pathlib
 
 from absl.testing import absltest, parameterized
 
-from experiments.scaling import exponent, growth, memory_by_context, parse_sweeps
+from experiments.growth import exponent, growth, memory_by_context, parse_sweeps
 from experiments.setting import Setting
 from tests.experiments.programs_test import start
 
