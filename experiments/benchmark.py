@@ -1,126 +1,153 @@
-"""Measures one training step of the paper's KV model: a JSON line of time and memory.
+"""Measures training steps and inference of the paper's KV model, each in its own process.
 
-Run it once for each setting, so that peak memory is that setting's own. Example:
+  python -m experiments.benchmark --num_pairs=32 --write_steps=1,2,5 --micro_batches=8
 
-  python -m experiments.benchmark --num_pairs=32 --write_steps=2 --batch_size=64 \
-      --meta_gradient=mixed
+With a checkout of the official PyTorch code, and a Python that has torch and transformers, both are
+measured in turn and compared:
+
+  python -m experiments.benchmark --write_steps=2,5 --micro_batches=8 --what=step,inference \
+      --reference=gradmem --reference_python=torch_env/bin/python --out=runs/benchmark.json
 """
 
+import dataclasses
 import json
-import resource
-import time
+import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import numpy as np
 from absl import app, flags
 
-from experiments import reporting
-from gradmem_jax.config import GradMemConfig, LlamaConfig
-from gradmem_jax.data.kv_retrieval import KVRetrievalConfig, KVRetrievalSource
-from gradmem_jax.data.pipeline import make_iterator
-from gradmem_jax.memory.gradient import GradMem
-from gradmem_jax.optimizer import OptimizerConfig, make_optimizer
-from gradmem_jax.training import init_state, make_train_step
+from experiments import children, reporting, setting
+from experiments.reporting import log
+from experiments.setting import Setting
+from gradmem_jax.checks import require, require_choice
+from gradmem_jax.data.kv_retrieval import KVRetrievalConfig
 
-_NUM_PAIRS = flags.DEFINE_integer("num_pairs", 32, "Pairs in a context.", lower_bound=1)
-_WRITE_STEPS = flags.DEFINE_integer("write_steps", 2, "WRITE steps K.", lower_bound=0)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Contexts in a batch.", lower_bound=1)
-_QUERIES = flags.DEFINE_integer("queries_per_context", 1, "Queries of a context.", lower_bound=1)
-_META_GRADIENT = flags.DEFINE_enum(
-    "meta_gradient", "mixed", ["mixed", "reverse"], "How second order is computed."
+_NUM_PAIRS = flags.DEFINE_integer("num_pairs", 32, "Pairs N in a context.", lower_bound=1)
+_WRITE_STEPS = flags.DEFINE_list("write_steps", ["2"], "WRITE steps K, one or several.")
+_WHAT = flags.DEFINE_list("what", ["step"], "What is measured: step, inference, or both.")
+_REFERENCE = flags.DEFINE_string("reference", "", "Checkout of the official PyTorch code.")
+_REFERENCE_PYTHON = flags.DEFINE_string(
+    "reference_python", sys.executable, "Python that has torch and transformers."
 )
-_MICRO_BATCHES = flags.DEFINE_integer("micro_batches", 1, "Parts of a batch.", lower_bound=1)
-_WIDTH = flags.DEFINE_integer("width", 128, "Width of the model.", lower_bound=2)
-_NUM_LAYERS = flags.DEFINE_integer("num_layers", 4, "Layers of the model.", lower_bound=1)
-_NUM_MEMORY_TOKENS = flags.DEFINE_integer("num_memory_tokens", 8, "Memory tokens.", lower_bound=1)
-_SCAN_LAYERS = flags.DEFINE_bool("scan_layers", False, "Run the layers as one scan.")
-_REMAT = flags.DEFINE_enum("remat", "none", ["none", "dots", "full"], "What is recomputed.")
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype.")
-_REPEATS = flags.DEFINE_integer(
-    "repeats", 5, "Timed steps; 0 only compiles and reports temporary_mib.", lower_bound=0
-)
+_REFERENCE_DEVICE = flags.DEFINE_string("reference_device", "cpu", "Its device: cpu or cuda.")
+_ROUNDS = flags.DEFINE_integer("rounds", 1, "Times that all is measured.", lower_bound=1)
+_THREADS = flags.DEFINE_integer("threads", None, "CPUs to run on; default: all.")
+_OUT = flags.DEFINE_string("out", None, "JSON file of all that was measured.")
+_make_setting = setting.define_flags(without=("context_tokens", "query_tokens", "write_steps"))
+flags.adopt_module_key_flags(setting)
 
-MIB = 2**20
+_RUNNER = pathlib.Path(__file__).with_name("reference_runner.py")
+_KINDS = ("step", "inference")
 
 
-def peak_bytes() -> int:
-    """Peak memory so far: of the first accelerator, or of this process on CPU."""
-    statistics = jax.devices()[0].memory_stats()
-    if statistics and "peak_bytes_in_use" in statistics:
-        return statistics["peak_bytes_in_use"]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def measure_reference(kind: str, setting: Setting | None = None) -> children.Measured:
+    """Measures the official code, or only checks that it can be started if kind is "check"."""
+    fields = [] if setting is None else [json.dumps(dataclasses.asdict(setting))]
+    command = [_REFERENCE_PYTHON.value, str(_RUNNER), _REFERENCE.value, kind, *fields]
+    return children.run_json([*command, f"--device={_REFERENCE_DEVICE.value}"])
 
 
-def measure() -> dict[str, Any]:
-    """Compiles and times the training step that the flags describe."""
-    data = KVRetrievalConfig(
-        num_pairs=_NUM_PAIRS.value, queries_per_context=_QUERIES.value, num_samples=2**20
+def check_reference() -> None:
+    """Raises ValueError unless the official code can be started."""
+    directory = pathlib.Path(_REFERENCE.value)
+    require(
+        (directory / "grad_memgpt.py").is_file(),
+        f"--reference={directory} has no grad_memgpt.py; give a checkout of "
+        "https://github.com/yurakuratov/gradmem.",
     )
-    lm = LlamaConfig(
-        vocab_size=data.vocab_size,
-        width=_WIDTH.value,
-        num_layers=_NUM_LAYERS.value,
-        scan_layers=_SCAN_LAYERS.value,
-        remat=_REMAT.value,
-        dtype=_DTYPE.value,
+    require(
+        pathlib.Path(_REFERENCE_PYTHON.value).is_file(),
+        f"--reference_python={_REFERENCE_PYTHON.value} is no file; give the Python of an "
+        "environment with torch and transformers.",
     )
-    config = GradMemConfig(
-        lm=lm,
-        num_memory_tokens=_NUM_MEMORY_TOKENS.value,
-        num_write_steps=_WRITE_STEPS.value,
-        meta_gradient=_META_GRADIENT.value,
+    error = measure_reference("check").get("error")
+    require(
+        error is None,
+        f"--reference={directory} does not start with --reference_python="
+        f"{_REFERENCE_PYTHON.value}: {error}",
     )
-    model, optimizer = GradMem(config), make_optimizer(OptimizerConfig())
-    batch = next(make_iterator(KVRetrievalSource(data), _BATCH_SIZE.value, num_threads=0))
-    del batch["context_kinds"]
-    state = init_state(model.init(jax.random.key(0)), optimizer)
-    batch = jax.device_put(batch)
-    before = peak_bytes()
-    started = time.perf_counter()
-    step = make_train_step(model, optimizer, _MICRO_BATCHES.value)
-    compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
-    compile_seconds = time.perf_counter() - started
-    after_compile = peak_bytes()
-    measured: dict[str, Any] = {}
-    if _REPEATS.value:
-        seconds = []
-        for _ in range(1 + _REPEATS.value):
-            started = time.perf_counter()
-            state, metrics = jax.block_until_ready(compiled(state, batch))
-            seconds.append(time.perf_counter() - started)
-        measured = {
-            "step_seconds": round(float(np.median(seconds[1:])), 4),
-            "step_seconds_min": round(min(seconds[1:]), 4),
-            "peak_mib": round(peak_bytes() / MIB),
-            "loss": round(float(metrics["loss"]), 6),
-        }
-    memory: Any = compiled.memory_analysis()
-    return {
-        "num_pairs": _NUM_PAIRS.value,
-        "write_steps": _WRITE_STEPS.value,
-        "batch_size": _BATCH_SIZE.value,
-        "queries_per_context": _QUERIES.value,
-        "meta_gradient": _META_GRADIENT.value,
-        "micro_batches": _MICRO_BATCHES.value,
-        "width": _WIDTH.value,
-        "num_layers": _NUM_LAYERS.value,
-        "dtype": _DTYPE.value,
-        **measured,
-        "compile_seconds": round(compile_seconds, 2),
-        "peak_mib_before_compile": round(before / MIB),
-        "peak_mib_before_run": round(after_compile / MIB),
-        "temporary_mib": round(memory.temp_size_in_bytes / MIB, 1),
-        "device": jax.devices()[0].device_kind,
-        "jax": jax.__version__,
-    }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Our figures, with the share of the machine's matmul rate that the steps reach."""
+    head = ["what", "K", "seconds", "peak MiB", "temporary MiB", "compile s", "GFLOP", "of matmul"]
+    lines = []
+    for row in rows:
+        ours, share = row["ours"], None
+        seconds, gflop, rate = ours.get("seconds"), ours.get("gflop"), row["gflop_per_second"]
+        if seconds and gflop and rate:
+            share = f"{100 * gflop / seconds / rate:.0f} %"
+        fields = ("peak_mib", "temporary_mib", "compile_seconds", "gflop")
+        first = ours.get("error") or seconds
+        values = [ours.get(field) for field in fields]
+        lines.append([row["what"], row["write_steps"], first, *values, share])
+    return children.markdown(head, lines)
+
+
+def comparison(rows: Sequence[dict[str, Any]]) -> str:
+    """The official code beside ours."""
+    head = ["what", "K", "official s", "ours s", "faster", "official MiB", "ours MiB", "memory"]
+    lines = []
+    for row in rows:
+        official, ours = row["reference"], row["ours"]
+        pair = [official.get("error") or official["seconds"], ours.get("error") or ours["seconds"]]
+        peaks = [official.get("peak_mib"), ours.get("peak_mib")]
+        faster = memory = None
+        if not any("error" in measured for measured in (official, ours)):
+            faster = f"{pair[0] / pair[1]:.2f} x"
+            memory = f"{100 * peaks[1] / peaks[0]:.0f} %"
+        lines.append([row["what"], row["write_steps"], *pair, faster, *peaks, memory])
+    return children.markdown(head, lines)
 
 
 def main(_: Sequence[str]) -> None:
     """Runs the program."""
     reporting.set_up_logging()
-    print(json.dumps(measure()), flush=True)
+    for kind in _WHAT.value:
+        require_choice("--what", kind, _KINDS)
+    data = KVRetrievalConfig(num_pairs=_NUM_PAIRS.value)
+    settings = {
+        k: _make_setting(
+            context_tokens=data.context_length, query_tokens=data.query_length, write_steps=k
+        )
+        for k in reporting.integers("write_steps", _WRITE_STEPS.value)
+    }
+    some = next(iter(settings.values()))
+    threads = children.limit_threads(_THREADS.value)
+    if _REFERENCE.value:
+        require(some.repeats >= 1, f"--repeats={some.repeats} must be at least 1 to compare.")
+        require(some.queries_per_context == 1, "the official code has one query a context.")
+        check_reference()
+    matmul = children.measure("matmul", some) if some.repeats else {}
+    if matmul:
+        children.report(f"square {some.dtype} matrix product", matmul)
+    rows = []
+    for kind in _WHAT.value:
+        for k, chosen in settings.items():
+            measured: dict[str, list[children.Measured]] = {"reference": [], "ours": []}
+            for _round in range(_ROUNDS.value):
+                if _REFERENCE.value:
+                    measured["reference"].append(measure_reference(kind, chosen))
+                    children.report(f"{kind}, K = {k}, official", measured["reference"][-1])
+                measured["ours"].append(children.measure(kind, chosen))
+                children.report(f"{kind}, K = {k}", measured["ours"][-1])
+            row: dict[str, Any] = {"what": kind, "write_steps": k, "rounds": measured}
+            row |= {
+                name: children.summarise(results) for name, results in measured.items() if results
+            }
+            row["setting"] = dataclasses.asdict(chosen)
+            row["gflop_per_second"] = matmul.get("gflop_per_second")
+            rows.append(row)
+    log.info("%d threads\n%s", threads, table(rows))
+    if _REFERENCE.value:
+        log.info("against the official code\n%s", comparison(rows))
+    if _OUT.value:
+        path = pathlib.Path(_OUT.value)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        reporting.write_json(path, {"threads": threads, "matmul": matmul, "rows": rows})
+        log.info("wrote %s", path)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from experiments.evaluation import evaluate_params, table
 from experiments.reporting import log
 from experiments.tasks import size_name
 from gradmem_jax import checkpoint
-from gradmem_jax.config import require
+from gradmem_jax.config import DTYPES, require
 from gradmem_jax.data.task import Task
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run to evaluate.", required=True)
@@ -30,15 +30,8 @@ _NUM_PAIRS = flags.DEFINE_list(
 )
 _SPLIT = flags.DEFINE_string("split", "", "Split of the data; default: config.final_split.")
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 2000, "Contexts, at most.", lower_bound=1)
+_DTYPE = flags.DEFINE_enum("dtype", None, DTYPES, "Compute dtype; default: as trained.")
 _OUT = flags.DEFINE_string("out", None, "Path of the results without suffix; in --workdir.")
-
-
-def _integers(name: str, values: Sequence[str]) -> list[int]:
-    require(
-        all(value.strip().isdigit() for value in values),
-        f"--{name}={','.join(values)} must be whole numbers separated by commas.",
-    )
-    return sorted({int(value) for value in values})
 
 
 def _tasks(config: ConfigDict) -> dict[str, Task]:
@@ -46,7 +39,7 @@ def _tasks(config: ConfigDict) -> dict[str, Task]:
     changes: list[dict[str, int]] = [{}]
     if _NUM_PAIRS.value is not None:
         require("num_pairs" in config.data, f"--num_pairs: {config.task!r} has no pairs.")
-        changes = [{"num_pairs": n} for n in _integers("num_pairs", _NUM_PAIRS.value)]
+        changes = [{"num_pairs": n} for n in reporting.integers("num_pairs", _NUM_PAIRS.value)]
         changes = [change | {"queries_per_context": 1} for change in changes]
     fields = config.data.to_dict()
     return {
@@ -60,9 +53,11 @@ def main(_: Sequence[str]) -> None:
     reporting.set_up_logging()
     workdir = pathlib.Path(_WORKDIR.value)
     config = ConfigDict(reporting.read_json(workdir / "config.json"))
+    if _DTYPE.value:
+        config.lm.dtype = _DTYPE.value
     step, params = checkpoint.restore_params(workdir / "checkpoints", _CHECKPOINT.value)
     model, split = build_model(config), _SPLIT.value or config.final_split
-    steps = _integers("num_write_steps", _NUM_WRITE_STEPS.value)
+    steps = reporting.integers("num_write_steps", _NUM_WRITE_STEPS.value)
     results = {}
     for name, task in _tasks(config).items():
         results[name] = evaluate_params(
@@ -78,6 +73,7 @@ def main(_: Sequence[str]) -> None:
         "workdir": workdir,
         "step": step,
         "split": split,
+        "dtype": model.config.lm.dtype,
         "trained": trained,
         "by_task": results,
     }

@@ -5,13 +5,15 @@ import logging
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorboardX
 from absl import flags
 from absl import logging as absl_logging
+
+from gradmem_jax.checks import require
 
 log = logging.getLogger("experiments")
 
@@ -25,6 +27,19 @@ def set_up_logging() -> None:
     log.propagate = False
     if not flags.FLAGS["verbosity"].present:
         absl_logging.set_verbosity(absl_logging.WARNING)
+
+
+def integers(name: str, values: Sequence[str]) -> list[int]:
+    """Reads a flag that lists whole numbers, in ascending order.
+
+    Raises:
+        ValueError: one of them is something else.
+    """
+    require(
+        bool(values) and all(value.strip().isdigit() for value in values),
+        f"--{name}={','.join(values)} must be whole numbers separated by commas.",
+    )
+    return sorted({int(value) for value in values})
 
 
 def to_json(value: Any) -> Any:

@@ -1,0 +1,69 @@
+"""When a WRITE pays: one WRITE and N READs against a cached full context and N queries to it.
+
+  python -m experiments.break_even --out=runs/break_even --write_steps=1
+
+For every context length it measures the latency of a WRITE, of a READ, of the prefill that fills a
+key-value cache, and of a query to that cache; the rest is arithmetic. Sizes of SmolLM2 135M:
+
+  python -m experiments.break_even --out=runs/smollm2 --width=576 --num_layers=30 --num_heads=9 \
+      --num_kv_heads=3 --mlp_width=1536 --vocab_size=49152 --tied_head
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+from absl import app, flags
+
+from experiments import children, reporting, setting, speed_figures
+from experiments.latency import crossing, describe, tables, totals
+from experiments.reporting import log
+
+_CONTEXT_TOKENS = flags.DEFINE_list(
+    "context_tokens", ["64", "128", "256", "512", "1024", "2048", "4096"], "Context lengths c."
+)
+_QUERIES = flags.DEFINE_list(
+    "queries", [str(2**i) for i in range(11)], "Numbers of queries N to a context."
+)
+_THREADS = flags.DEFINE_integer("threads", None, "CPUs to run on; default: all.")
+_OUT = flags.DEFINE_string("out", None, "Path of the results, without suffix.", required=True)
+_make_setting = setting.define_flags(
+    without=("context_tokens", "queries_per_context", "meta_gradient", "remat"),
+    batch_size=16,
+    query_tokens=24,
+    write_steps=1,
+)
+flags.adopt_module_key_flags(setting)
+
+
+def main(_: Sequence[str]) -> None:
+    """Runs the program."""
+    reporting.set_up_logging()
+    lengths = reporting.integers("context_tokens", _CONTEXT_TOKENS.value)
+    queries = reporting.integers("queries", _QUERIES.value)
+    settings = [_make_setting(context_tokens=length) for length in lengths]
+    threads = children.limit_threads(_THREADS.value)
+    out = pathlib.Path(_OUT.value)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for length, measured in zip(lengths, settings, strict=True):
+        row = children.measure("break_even", measured)
+        if "error" not in row:
+            row |= {"crossing": crossing(row), "total_seconds": totals(row, queries)}
+        rows.append((length, row))
+        log.info("c = %d: %s", length, describe(row))
+    report = {
+        "setting": dataclasses.asdict(settings[0]) | {"context_tokens": lengths},
+        "threads": threads,
+        "queries": queries,
+        "by_context_tokens": dict(rows),
+    }
+    reporting.write_json(out.with_suffix(".json"), report)
+    out.with_suffix(".md").write_text(tables(rows, queries))
+    drawn = {length: row for length, row in rows if "error" not in row}
+    speed_figures.break_even(out.with_suffix(".png"), queries, drawn)
+    log.info("%s\nwrote %s, .md and .png", tables(rows, queries), out.with_suffix(".json"))
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,77 @@
+"""How many floating point operations a training step takes, counted from its matrix products.
+
+Of one sequence, W operations are products with weights and A those of attention, queries with keys
+and weights with values, the masked half included. A product costs 2 operations per multiplication.
+
+| pass | weights | attention |
+|---|---|---|
+| forward | 1 W | 1 A |
+| WRITE gradient, with respect to memory only | 2 W | 3 A |
+| its mixed-mode pullback: tangents of forward, of both backward products | 6 W | 9 A |
+| WRITE step, reverse over reverse, forward pass included | 6 W | 9 A |
+| READ, forward and backward | 3 W | 3 A |
+
+Recomputation by remat is not counted, nor is what is no matrix product.
+"""
+
+from typing import NamedTuple
+
+from experiments.setting import Setting
+from gradmem_jax.config import LlamaConfig
+
+
+class Products(NamedTuple):
+    """Operations of one forward pass over one sequence.
+
+    Attributes:
+        weights: of the products with weights.
+        attention: of the products of attention.
+    """
+
+    weights: int
+    attention: int
+
+    def times(self, weights: int, attention: int) -> int:
+        """Operations of so many passes."""
+        return weights * self.weights + attention * self.attention
+
+
+def forward_products(lm: LlamaConfig, length: int, predictions: int) -> Products:
+    """Counts one forward pass.
+
+    Args:
+        lm: the language model.
+        length: tokens of the sequence, memory included.
+        predictions: tokens whose logits are computed.
+    """
+    heads, kv_heads = lm.num_heads * lm.head_size, lm.kv_heads * lm.head_size
+    layer = lm.width * (2 * heads + 2 * kv_heads + 3 * lm.mlp_size)
+    head = lm.width * lm.vocab_size
+    return Products(
+        weights=2 * (length * lm.num_layers * layer + predictions * head),
+        attention=4 * lm.num_layers * heads * length**2,
+    )
+
+
+def sample_products(setting: Setting) -> tuple[Products, Products]:
+    """Counts the forward passes of a sample's WRITE, and of one query's READ."""
+    s, lm, prefix = setting, setting.lm_config(), setting.model_config().prefix_length
+    return (
+        forward_products(lm, prefix + s.context_tokens - 1, s.context_tokens),
+        forward_products(lm, prefix + s.query_tokens, s.query_tokens + 1),
+    )
+
+
+def step_flops(setting: Setting) -> int:
+    """Operations of one training step on a whole batch."""
+    s = setting
+    write, read = sample_products(s)
+    write_step = write.times(8, 12) if s.meta_gradient == "mixed" else write.times(6, 9)
+    return s.batch_size * (s.write_steps * write_step + s.queries_per_context * read.times(3, 3))
+
+
+def inference_flops(setting: Setting) -> int:
+    """Operations of WRITE and READ of a whole batch."""
+    s = setting
+    write, read = sample_products(s)
+    return s.batch_size * (s.write_steps * write.times(2, 3) + s.queries_per_context * sum(read))

@@ -1,0 +1,80 @@
+"""How a training step grows: time, memory and compile time, one size changed at a time.
+
+  python -m experiments.scaling --out=runs/scaling
+
+Writes a JSON file, the tables as Markdown and a figure. On a larger machine give the base and the
+values of your own:
+
+  python -m experiments.scaling --out=runs/scaling --batch_size=64 --width=768 --num_layers=12 \
+      --num_heads=12 --vary=context_tokens=256,1024,4096 --vary=write_steps=1,2,4,8,16
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+from absl import app, flags
+
+from experiments import children, reporting, setting, speed_figures
+from experiments.growth import SYMBOLS, growth, memory_by_context, parse_sweeps, tables
+from experiments.reporting import log
+from experiments.setting import Setting
+
+_VARY = flags.DEFINE_multi_string(
+    "vary",
+    [
+        "context_tokens=64,128,256,512,1024,2048,4096",
+        "write_steps=1,2,4,8,16",
+        "num_memory_tokens=1,2,4,8,16,32",
+        "batch_size=1,2,4,8,16",
+        "width=32,64,128,256",
+    ],
+    "A size and its values: NAME=V1,V2,...; may be given several times.",
+)
+_THREADS = flags.DEFINE_integer("threads", None, "CPUs to run on; default: all.")
+_OUT = flags.DEFINE_string("out", None, "Path of the results, without suffix.", required=True)
+_base_setting = setting.define_flags(
+    context_tokens=256, batch_size=2, width=64, num_layers=2, num_heads=2, repeats=2
+)
+flags.adopt_module_key_flags(setting)
+
+
+def main(_: Sequence[str]) -> None:
+    """Runs the program."""
+    reporting.set_up_logging()
+    base, sweeps = _base_setting(), parse_sweeps(_VARY.value)
+    with_size = lambda name, value: Setting(**(vars(base) | {name: value}))
+    settings = {
+        name: [(value, with_size(name, value)) for value in values]
+        for name, values in sweeps.items()
+    }
+    threads = children.limit_threads(_THREADS.value)
+    out = pathlib.Path(_OUT.value)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    matmul = children.measure("matmul", base) if base.repeats else {}
+    known: dict[Setting, children.Measured] = {}
+    rows: dict[str, list[tuple[int, children.Measured]]] = {}
+    for name, values in settings.items():
+        rows[name] = []
+        for value, changed in values:
+            if changed not in known:
+                known[changed] = children.measure("step", changed)
+                children.report(f"{SYMBOLS[name]} = {value}", known[changed])
+            rows[name].append((value, known[changed]))
+    report = {
+        "base": dataclasses.asdict(base),
+        "threads": threads,
+        "matmul": matmul,
+        "rows": rows,
+        "growth": {name: growth(points) for name, points in rows.items()},
+        "memory_by_context": memory_by_context(base, rows.get("context_tokens", [])),
+    }
+    reporting.write_json(out.with_suffix(".json"), report)
+    out.with_suffix(".md").write_text(tables(report))
+    lines = {SYMBOLS[name]: points for name, points in rows.items()}
+    speed_figures.growth(out.with_suffix(".png"), lines)
+    log.info("%s\nwrote %s, .md and .png", tables(report), out.with_suffix(".json"))
+
+
+if __name__ == "__main__":
+    app.run(main)

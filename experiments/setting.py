@@ -1,0 +1,121 @@
+"""What a benchmark measures: the sizes of a model and of a batch, and both made from them."""
+
+import dataclasses
+import typing
+from collections.abc import Callable, Container
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from gradmem_jax.checks import check_fields
+from gradmem_jax.config import DTYPES, REMAT_POLICIES, GradMemConfig, LlamaConfig, require
+from gradmem_jax.data.kv_retrieval import KVRetrievalConfig
+from gradmem_jax.losses import IGNORE
+
+_KV = KVRetrievalConfig()
+_TARGET_TOKENS = 4
+
+
+def _size(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
+    return dataclasses.field(default=default, metadata={"help": text, "choices": choices})
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One measured setting; every field is a flag, and its help text says what it is."""
+
+    context_tokens: int = _size(225, "Context length S.")
+    query_tokens: int = _size(_KV.query_length, "Query length Q, target included.")
+    queries_per_context: int = _size(1, "Queries R of a context.")
+    batch_size: int = _size(64, "Contexts in a batch, B.")
+    write_steps: int = _size(2, "WRITE steps K.")
+    num_memory_tokens: int = _size(8, "Memory tokens m.")
+    meta_gradient: str = _size("mixed", "How second order is computed.", ("mixed", "reverse"))
+    micro_batches: int = _size(1, "Parts of a batch that are processed one after the other.")
+    width: int = _size(128, "Width d of the Llama.")
+    num_layers: int = _size(4, "Its layers L.")
+    num_heads: int = _size(4, "Its attention heads H.")
+    num_kv_heads: int | None = _size(None, "Its key and value heads; default: num_heads.")
+    mlp_width: int | None = _size(None, "Hidden width of its MLP; default: 4 * width.")
+    vocab_size: int = _size(_KV.vocab_size, "Its vocabulary V; default: that of KV retrieval.")
+    tied_head: bool = _size(False, "Whether its head is its embedding.")
+    scan_layers: bool = _size(False, "Run the layers as one scan.")
+    remat: str = _size("none", "What the backward pass recomputes.", REMAT_POLICIES)
+    dtype: str = _size("float32", "Compute dtype.", DTYPES)
+    repeats: int = _size(5, "Timed calls, after one that is not; 0 only compiles.")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("context_tokens", "queries_per_context", "batch_size", "micro_batches"):
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1.")
+        require(
+            self.query_tokens > _TARGET_TOKENS,
+            f"query_tokens={self.query_tokens} must be above {_TARGET_TOKENS}, the target's.",
+        )
+        require(self.repeats >= 0, f"repeats={self.repeats} must not be negative.")
+        require(
+            self.batch_size % self.micro_batches == 0,
+            f"batch_size={self.batch_size} must be a multiple of micro_batches="
+            f"{self.micro_batches}.",
+        )
+        self.model_config()
+
+    def lm_config(self) -> LlamaConfig:
+        """The language model, with positions for the context, the memory and the query."""
+        shared = {field.name for field in dataclasses.fields(LlamaConfig)}
+        fields = {name: value for name, value in vars(self).items() if name in shared}
+        positions = self.num_memory_tokens + self.context_tokens + self.query_tokens
+        return LlamaConfig(**fields, max_positions=max(2048, positions))
+
+    def model_config(self) -> GradMemConfig:
+        """The GradMem."""
+        return GradMemConfig(
+            lm=self.lm_config(),
+            num_memory_tokens=self.num_memory_tokens,
+            num_write_steps=self.write_steps,
+            meta_gradient=self.meta_gradient,
+        )
+
+    def batch(self) -> dict[str, np.ndarray]:
+        """Random ids without padding; the last tokens of a query are its target."""
+        rng = np.random.default_rng(0)
+        draw = lambda *shape: np.asarray(rng.integers(1, self.vocab_size, shape), np.int32)
+        queries = draw(self.batch_size, self.queries_per_context, self.query_tokens)
+        is_target = np.arange(self.query_tokens) >= self.query_tokens - _TARGET_TOKENS
+        return {
+            "context_ids": draw(self.batch_size, self.context_tokens),
+            "query_ids": queries,
+            "labels": np.where(is_target, queries, IGNORE),
+        }
+
+
+def define_flags(*, without: Container[str] = (), **defaults: Any) -> Callable[..., Setting]:
+    """Defines a flag for every field of a Setting.
+
+    Args:
+        without: fields that have no flag.
+        **defaults: other default values.
+
+    Returns:
+        What makes a Setting of the flags once they are parsed; its arguments replace fields.
+    """
+    kinds = typing.get_type_hints(Setting)
+    names = [f.name for f in dataclasses.fields(Setting) if f.name not in without]
+    for field in dataclasses.fields(Setting):
+        if field.name in without:
+            continue
+        default = defaults.get(field.name, field.default)
+        text, choices = field.metadata["help"], field.metadata["choices"]
+        if choices:
+            flags.DEFINE_enum(field.name, default, choices, text)
+        elif kinds[field.name] is bool:
+            flags.DEFINE_bool(field.name, default, text)
+        else:
+            flags.DEFINE_integer(field.name, default, text)
+
+    def make(**changes: Any) -> Setting:
+        parsed: dict[str, Any] = {name: flags.FLAGS[name].value for name in names}
+        return Setting(**(parsed | changes))
+
+    return make

@@ -1,0 +1,53 @@
+import dataclasses
+
+import jax
+from absl.testing import absltest, parameterized
+
+from experiments.flops import Products, forward_products, inference_flops, step_flops
+from experiments.setting import Setting
+from gradmem_jax.config import LlamaConfig
+from gradmem_jax.memory.gradient import GradMem
+from gradmem_jax.training import loss_gradient
+
+SMALL = Setting(context_tokens=32, batch_size=2, write_steps=1, num_layers=2)
+
+
+class FlopsTest(parameterized.TestCase):
+    def test_forward_by_hand(self):
+        lm = LlamaConfig(vocab_size=7, width=8, num_layers=3, num_heads=4, num_kv_heads=2)
+        layer = 8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 32
+        expected = Products(2 * (5 * 3 * layer + 2 * 8 * 7), 2 * 2 * 3 * 5 * 5 * 8)
+        self.assertEqual(forward_products(lm, 5, 2), expected)
+
+    @parameterized.product(meta_gradient=["mixed", "reverse"], context_tokens=[32, 128])
+    def test_step_is_what_xla_counts(self, **changes):
+        setting = dataclasses.replace(SMALL, **changes)
+        model = GradMem(setting.model_config())
+        params = jax.eval_shape(lambda: model.init(jax.random.key(0)))
+        gradient = jax.jit(lambda params, batch: loss_gradient(model, params, batch)[0])
+        counted = gradient.lower(params, setting.batch()).cost_analysis()["flops"]
+        # XLA counts a little arithmetic beside the products, and its loop of one step once.
+        self.assertBetween(step_flops(setting) / counted, 0.95, 1.0)
+
+    def test_inference_is_what_xla_counts(self):
+        model = GradMem(SMALL.model_config())
+        params = jax.eval_shape(lambda: model.init(jax.random.key(0)))
+
+        @jax.jit
+        def answer(params, batch):
+            memory, _ = model.write_memory(params, batch["context_ids"])
+            return model.read_memory(params, memory, batch["query_ids"])
+
+        counted = answer.lower(params, SMALL.batch()).cost_analysis()["flops"]
+        self.assertBetween(inference_flops(SMALL) / counted, 0.95, 1.0)
+
+    def test_grows_with_steps_and_batch(self):
+        twice = dataclasses.replace(SMALL, batch_size=4)
+        self.assertEqual(step_flops(twice), 2 * step_flops(SMALL))
+        none, one, two = (step_flops(dataclasses.replace(SMALL, write_steps=k)) for k in (0, 1, 2))
+        self.assertEqual(two - one, one - none)
+        self.assertGreater(none, 0)
+
+
+if __name__ == "__main__":
+    absltest.main()
