@@ -32,6 +32,7 @@ PARAM_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"/up/bias", ("mlp",)),
     (r"/down/kernel", ("mlp", "embed")),
     (r"/(output|out_proj)/kernel", (None, "embed")),
+    (r"/dt_proj/kernel", (None, "embed")),
     (r"/kernel", ("embed", None)),
     (r"/inner_weights", ("heads", "embed", None)),
     (r"/fast_(gate|up|out)", (None, "embed", None)),
