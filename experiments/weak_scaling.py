@@ -3,8 +3,8 @@
 Prints a JSON line for each number of devices: time of a training step, the bytes that each device
 sends, read from the compiled program, and how a pod of real chips would fare, on paper. The
 devices share the cores of this machine, so a step of n devices has n times the work on the same
-cores; `efficiency` is the time per sample of one device over that of n, which says what splitting
-costs, not what n real devices gain. Example:
+cores. `efficiency` is therefore the CPU time per sample of one device over that of n: what
+splitting costs in work, not what n real devices gain, whose links are not simulated. Example:
 
   python -m experiments.weak_scaling --axis=fsdp --devices=1,2,4,8
 """
@@ -125,12 +125,13 @@ def measure(config: ConfigDict, axis: str, devices: int, per_device: int, steps:
     )
     compiled = step.lower(state, on_devices).compile()
     jax.block_until_ready(compiled(state, on_devices))
-    times = []
+    times, cpu_times = [], []
     for _ in range(steps):
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         state, metrics = compiled(state, on_devices)
-        jax.block_until_ready(metrics)
+        jax.block_until_ready((state, metrics))
         times.append(time.perf_counter() - started)
+        cpu_times.append(time.process_time() - cpu_started)
     leaves = jax.tree.leaves(state)
     weights = sum(x.size for x in jax.tree.leaves(state.params["lm"]) if x.ndim > 1)
     return {
@@ -138,6 +139,7 @@ def measure(config: ConfigDict, axis: str, devices: int, per_device: int, steps:
         "devices": devices,
         "batch_size": batch_size,
         "step_seconds": statistics.median(times),
+        "step_cpu_seconds": statistics.median(cpu_times),
         "loss": float(metrics["loss"]),
         "sent_bytes": sent_bytes(compiled.as_text()),
         "param_bytes": sum(x.nbytes for x in jax.tree.leaves(state.params)),
@@ -155,14 +157,15 @@ def measure(config: ConfigDict, axis: str, devices: int, per_device: int, steps:
 
 def table(results: Sequence[Any]) -> str:
     """Formats the results of one axis, the smallest number of devices first."""
-    base = results[0]["step_seconds"] / results[0]["batch_size"]
-    lines = ["devices   step      efficiency   sent by each device   state of each device"]
+    base = results[0]["step_cpu_seconds"] / results[0]["batch_size"]
+    lines = ["devices   step       CPU time   efficiency   each sends   each holds of the state"]
     for row in results:
-        efficiency = base / (row["step_seconds"] / row["batch_size"])
+        efficiency = base / (row["step_cpu_seconds"] / row["batch_size"])
         sent = sum(row["sent_bytes"].values())
+        seconds = (row["step_seconds"], row["step_cpu_seconds"])
         lines.append(
-            f"{row['devices']:7d}   {row['step_seconds']:6.2f} s  {efficiency:10.0%}   "
-            f"{sent / 2**20:15.2f} MiB   {row['state_bytes_per_device'] / 2**20:16.2f} MiB"
+            f"{row['devices']:7d}   {seconds[0]:6.2f} s   {seconds[1]:6.2f} s   {efficiency:10.0%}   "
+            f"{sent / 2**20:6.2f} MiB   {row['state_bytes_per_device'] / 2**20:13.2f} MiB"
         )
     return "\n".join(lines)
 
