@@ -1,6 +1,5 @@
 """What devices send to each other in a compiled program, read from its text."""
 
-import collections
 import math
 import re
 from collections.abc import Iterator
@@ -32,7 +31,7 @@ def sent_bytes(text: str) -> dict[str, float]:
     """
     computations = _computations(text)
     entry = next(name for name, (is_entry, _) in computations.items() if is_entry)
-    totals: collections.Counter[str] = collections.Counter()
+    totals: dict[str, float] = dict.fromkeys(KINDS, 0.0)
 
     def visit(name: str, times: int) -> None:
         for kind, size in _collectives(computations[name][1]):

@@ -141,7 +141,7 @@ def measure(config: ConfigDict, axis: str, devices: int, per_device: int, steps:
         "step_seconds": statistics.median(times),
         "step_cpu_seconds": statistics.median(cpu_times),
         "loss": float(metrics["loss"]),
-        "sent_bytes": sent_bytes(compiled.as_text()),
+        "sent_bytes": sent_bytes(compiled.as_text() or ""),
         "param_bytes": sum(x.nbytes for x in jax.tree.leaves(state.params)),
         "state_bytes": sum(x.nbytes for x in leaves),
         "state_bytes_per_device": sum(x.addressable_shards[0].data.nbytes for x in leaves),
@@ -164,8 +164,8 @@ def table(results: Sequence[Any]) -> str:
         sent = sum(row["sent_bytes"].values())
         seconds = (row["step_seconds"], row["step_cpu_seconds"])
         lines.append(
-            f"{row['devices']:7d}   {seconds[0]:6.2f} s   {seconds[1]:6.2f} s   {efficiency:10.0%}   "
-            f"{sent / 2**20:6.2f} MiB   {row['state_bytes_per_device'] / 2**20:13.2f} MiB"
+            f"{row['devices']:7d}   {seconds[0]:6.2f} s   {seconds[1]:6.2f} s   "
+            f"{efficiency:10.0%}   {sent / 2**20:6.2f} MiB   {row['state_bytes_per_device'] / 2**20:13.2f} MiB"
         )
     return "\n".join(lines)
 

@@ -69,15 +69,9 @@ class SentBytesTest(parameterized.TestCase):
             text = gradient.lower(params, small_batch(16)).compile().as_text()
             volumes.append(sent_bytes(text))
         self.assertEqual(*volumes)
-        split = sum(
-            x.nbytes
-            for x, spec in zip(
-                jax.tree.leaves(params),
-                jax.tree.leaves(sharding.partition(params, MESH)),
-                strict=True,
-            )
-            if "fsdp" in tuple(spec)
-        )
+        specs = jax.tree.leaves(sharding.partition(params, MESH))
+        leaves = zip(jax.tree.leaves(params), specs, strict=True)
+        split = sum(x.nbytes for x, spec in leaves if "fsdp" in tuple(spec))
         self.assertEqual(volumes[0]["all-gather"], split * 3 / 4)
         self.assertEqual(volumes[0]["reduce-scatter"], split * 3 / 4)
 
