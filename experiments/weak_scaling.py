@@ -165,7 +165,8 @@ def table(results: Sequence[Any]) -> str:
         seconds = (row["step_seconds"], row["step_cpu_seconds"])
         lines.append(
             f"{row['devices']:7d}   {seconds[0]:6.2f} s   {seconds[1]:6.2f} s   "
-            f"{efficiency:10.0%}   {sent / 2**20:6.2f} MiB   {row['state_bytes_per_device'] / 2**20:13.2f} MiB"
+            f"{efficiency:10.0%}   {sent / 2**20:6.2f} MiB   "
+            f"{row['state_bytes_per_device'] / 2**20:13.2f} MiB"
         )
     return "\n".join(lines)
 
