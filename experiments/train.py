@@ -12,7 +12,7 @@ Ctrl-C let it finish the step in flight, save, and exit with status 75. Example:
 import contextlib
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -145,9 +145,7 @@ def _train(
     optimizer = make_optimizer(build_optimizer_config(config))
     compile_seconds = 0.0
     with checkpoint.open_checkpoints(workdir / "checkpoints") as checkpoints:
-        with jax.default_device(hosts.cpu()):  # which may have room that no device has
-            first = start_state(config, target.model, optimizer)
-        state = sharding.place(first, sharding.shardings(first, devices.mesh))
+        state = _state_on(devices, lambda: start_state(config, target.model, optimizer))
         host: dict[str, Any] = {"stage": 0, "iterator": None, "seconds": 0.0, "reached": False}
         host |= {"evaluation_due": False, "skipped_steps": 0, "window": []}
         restored = checkpoint.restore_latest(checkpoints, state)
@@ -227,6 +225,13 @@ def _train(
         reporting.write_json(workdir / "metrics.json", summary)
     log.info("%d steps, %s in all", step, reporting.minutes(summary["seconds"]))
     return summary
+
+
+def _state_on(devices: Devices, make: Callable[[], TrainState]) -> TrainState:
+    """Makes a state on the CPU, which may have room that no device has, and splits it."""
+    with jax.default_device(hosts.cpu()):
+        state = make()
+    return sharding.place(state, sharding.shardings(state, devices.mesh))
 
 
 def evaluate(

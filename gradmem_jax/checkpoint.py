@@ -47,7 +47,7 @@ def open_checkpoints(
     directory = pathlib.Path(directory).absolute()
     if not create and not directory.is_dir():
         raise ValueError(f"there are no checkpoints in {directory}; is this a finished workdir?")
-    if jax.process_index() == 0:
+    if jax.process_index() == 0 or not create:
         _check_metrics(directory, set_aside=create)
     _wait_for_all("metrics")
     latest = checkpoint_managers.LatestN(keep_latest)

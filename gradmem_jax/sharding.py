@@ -186,7 +186,7 @@ def process_shard(sharding: NamedSharding, batch_size: int) -> tuple[int, int]:
         ValueError: the rows of this process's devices do not lie side by side.
     """
     indices = sharding.addressable_devices_indices_map((batch_size,)).values()
-    ranges = {index[0].indices(batch_size)[:2] for index in indices if index is not None}
+    ranges = {index[0].indices(batch_size)[:2] for index in indices if index}
     first, last = min(ranges)[0], max(ranges)[1]
     rows = last - first
     require(

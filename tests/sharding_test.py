@@ -43,6 +43,17 @@ def step_on(mesh, num_micro_batches=1, frozen=()):
     return step, sharding.place(state, where)
 
 
+class FakeSharding:
+    """Says which rows the devices of a process hold."""
+
+    def __init__(self, ranges):
+        self.ranges = ranges
+
+    def addressable_devices_indices_map(self, shape):
+        del shape
+        return {i: (slice(*rows),) for i, rows in enumerate(self.ranges)}
+
+
 class LayoutTest(parameterized.TestCase):
     @classmethod
     def setUpClass(cls):
@@ -158,6 +169,17 @@ class MeshTest(parameterized.TestCase):
     def test_one_process_feeds_the_whole_batch(self):
         rows = sharding.batch_sharding(make_mesh(MeshConfig(fsdp=2, tensor=2)))
         self.assertEqual(sharding.process_shard(rows, 16), (0, 1))
+
+    @parameterized.parameters(
+        ([(4, 8)], (1, 4)), ([(8, 12), (12, 16)], (1, 2)), ([(0, 16), (0, 16)], (0, 1))
+    )
+    def test_part_of_one_of_several_processes(self, ranges, want):
+        self.assertEqual(sharding.process_shard(FakeSharding(ranges), 16), want)
+
+    @parameterized.parameters([[(0, 4), (8, 12)]], [[(4, 8), (8, 12)]])
+    def test_a_process_must_feed_neighbours(self, ranges):
+        with self.assertRaisesRegex(ValueError, "not one part of it; choose mesh axes"):
+            sharding.process_shard(FakeSharding(ranges), 16)
 
 
 class RestoreTest(parameterized.TestCase):
