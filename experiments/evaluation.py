@@ -1,11 +1,13 @@
 """Evaluation with the context removed: exact match, WRITE losses and readable answers."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gradmem_jax import metrics
 from gradmem_jax.data.pipeline import make_iterator
@@ -13,6 +15,7 @@ from gradmem_jax.data.task import Task
 from gradmem_jax.generate import generate
 from gradmem_jax.memory.interface import MemoryModel, Params
 from gradmem_jax.memory.segments import write_context
+from gradmem_jax.sharding import place
 from gradmem_jax.training import evaluate_batch
 
 
@@ -33,7 +36,7 @@ def evaluate_params(
     num_samples: int,
     split: str = "validation",
     batch_size: int = 64,
-    batch_sharding: jax.sharding.Sharding | None = None,
+    batch_sharding: NamedSharding | None = None,
 ) -> dict[int, dict[str, Any]]:
     """Evaluates on a split of a task, the context removed after WRITE.
 
@@ -45,7 +48,7 @@ def evaluate_params(
         num_samples: number of contexts, at most.
         split: of the task.
         batch_size: contexts in a batch.
-        batch_sharding: how a batch lies on devices; None puts it on the first one.
+        batch_sharding: how a batch lies on devices, of all processes; None puts it on the first.
 
     Returns:
         For each K: exact_match and its confidence_interval, token_accuracy, read_loss (nats a
@@ -56,7 +59,8 @@ def evaluate_params(
     source = task.source(split, num_samples)
     sums: dict[int, list[Any]] = {k: [] for k in num_write_steps}
     for host_batch in make_iterator(source, batch_size, task=task, pad_last=True):
-        batch = jax.device_put(host_batch, batch_sharding)
+        placed = batch_sharding is not None
+        batch = place(host_batch, batch_sharding) if placed else jax.device_put(host_batch)
         for k in num_write_steps:
             results = evaluate_batch(
                 model,
@@ -66,11 +70,19 @@ def evaluate_params(
                 max_steps=max(num_write_steps),
                 num_kinds=len(task.kinds),
             )
+            if batch_sharding is not None and jax.process_count() > 1:
+                results = _replicate(results, batch_sharding.mesh)
             sums[k].append(results)
     return {
         k: _summarize(jax.device_get(results), len(source), task.kinds)
         for k, results in sums.items()
     }
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def _replicate(results: Any, mesh: Mesh) -> Any:
+    """Gives every process all of the results."""
+    return jax.lax.with_sharding_constraint(results, NamedSharding(mesh, PartitionSpec()))
 
 
 def _summarize(results: list[Any], num_samples: int, kinds: Sequence[str]) -> dict[str, Any]:

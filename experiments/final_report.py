@@ -7,28 +7,40 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import reporting
+from experiments import hosts, reporting
 from experiments.build import BEST_METRICS, Stage, one_query
 from experiments.evaluation import answer_metrics, evaluate_params, sample_answers, table
 from experiments.reporting import log
+from experiments.stage import Devices
 from gradmem_jax import checkpoint
 from gradmem_jax.data.text_task import QuestionTask
 from gradmem_jax.memory.interface import memory_floats
 from gradmem_jax.memory.segments import write_context
+from gradmem_jax.sharding import num_batch_shards
+
+BATCH_SIZE = 64  # at least
 
 
-def final_report(config: ConfigDict, target: Stage, workdir: pathlib.Path) -> dict[str, Any]:
-    """Evaluates the best checkpoint over several K and shows some answers."""
-    best_step, params = checkpoint.restore_params(workdir / "checkpoints", "best")
+def final_report(
+    config: ConfigDict, target: Stage, workdir: pathlib.Path, devices: Devices
+) -> dict[str, Any]:
+    """Evaluates the best checkpoint over several K on all devices and shows some answers."""
+    best_step, split_params = checkpoint.restore_params(
+        workdir / "checkpoints", "best", mesh=devices.mesh
+    )
+    parts = num_batch_shards(devices.mesh)
     k = target.model.config.num_write_steps
     results = evaluate_params(
         target.model,
-        params,
+        devices.gather(split_params),
         one_query(target.task),
         sorted({*config.final_num_write_steps, k}),
         num_samples=config.num_eval_samples,
         split=config.final_split,
+        batch_size=-(-BATCH_SIZE // parts) * parts,
+        batch_sharding=devices.batch,
     )
+    params = devices.copy_to_first(split_params)
     text_metrics = {}
     if isinstance(target.task, QuestionTask):
         text_metrics = answer_metrics(
@@ -40,7 +52,8 @@ def final_report(config: ConfigDict, target: Stage, workdir: pathlib.Path) -> di
         )
         log.info("generated answers: %s", reporting.describe(text_metrics))
     answers = sample_answers(target.model, params, target.task, split=config.final_split)
-    (workdir / "answers.txt").write_text(answers + "\n")
+    if hosts.is_first():
+        (workdir / "answers.txt").write_text(answers + "\n")
     log.info("answers from memory alone, after %d WRITE steps\n%s", k, answers)
     log.info(
         "best checkpoint (step %d) on fresh samples, context removed\n%s", best_step, table(results)

@@ -21,8 +21,12 @@ class NonFiniteError(RuntimeError):
 def save_batch(
     workdir: pathlib.Path, batch: Mapping[str, np.ndarray], step: int, num_write_steps: int
 ) -> pathlib.Path:
-    """Keeps the batch of a step, its sample numbers `index` among it; returns the file."""
-    path = workdir / f"nonfinite_step_{step}.npz"
+    """Keeps the batch of a step, its sample numbers `index` among it; returns the file.
+
+    Each of several processes keeps its own part.
+    """
+    part = f"_process_{jax.process_index()}" if jax.process_count() > 1 else ""
+    path = workdir / f"nonfinite_step_{step}{part}.npz"
     arrays: dict[str, Any] = {**batch, "step": step, "num_write_steps": num_write_steps}
     np.savez(path, **arrays)
     return path

@@ -80,8 +80,16 @@ def minutes(seconds: float) -> str:
 class Progress:
     """Prints a line every window and keeps TensorBoard events; a context manager."""
 
-    def __init__(self, workdir: pathlib.Path, num_steps: int, batch_size: int, first_step: int):
-        self._writer = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        num_steps: int,
+        batch_size: int,
+        first_step: int,
+        write: bool = True,
+    ):
+        """Opens the events, which only a process with `write` has."""
+        self._writer = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), write_to_disk=write)
         self._num_steps = num_steps
         self._batch_size = batch_size
         self._last = (time.monotonic(), first_step)

@@ -1,5 +1,6 @@
 """A curriculum stage that is being trained: its data, its compiled steps, its devices."""
 
+import functools
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,8 +12,10 @@ from ml_collections import ConfigDict
 
 from experiments.build import Stage, build_optimizer_config
 from experiments.reporting import log
+from gradmem_jax import sharding
 from gradmem_jax.config import require
 from gradmem_jax.data.pipeline import make_iterator
+from gradmem_jax.memory.interface import Params
 from gradmem_jax.optimizer import make_optimizer
 from gradmem_jax.training import TrainState, make_train_step
 
@@ -20,25 +23,57 @@ FIELDS = ("context_ids", "query_ids", "labels", "value_mask")  # what the traini
 
 
 class Devices(NamedTuple):
-    """Where arrays live: batches split over all devices, everything else on each of them."""
+    """Where arrays live; see gradmem_jax/sharding.py.
 
+    Attributes:
+        mesh: all devices of all processes.
+        batch: of arrays [B, ...].
+        replicated: of arrays that every device has.
+        names: what progress lines call them.
+    """
+
+    mesh: Mesh
     batch: NamedSharding
     replicated: NamedSharding
     names: list[str]
 
+    def gather(self, params: Params) -> Params:
+        """Parameters as a step uses them, whole over the axis `fsdp`."""
+        if self.mesh.shape["fsdp"] == 1:
+            return params
+        whole = sharding.gathered_shardings(params, self.mesh)
+        return jax.jit(lambda params: params, out_shardings=whole)(params)
 
-def find_devices(batch_size: int) -> Devices:
-    """Returns shardings over all devices, for data-parallel training."""
-    devices = jax.devices()
+    def copy_to_first(self, params: Params) -> Params:
+        """A copy of the parameters on the first device of each process."""
+        whole = jax.jit(lambda params: params, out_shardings=self.replicated)(params)
+        return jax.tree.map(lambda x: x.addressable_data(0), whole)
+
+
+def find_devices(config: ConfigDict) -> Devices:
+    """Arranges all devices as `config.mesh` says.
+
+    Raises:
+        ValueError: they do not fit, or the batch does not divide over them.
+    """
+    mesh = sharding.make_mesh(sharding.MeshConfig(**config.mesh.to_dict()))
+    parts, micro = sharding.num_batch_shards(mesh), config.num_micro_batches
     require(
-        batch_size % len(devices) == 0,
-        f"batch_size={batch_size} must be a multiple of the {len(devices)} devices.",
+        config.batch_size % parts == 0,
+        f"batch_size={config.batch_size} must be a multiple of the {parts} parts that mesh.data="
+        f"{mesh.shape['data']} x mesh.fsdp={mesh.shape['fsdp']} devices take.",
     )
-    mesh = Mesh(np.array(devices), ("data",))
-    split, whole = PartitionSpec("data"), PartitionSpec()
-    kinds = [device.device_kind for device in devices]
+    require(
+        config.batch_size // parts % micro == 0,
+        f"each of the {parts} devices along mesh.data and mesh.fsdp gets {config.batch_size} / "
+        f"{parts} samples of batch_size={config.batch_size}, which must be a multiple of "
+        f"num_micro_batches={micro}; use fewer micro-batches or a larger batch.",
+    )
+    kinds = [device.device_kind for device in mesh.devices.flat]
     names = [f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds))]
-    return Devices(NamedSharding(mesh, split), NamedSharding(mesh, whole), names)
+    batch = sharding.batch_sharding(mesh)
+    sharding.process_shard(batch, config.batch_size)
+    return Devices(mesh, batch, NamedSharding(mesh, PartitionSpec()), names)
 
 
 class RunningStage:
@@ -48,7 +83,7 @@ class RunningStage:
         index: number of the stage, from 0.
         name: what progress lines call it.
         num_write_steps: K.
-        iterator: grain iterator over training batches.
+        iterator: grain iterator over this process's part of the training batches.
         compile_seconds: how long compiling has taken so far.
     """
 
@@ -68,48 +103,60 @@ class RunningStage:
             stages: what `build_stages` returned.
             index: which of them.
             devices: what `find_devices` returned.
-            state: a training state, for its shapes.
+            state: a training state on the devices, for its shapes and shardings.
             iterator_state: of an iterator of this stage; None starts from the beginning.
         """
         model, task, self.name = stages[index]
         self.index, self.compile_seconds = index, 0.0
         self.num_write_steps = model.config.num_write_steps
         self._batch_sharding = devices.batch
+        shard_index, num_shards = sharding.process_shard(devices.batch, config.batch_size)
         self.iterator = make_iterator(
             task.source("train"),
-            config.batch_size,
+            config.batch_size // num_shards,
             task=task,
             repeat=True,
             shuffle_seed=config.seed if config.shuffle else None,
+            shard_index=shard_index,
+            num_shards=num_shards,
         )
         if iterator_state is None:
             iterator_state = self.iterator.get_state()
+        state_shardings = jax.tree.map(lambda x: x.sharding, state)
         self._step_fn = jax.jit(
             make_train_step(
                 model,
                 make_optimizer(build_optimizer_config(config)),
                 config.num_micro_batches,
                 config.frozen,
+                devices.mesh if devices.mesh.size > 1 else None,
             ),
             donate_argnums=0,
-            in_shardings=(devices.replicated, devices.batch),
-            out_shardings=devices.replicated,
+            in_shardings=(state_shardings, devices.batch),
+            out_shardings=(state_shardings, devices.replicated),
         )
         self._state_shapes = jax.eval_shape(lambda: state)
         self._compiled: dict[tuple[int, ...], Any] = {}
-        first = self.next_batch()
-        self._compiled_for({name: first[name] for name in FIELDS})
+        first = self._on_devices(self.next_batch())
+        self._compiled_for(first)
         self.iterator.set_state(iterator_state)
 
     def next_batch(self) -> dict[str, np.ndarray]:
-        """Returns the next training batch, on the host, with `index`, the samples it holds."""
+        """Returns this process's part of the next training batch, on the host.
+
+        It has `index`, the samples it holds.
+        """
         batch = next(self.iterator)
         return {name: batch[name] for name in (*FIELDS, "index")}
 
     def step(self, state: TrainState, batch: Mapping[str, np.ndarray]) -> tuple[TrainState, Any]:
         """Takes a training step."""
-        on_devices = jax.device_put({name: batch[name] for name in FIELDS}, self._batch_sharding)
+        on_devices = self._on_devices(batch)
         return self._compiled_for(on_devices)(state, on_devices)
+
+    def _on_devices(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        put = functools.partial(jax.make_array_from_process_local_data, self._batch_sharding)
+        return {name: put(batch[name]) for name in FIELDS}
 
     def _compiled_for(self, batch: Any) -> Any:
         shape = (*batch["context_ids"].shape, *batch["query_ids"].shape)

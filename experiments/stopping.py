@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on
@@ -22,21 +22,29 @@ class Stopped(BaseException):
 class Stopping:
     """Whether a signal has come; made by `catch_signals`."""
 
-    def __init__(self) -> None:
+    def __init__(self, agree: Callable[[int], int] | None = None) -> None:
+        """With `agree`, the processes stop together: see `catch_signals`."""
+        self._agree = agree
         self._name = ""
         self._time = 0.0
         self._interruptible = False
 
     def check(self) -> None:
-        """Raises `Stopped` if a signal has come."""
-        if self._name:
-            raise Stopped(self._name)
+        """Raises `Stopped` if a signal has come; of several processes all must call it."""
+        stop = int(bool(self._name))
+        if self._agree is not None:
+            stop = self._agree(stop)
+        if stop:
+            raise Stopped(self._name or "a signal to another process")
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
-        """In this block, which must be safe to leave anywhere, a signal raises `Stopped`."""
+        """In this block, which must be safe to leave anywhere, a signal raises `Stopped`.
+
+        Of several processes none can leave it alone; they look at the end.
+        """
         self.check()
-        self._interruptible = True
+        self._interruptible = self._agree is None
         try:
             yield
         finally:
@@ -59,9 +67,14 @@ class Stopping:
 
 
 @contextlib.contextmanager
-def catch_signals() -> Iterator[Stopping]:
-    """Lets SIGTERM and SIGINT stop a run between two steps; only in the main thread."""
-    stopping = Stopping()
+def catch_signals(agree: Callable[[int], int] | None = None) -> Iterator[Stopping]:
+    """Lets SIGTERM and SIGINT stop a run between two steps; only in the main thread.
+
+    Args:
+        agree: returns the largest of the values that several processes call it with, so that a
+            signal to one of them stops all at the same step.
+    """
+    stopping = Stopping(agree)
     if threading.current_thread() is not threading.main_thread():
         yield stopping
         return

@@ -5,11 +5,14 @@ Ctrl-C let it finish the step in flight, save, and exit with status 75. Example:
 
   python -m experiments.train --workdir=runs/kv_quick
   python -m experiments.train --config=experiments/configs/kv_paper.py:n8_k2 --workdir=runs/n8_k2
+
+--config.mesh arranges several devices, --distributed joins several processes: docs/devices.md.
 """
 
+import contextlib
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +20,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import locks, reporting
+from experiments import hosts, locks, reporting
 from experiments.build import (
     LOWER_IS_BETTER,
     Stage,
@@ -32,7 +35,7 @@ from experiments.nonfinite import NonFiniteError
 from experiments.reporting import log
 from experiments.stage import Devices, RunningStage, find_devices
 from experiments.stopping import EXIT_STOPPED, STORAGE_ERRORS, Stopped, Stopping, catch_signals
-from gradmem_jax import checkpoint
+from gradmem_jax import checkpoint, sharding
 from gradmem_jax.config import require
 from gradmem_jax.data.text_tokenizer import TextTokenizer
 from gradmem_jax.memory.interface import MemoryModel, Params
@@ -74,7 +77,7 @@ def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
         current = ConfigDict(reporting.to_json(config.to_dict()))
         ignored = (
             *("num_steps", "final_num_write_steps", "stop_at_exact_match", "init_from"),
-            "skip_nonfinite",
+            *("skip_nonfinite", "mesh"),
         )
         different = [
             name
@@ -86,7 +89,8 @@ def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
             f"{workdir} holds a run with other values of {sorted(different)}; choose another "
             "--workdir, or the same configuration to go on.",
         )
-    reporting.write_json(path, config.to_dict())
+    if hosts.is_first():
+        reporting.write_json(path, config.to_dict())
 
 
 def save_tokenizer(workdir: pathlib.Path, task: Any) -> None:
@@ -112,11 +116,13 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
         CheckpointError: a checkpoint could not be written.
     """
     stages = build_stages(config)
-    devices = find_devices(config.batch_size)
+    devices = find_devices(config)
     lock = workdir / "train.lock"
-    with locks.hold(lock) as held, catch_signals() as stopping:
+    alone = jax.process_count() == 1
+    hold = locks.hold(lock) if hosts.is_first() else contextlib.nullcontext()
+    with hold as held, catch_signals(None if alone else hosts.largest) as stopping:
         require(
-            held is not None,
+            bool(hosts.from_first(held is not None)),
             f"{workdir} is being trained by {locks.holder(lock)}; stop that first, or choose "
             "another --workdir.",
         )
@@ -134,11 +140,12 @@ def _train(
     started = time.monotonic()
     target = stages[-1]
     check_workdir(workdir, config)
-    save_tokenizer(workdir, target.task)
+    if hosts.is_first():
+        save_tokenizer(workdir, target.task)
     optimizer = make_optimizer(build_optimizer_config(config))
     compile_seconds = 0.0
     with checkpoint.open_checkpoints(workdir / "checkpoints") as checkpoints:
-        state = jax.device_put(start_state(config, target.model, optimizer), devices.replicated)
+        state = _state_on(devices, lambda: start_state(config, target.model, optimizer))
         host: dict[str, Any] = {"stage": 0, "iterator": None, "seconds": 0.0, "reached": False}
         host |= {"evaluation_due": False, "skipped_steps": 0, "window": []}
         restored = checkpoint.restore_latest(checkpoints, state)
@@ -148,11 +155,13 @@ def _train(
         step = saved_step = int(state.step)
         size = sum(x.size for x in jax.tree.leaves(state.params))
         log.info("%d parameters on %s; compiling", size, " and ".join(devices.names))
+        for axis in sharding.undivided(state.params, devices.mesh):
+            log.info("every device has the %s", axis)
         trained_before = host["seconds"]
-        start = lambda index, iterator=None: RunningStage(
+        start_stage = lambda index, iterator=None: RunningStage(
             config, stages, index, devices, state, iterator
         )
-        running = start(host["stage"], host["iterator"])
+        running = start_stage(host["stage"], host["iterator"])
         reached, due = host["reached"], host["evaluation_due"]
         window = LogWindow(workdir, config.skip_nonfinite, host["skipped_steps"], host["window"])
 
@@ -168,11 +177,14 @@ def _train(
             }
             checkpoint.save(checkpoints, step, state, host, metrics)
 
-        with reporting.Progress(workdir, config.num_steps, config.batch_size, step) as progress:
+        with reporting.Progress(
+            workdir, config.num_steps, config.batch_size, step, write=hosts.is_first()
+        ) as progress:
             try:
                 while due or (step < config.num_steps and not reached):
                     if not due:
-                        stopping.check()
+                        if jax.process_count() == 1 or step % config.log_every == 0:
+                            stopping.check()
                         batch = running.next_batch()
                         state, metrics = running.step(state, batch)
                         step += 1
@@ -184,7 +196,7 @@ def _train(
                         threshold = config.curriculum.exact_match
                         if running.index < len(stages) - 1 and means["exact_match"] >= threshold:
                             compile_seconds += running.compile_seconds
-                            running = start(running.index + 1)
+                            running = start_stage(running.index + 1)
                         checkpoint.check_for_errors(checkpoints)
                         due = step % config.evaluate_every == 0 or step == config.num_steps
                     if due:
@@ -204,14 +216,22 @@ def _train(
                     save(None)
                 raise
     with stopping.interruptible():
-        summary = final_report(config, target, workdir)
+        summary = final_report(config, target, workdir, devices)
     summary["skipped_steps"] = window.skipped
     compile_seconds += running.compile_seconds
     summary |= {"steps": step, "compile_seconds": compile_seconds, "devices": devices.names}
     summary["seconds"] = trained_before + time.monotonic() - started
-    reporting.write_json(workdir / "metrics.json", summary)
+    if hosts.is_first():
+        reporting.write_json(workdir / "metrics.json", summary)
     log.info("%d steps, %s in all", step, reporting.minutes(summary["seconds"]))
     return summary
+
+
+def _state_on(devices: Devices, make: Callable[[], TrainState]) -> TrainState:
+    """Makes a state on the CPU, which may have room that no device has, and splits it."""
+    with jax.default_device(hosts.cpu()):
+        state = make()
+    return sharding.place(state, sharding.shardings(state, devices.mesh))
 
 
 def evaluate(
@@ -221,7 +241,7 @@ def evaluate(
     k = target.model.config.num_write_steps
     results = evaluate_params(
         target.model,
-        params,
+        devices.gather(params),
         target.task,
         [k],
         num_samples=config.num_eval_samples,
@@ -240,6 +260,9 @@ def score(config: ConfigDict, results: Mapping[str, float]) -> dict[str, float]:
 def main(_: Sequence[str]) -> int:
     """Runs the program."""
     reporting.set_up_logging()
+    hosts.connect()
+    if not hosts.is_first():
+        log.setLevel("WARNING")
     workdir = pathlib.Path(_WORKDIR.value)
     try:
         train(_CONFIG.value, workdir)

@@ -10,7 +10,11 @@ from typing import Any, TypeVar
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
+
+from gradmem_jax.sharding import shardings
 
 State = TypeVar("State")
 DAMAGED = "damaged"
@@ -43,7 +47,9 @@ def open_checkpoints(
     directory = pathlib.Path(directory).absolute()
     if not create and not directory.is_dir():
         raise ValueError(f"there are no checkpoints in {directory}; is this a finished workdir?")
-    _check_metrics(directory, set_aside=create)
+    if jax.process_index() == 0 or not create:
+        _check_metrics(directory, set_aside=create)
+    _wait_for_all("metrics")
     latest = checkpoint_managers.LatestN(keep_latest)
     best = checkpoint_managers.BestN(
         get_metric_fn=lambda metrics: metrics[best_metric],
@@ -102,6 +108,12 @@ def _set_aside(directory: pathlib.Path, step: str) -> None:
     aside.mkdir(exist_ok=True)
     shutil.rmtree(aside / step, ignore_errors=True)
     (directory / step).rename(aside / step)
+
+
+def _wait_for_all(name: str) -> None:
+    """Waits until all processes have come here, if there are several."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def check_for_errors(checkpoints: ocp.CheckpointManager) -> None:
@@ -164,7 +176,9 @@ def restore_latest(
             return restore(checkpoints, step, template)
         except Exception as error:  # noqa: BLE001, any failure to read means damage
             logging.error("checkpoint of step %d is damaged and set aside: %s", step, error)
-            _set_aside(pathlib.Path(checkpoints.directory), str(step))
+            if jax.process_index() == 0:
+                _set_aside(pathlib.Path(checkpoints.directory), str(step))
+            _wait_for_all("damaged")
             checkpoints.reload()
     return None
 
@@ -181,15 +195,19 @@ def restore(
     return restored["state"], restored["run"]
 
 
-def restore_params(directory: str | pathlib.Path, which: str = "best") -> tuple[int, Any]:
-    """Restores the parameters of a finished run.
+def restore_params(
+    directory: str | pathlib.Path, which: str = "best", mesh: Mesh | None = None
+) -> tuple[int, Any]:
+    """Restores the parameters of a finished run, wherever they were trained.
 
     Args:
         directory: the run's checkpoints.
         which: "best", "latest", or a step.
+        mesh: devices to split them over, see gradmem_jax/sharding.py; None puts them on the first
+            device of this process.
 
     Returns:
-        (step, params), the parameters on the first device, wherever they were trained.
+        (step, params).
 
     Raises:
         ValueError: there is no such checkpoint, or it cannot be read.
@@ -201,7 +219,7 @@ def restore_params(directory: str | pathlib.Path, which: str = "best") -> tuple[
         if step is None or step not in steps:
             raise ValueError(f"{directory} has no checkpoint {which!r}; it has steps {steps}.")
         try:
-            return step, _restore_state(checkpoints, step)["params"]
+            return step, _restore_state(checkpoints, step, mesh)["params"]
         except Exception as error:
             raise ValueError(
                 f"checkpoint {which!r} of {directory}, step {step}, cannot be read: {error}\nThere "
@@ -209,12 +227,16 @@ def restore_params(directory: str | pathlib.Path, which: str = "best") -> tuple[
             ) from error
 
 
-def _restore_state(checkpoints: ocp.CheckpointManager, step: int) -> Any:
-    """Restores a state, whatever its structure, onto the first device."""
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    template = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+def _restore_state(checkpoints: ocp.CheckpointManager, step: int, mesh: Mesh | None) -> Any:
+    """Restores a state, whatever its structure."""
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
         dict(checkpoints.item_metadata(step)["state"]),
+    )
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    where = jax.tree.map(lambda _: first, shapes) if mesh is None else shardings(shapes, mesh)
+    template = jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, where
     )
     return checkpoints.restore(
         step, args=ocp.args.Composite(state=ocp.args.StandardRestore(template))

@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from gradmem_jax.config import require
 from gradmem_jax.freezing import join_params, split_params
 from gradmem_jax.losses import IGNORE, token_losses
 from gradmem_jax.memory.interface import Memory, MemoryModel, Params
 from gradmem_jax.memory.segments import outer_write_loss, write_context, write_token_losses
+from gradmem_jax.sharding import gradient_on_mesh
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -185,10 +187,13 @@ def loss_gradient(
     batch: Batch,
     num_micro_batches: int = 1,
     frozen: Sequence[str] = (),
+    *,
+    totals: Mapping[str, jax.Array] | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[Params, Metrics]:
     """Gradient of the outer loss; micro-batches bound memory and keep CPU caches warm.
 
-    Samples do not interact, so the result does not depend on `num_micro_batches`.
+    Samples do not interact, so the result depends neither on `num_micro_batches` nor on `mesh`.
 
     Args:
         model: the model.
@@ -196,12 +201,20 @@ def loss_gradient(
         batch: see `loss_and_metrics`; B must be a multiple of `num_micro_batches`.
         num_micro_batches: parts that are processed one after the other.
         frozen: see `make_train_step`; nothing is computed for frozen parameters.
+        totals: see `loss_and_metrics`.
+        mesh: devices that the batch is split over, see gradmem_jax/sharding.py; each splits its
+            own part into micro-batches.
 
     Returns:
         Gradient like the trained part of `params`, and the metrics of the whole batch.
     """
-    totals = batch_totals(batch)
+    totals = totals or batch_totals(batch)
     trained, constant = split_params(params, frozen)
+    if mesh is not None:
+        on_part = lambda params, part, totals: loss_gradient(
+            model, params, part, num_micro_batches, frozen, totals=totals
+        )
+        return gradient_on_mesh(on_part, mesh, params, dict(batch), totals, trained)
 
     def loss_fn(trained: Params, part: Batch) -> tuple[jax.Array, Metrics]:
         return loss_and_metrics(model, join_params(trained, constant), part, totals=totals)
@@ -229,6 +242,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     num_micro_batches: int = 1,
     frozen: Sequence[str] = (),
+    mesh: Mesh | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Makes the pure training step `(state, batch) -> (state, metrics)`, to be jitted.
 
@@ -241,10 +255,13 @@ def make_train_step(
         num_micro_batches: see `loss_gradient`.
         frozen: regular expressions of the paths of parameters that stay as they are, see
             `split_params`.
+        mesh: see `loss_gradient`; None computes on the devices where the arrays are.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        gradient, metrics = loss_gradient(model, state.params, batch, num_micro_batches, frozen)
+        gradient, metrics = loss_gradient(
+            model, state.params, batch, num_micro_batches, frozen, mesh=mesh
+        )
         trained, constant = split_params(state.params, frozen)
         gradient_norm = optax.global_norm(gradient)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(gradient_norm)

@@ -15,6 +15,7 @@ from experiments.methods import METHODS
 from experiments.tasks import GENERATED, TASKS
 from gradmem_jax.config import require_choice
 from gradmem_jax.optimizer import OptimizerConfig
+from gradmem_jax.sharding import MeshConfig
 
 LEFT_OPEN = ("dtype", "param_dtype", "scan_layers", "remat")
 
@@ -58,7 +59,8 @@ def get_config(
     config.seed = 0  # parameters and samples are functions of it
     config.num_steps = 1_000_000
     config.batch_size = 64
-    config.num_micro_batches = 1  # parts of a batch processed one after the other
+    config.num_micro_batches = 1  # parts of each device's batch, processed one after the other
+    config.mesh = fields_of(MeshConfig)  # how devices are arranged; -1: all that are left
     config.log_every = 50  # steps between progress lines, and between curriculum decisions
     config.evaluate_every = 500  # steps between evaluations, each with a checkpoint
     config.num_eval_samples = 5000

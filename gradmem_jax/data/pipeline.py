@@ -33,7 +33,8 @@ def make_iterator(
     With a `task`, batches are padded to its buckets, and `index`, int32 [B], says which samples of
     the source they hold. If there are several buckets and the source knows its `context_lengths`,
     samples of one bucket come together: bucket by bucket or, shuffled, in batches of random order.
-    A batch then has the same shape in every shard.
+    A batch then has the same shape in every shard. Batch i of all shards together holds the samples
+    of batch i without shards, of a batch size `num_shards` times as large.
 
     Args:
         source: random-access source of dicts of arrays, with `__len__` and `__getitem__`.
@@ -92,11 +93,12 @@ def make_iterator(
         dataset = grain.MapDataset.source(source)
         if task is not None:
             dataset = dataset.map_with_index(_mark)
-        dataset = dataset[shard_index::num_shards]
         if shuffle_seed is not None:
             dataset = dataset.shuffle(seed=shuffle_seed)
         if repeat:
             dataset = dataset.repeat()
+        if num_shards > 1:
+            dataset = dataset[shard_index::num_shards]
         stack = functools.partial(
             _stack, pad_to=batch_size if pad_last else None, task=task, largest=num_shards > 1
         )

@@ -80,6 +80,17 @@ class PipelineTest(parameterized.TestCase):
         parts = [batches(8, 2, shard_index=i, num_shards=2) for i in range(2)]
         self.assertEqual(parts, [[[0, 2], [4, 6]], [[1, 3], [5, 7]]])
 
+    def test_shards_together_hold_the_batches_of_one_process(self):
+        options = dict(repeat=True, shuffle_seed=3)
+        whole = make_iterator(Source(10), 4, **options)
+        parts = [
+            make_iterator(Source(10), 2, shard_index=i, num_shards=2, **options) for i in (0, 1)
+        ]
+        for _ in range(7):  # several repetitions, none of which ends with a batch
+            rows = [row for part in parts for row in next(part)["i"].tolist()]
+            self.assertEqual(sorted(rows), sorted(next(whole)["i"].tolist()))
+        self.assertEqual(parts[0].get_state(), whole.get_state())
+
     def test_shuffled_repetitions_differ(self):
         iterator = make_iterator(Source(64), 64, repeat=True, shuffle_seed=1)
         first, second = (next(iterator)["i"].tolist() for _ in range(2))

@@ -152,7 +152,9 @@ class TrainTest(parameterized.TestCase):
         config = tiny_config(
             **{
                 "num_steps": 2,
+                "batch_size": 16,
                 "num_micro_batches": 2,
+                "mesh.fsdp": 2,
                 "model.inner_loss_weight": 0.1,
                 "write_optimizer.name": "adam",
                 "write_optimizer.arguments": {"learning_rate": 0.1, "eps_root": 1e-8},
@@ -185,7 +187,11 @@ class TrainTest(parameterized.TestCase):
             train.check_workdir(self.folder / "run", tiny_config(**{"lm.width": 16}))
 
     @parameterized.parameters(
-        ({"batch_size": 6}, "batch_size=6 must be a multiple of the 8 devices"),
+        ({"batch_size": 6}, "batch_size=6 must be a multiple of the 8 parts"),
+        ({"num_micro_batches": 2}, "8 / 8 samples .* num_micro_batches=2; use fewer"),
+        ({"mesh.data": 3}, "mesh data=3 x fsdp=1 x tensor=1 takes 3 devices, there are 8"),
+        ({"mesh.tensor": 16}, "8 devices are no multiple of 16"),
+        ({"mesh.fsdp": 0}, "mesh.fsdp=0"),
         ({"evaluate_every": 3}, "evaluate_every=3"),
         ({"num_micro_batches": 3}, "num_micro_batches=3"),
         ({"log_every": 0}, "log_every=0"),
