@@ -17,9 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.flops import inference_flops, step_flops
 from experiments.setting import Setting
+from gradmem_jax import sharding
 from gradmem_jax.checks import require, require_choice
 from gradmem_jax.lm.attention import KVCache, make_cache
 from gradmem_jax.memory.full_context import FullContext, FullContextConfig
@@ -66,10 +68,20 @@ def call_seconds(function: Callable[[], Any], repeats: int) -> list[float]:
 def measure_step(setting: Setting) -> dict[str, Any]:
     """Compiles and times a training step."""
     model, optimizer = GradMem(setting.model_config()), make_optimizer(OptimizerConfig())
-    batch = jax.device_put(setting.batch())
-    state = jax.jit(lambda: init_state(model.init(jax.random.key(0)), optimizer))()
-    step = make_train_step(model, optimizer, setting.micro_batches)
-    compiled, compiling = _compile(jax.jit(step, donate_argnums=0), state, batch)
+    mesh = _mesh(setting)
+    batch = jax.device_put(setting.batch(), sharding.batch_sharding(mesh))
+    whole = NamedSharding(mesh, PartitionSpec())
+    init = lambda: init_state(model.init(jax.random.key(0)), optimizer)
+    state = jax.jit(init, out_shardings=whole)()
+    step = jax.jit(
+        make_train_step(
+            model, optimizer, setting.micro_batches, mesh=mesh if mesh.size > 1 else None
+        ),
+        donate_argnums=0,
+        out_shardings=whole,
+        compiler_options=sharding.compiler_options(mesh),
+    )
+    compiled, compiling = _compile(step, state, batch)
     measured: dict[str, Any] = {}
     if setting.repeats:
         metrics: Any = None
@@ -87,14 +99,16 @@ def measure_step(setting: Setting) -> dict[str, Any]:
 def measure_inference(setting: Setting) -> dict[str, Any]:
     """Compiles and times WRITE and READ of a batch."""
     model = GradMem(setting.model_config())
-    batch = jax.device_put(setting.batch())
-    params = jax.jit(model.init)(jax.random.key(0))
+    mesh = _mesh(setting)
+    batch = jax.device_put(setting.batch(), sharding.batch_sharding(mesh))
+    whole = NamedSharding(mesh, PartitionSpec())
+    params = jax.jit(model.init, out_shardings=whole)(jax.random.key(0))
 
     def answer(params: Params, part: dict[str, jax.Array]) -> jax.Array:
         memory, _ = model.write_memory(params, part["context_ids"])
         return model.read_memory(params, memory, part["query_ids"])
 
-    compiled, compiling = _compile(_in_parts(answer, setting.micro_batches), params, batch)
+    compiled, compiling = _compile(_in_parts(answer, setting.micro_batches, mesh), params, batch)
     measured: dict[str, Any] = {}
     if setting.repeats:
         measured = _summary(call_seconds(lambda: compiled(params, batch), setting.repeats))
@@ -111,6 +125,7 @@ def measure_break_even(setting: Setting) -> dict[str, Any]:
     context_ids, query_ids = batch["context_ids"], batch["query_ids"][:, 0]
     model = GradMem(setting.model_config())
     params = jax.jit(model.init)(jax.random.key(0))
+    require(setting.cpu_devices == 1, "break-even is measured on one device.")
     in_parts = lambda write: _in_parts(lambda *args: write(*args)[0], setting.micro_batches)
     write, read = in_parts(model.write_memory), jax.jit(model.read_memory)
     memory = write(params, context_ids)
@@ -162,8 +177,14 @@ MEASURES: dict[str, Callable[[Setting], dict[str, Any]]] = {
 }
 
 
-def _in_parts(function: Callable[[Params, Any], Any], parts: int) -> Any:
-    """A jitted function of parameters and a batch, computed for one part after the other."""
+def _mesh(setting: Setting) -> Mesh:
+    if setting.cpu_devices == 1:
+        return sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
+    return sharding.make_mesh(sharding.MeshConfig(), jax.devices("cpu"))
+
+
+def _in_parts(function: Callable[[Params, Any], Any], parts: int, mesh: Mesh | None = None) -> Any:
+    """A jitted function of parameters and a batch; a device takes one part after the other."""
     split = lambda x: x.reshape(parts, -1, *x.shape[1:])
     join = lambda x: x.reshape(-1, *x.shape[2:])
 
@@ -171,7 +192,14 @@ def _in_parts(function: Callable[[Params, Any], Any], parts: int) -> Any:
         one = lambda part: function(params, part)
         return jax.tree.map(join, jax.lax.map(one, jax.tree.map(split, batch)))
 
-    return jax.jit(function if parts == 1 else whole)
+    on_device = function if parts == 1 else whole
+    if mesh is None or mesh.size == 1:
+        return jax.jit(on_device)
+    batch = PartitionSpec(sharding.BATCH_AXES)
+    on_mesh = jax.shard_map(
+        on_device, mesh=mesh, in_specs=(PartitionSpec(), batch), out_specs=batch, check_vma=False
+    )
+    return jax.jit(on_mesh, compiler_options=sharding.compiler_options(mesh))
 
 
 def _compile(function: Any, *arguments: Any) -> tuple[Any, dict[str, Any]]:
@@ -199,7 +227,9 @@ def main(arguments: Sequence[str]) -> None:
     require(len(arguments) == 3, f"usage: measure {'|'.join(MEASURES)} JSON")
     _, kind, fields = arguments
     require_choice("kind", kind, tuple(MEASURES))
-    measured = MEASURES[kind](Setting(**json.loads(fields)))
+    setting = Setting(**json.loads(fields))
+    jax.config.update("jax_num_cpu_devices", setting.cpu_devices)
+    measured = MEASURES[kind](setting)
     device = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
     print(json.dumps(measured | device), flush=True)
 

@@ -32,7 +32,8 @@ class Setting:
     write_steps: int = _size(2, "WRITE steps K.")
     num_memory_tokens: int = _size(8, "Memory tokens m.")
     meta_gradient: str = _size("mixed", "How second order is computed.", ("mixed", "reverse"))
-    micro_batches: int = _size(1, "Parts of a batch that are processed one after the other.")
+    micro_batches: int = _size(1, "Parts of a device's batch, one after the other.")
+    cpu_devices: int = _size(1, "CPU devices, each with its part of the batch and a core.")
     width: int = _size(128, "Width d of the Llama.")
     num_layers: int = _size(4, "Its layers L.")
     num_heads: int = _size(4, "Its attention heads H.")
@@ -47,7 +48,13 @@ class Setting:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("context_tokens", "queries_per_context", "batch_size", "micro_batches"):
+        for name in (
+            "context_tokens",
+            "queries_per_context",
+            "batch_size",
+            "micro_batches",
+            "cpu_devices",
+        ):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1.")
         require(
             self.query_tokens > _TARGET_TOKENS,
@@ -55,9 +62,9 @@ class Setting:
         )
         require(self.repeats >= 0, f"repeats={self.repeats} must not be negative.")
         require(
-            self.batch_size % self.micro_batches == 0,
+            self.batch_size % (self.micro_batches * self.cpu_devices) == 0,
             f"batch_size={self.batch_size} must be a multiple of micro_batches="
-            f"{self.micro_batches}.",
+            f"{self.micro_batches} times cpu_devices={self.cpu_devices}.",
         )
         self.model_config()
 

@@ -134,6 +134,7 @@ class RunningStage:
             donate_argnums=0,
             in_shardings=(state_shardings, devices.batch),
             out_shardings=(state_shardings, devices.replicated),
+            compiler_options=sharding.compiler_options(devices.mesh),
         )
         self._state_shapes = jax.eval_shape(lambda: state)
         self._compiled: dict[tuple[int, ...], Any] = {}

@@ -161,6 +161,17 @@ def num_batch_shards(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def compiler_options(mesh: Mesh) -> dict[str, str] | None:
+    """Options of `jax.jit` for programs on a mesh.
+
+    Several CPU devices stand for cores, so their programs need not be split over threads; XLA's
+    elementwise kernels take less than half the CPU time without it (docs/performance.md).
+    """
+    if mesh.size == 1 or mesh.devices.flat[0].platform != "cpu":
+        return None
+    return {"xla_disable_hlo_passes": "cpu-parallel-task-assigner"}
+
+
 def place(tree: PyTree, shardings: PyTree) -> PyTree:
     """Puts arrays that every process has on devices of all processes; no process talks.
 
