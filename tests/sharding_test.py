@@ -54,6 +54,17 @@ class FakeSharding:
         return {i: (slice(*rows),) for i, rows in enumerate(self.ranges)}
 
 
+class CompilerOptionsTest(parameterized.TestCase):
+    def test_cores_as_devices_run_programs_that_are_not_split(self):
+        x = jnp.ones((512, 512))
+        text = lambda options: (
+            jax.jit(lambda x: jnp.sin(x) * 2, compiler_options=options).lower(x).compile().as_text()
+        )
+        options = sharding.compiler_options(mesh_of(8, 1, 1))
+        self.assertNotIn("outer_dimension_partitions", text(options))
+        self.assertIsNone(sharding.compiler_options(mesh_of(1, 1, 1)))
+
+
 class LayoutTest(parameterized.TestCase):
     @classmethod
     def setUpClass(cls):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import pathlib
 import sys
@@ -5,7 +6,7 @@ import textwrap
 
 from absl.testing import absltest, parameterized
 
-from experiments import children, reporting
+from experiments import children, measure, reporting
 from experiments.setting import Setting
 from tests.experiments.programs_test import start
 
@@ -53,6 +54,17 @@ FAKES = {
 
 
 class BenchmarkTest(parameterized.TestCase):
+    @parameterized.parameters("step", "inference")
+    def test_cpu_devices_share_a_batch(self, kind):
+        tiny = Setting(
+            context_tokens=6, batch_size=16, micro_batches=2, width=8, num_layers=1, repeats=1
+        )
+        one, eight = (
+            measure.MEASURES[kind](dataclasses.replace(tiny, cpu_devices=n)) for n in (1, 8)
+        )
+        self.assertAlmostEqual(one.get("loss", 0), eight.get("loss", 0), places=4)
+        self.assertEqual(one["gflop"], eight["gflop"])
+
     def test_beside_a_reference(self):
         folder = pathlib.Path(self.create_tempdir().full_path)
         for name, text in FAKES.items():
@@ -74,7 +86,7 @@ class BenchmarkTest(parameterized.TestCase):
             self.assertEqual(row["setting"]["context_tokens"], 15)
             for name in ("seconds", "compile_seconds", "temporary_mib", "gflop"):
                 self.assertGreater(row["ours"][name], 0)
-        self.assertBetween(step["reference"]["seconds"], 0.06, 0.5)
+        self.assertGreater(step["reference"]["seconds"], 0.06)
         self.assertLess(
             inference["reference"]["seconds"], inference["reference"]["second_order_seconds"]
         )
