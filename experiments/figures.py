@@ -158,3 +158,23 @@ def written_contexts(
     right.legend()
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def write_curves(path: pathlib.Path, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+    """Draws the WRITE loss and the share of tokens right by step, a line for each optimizer.
+
+    Args:
+        path: PNG to write.
+        curves: by name of the optimizer, rows of step, write_loss and token_accuracy.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for name, rows in curves.items():
+        steps = [row["step"] for row in rows]
+        left.plot(steps, [row["write_loss"] for row in rows], label=name)
+        right.plot(steps, [100 * row["token_accuracy"] for row in rows], label=name)
+    left.set(xlabel="WRITE steps", ylabel="WRITE loss, nats a token", ylim=(0, None))
+    right.set(xlabel="WRITE steps", ylabel="likeliest after the true ones, % of tokens")
+    right.set_ylim(0, 102)
+    right.legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -123,8 +123,7 @@ def open_pretrained(
     embedding = np.asarray(lm_params["embedding"], np.float64)
     optimizer = None
     if write_optimizer == "adam":
-        scale = float(np.sqrt(np.square(embedding).mean()))
-        optimizer = optax.adam(rate * scale, eps_root=1e-12)
+        optimizer = scaled_adam(rate, embedding)
     config = GradMemConfig(
         lm=lm,
         pad_id=tokenizer.pad_id,
@@ -138,3 +137,9 @@ def open_pretrained(
     params = model.init(jax.random.key(0), lm_params) | {"initial_memory": jnp.asarray(start)}
     prompt = lambda question: question
     return OpenModel(model, params, tokenizer, tokenizer.end_id, prompt, {})
+
+
+def scaled_adam(rate: float, embedding: np.ndarray) -> optax.GradientTransformation:
+    """Adam with a rate in units of the root mean square of the embeddings."""
+    scale = float(np.sqrt(np.square(np.asarray(embedding, np.float64)).mean()))
+    return optax.adam(rate * scale, eps_root=1e-12)
