@@ -23,7 +23,7 @@ from gradmem_jax.memory.interface import MemoryModel, Params
 WRITE_LEARNING_RATES = {"adam": 0.3, "sgd": 1.0}
 PRETRAINED_OPTIONS = (
     *("num_memory_tokens", "num_write_steps", "write_optimizer", "write_learning_rate"),
-    "tokenizer_path",
+    *("tokenizer_path", "scan_layers"),
 )
 
 
@@ -96,6 +96,7 @@ def open_pretrained(
     write_optimizer: str = "adam",
     write_learning_rate: float | None = None,
     tokenizer_path: str | None = None,
+    scan_layers: bool = False,
 ) -> OpenModel:
     """Puts GradMem around a pretrained language model that was never trained to write or read.
 
@@ -110,6 +111,7 @@ def open_pretrained(
         write_learning_rate: of plain steps, or of Adam in units of the embeddings' root mean
             square, so that one value suits models of any scale; None takes a usual one.
         tokenizer_path: where the tokenizer is, if it is not beside the model.
+        scan_layers: stack the layers, which compiles fast.
 
     Raises:
         ValueError: there is no model or no tokenizer, or an option is wrong.
@@ -117,7 +119,9 @@ def open_pretrained(
     require_choice("write_optimizer", write_optimizer, tuple(WRITE_LEARNING_RATES))
     rate = write_learning_rate or WRITE_LEARNING_RATES[write_optimizer]
     require_number("write_learning_rate", rate, above=0)
-    lm, lm_params, tokenizer = load_pretrained(path, tokenizer=tokenizer_path)
+    lm, lm_params, tokenizer = load_pretrained(
+        path, tokenizer=tokenizer_path, scan_layers=scan_layers
+    )
     if tokenizer is None:
         raise ValueError(f"{path} has no tokenizer; name one with --tokenizer.")
     embedding = np.asarray(lm_params["embedding"], np.float64)

@@ -107,7 +107,8 @@ def main(_: Sequence[str]) -> None:
     """Runs the program."""
     reporting.set_up_logging()
     (context,) = read_contexts([_CONTEXT.value])
-    opened = open_model(_MODEL.value, {"num_memory_tokens": _NUM_MEMORY_TOKENS.value})
+    options = {"num_memory_tokens": _NUM_MEMORY_TOKENS.value, "scan_layers": True}
+    opened = open_model(_MODEL.value, options)
     config = opened.model.config
     embedding = opened.params["lm"]["embedding"]
     optimizers = {text: make_optimizer(text, embedding) for text in _OPTIMIZERS.value}
