@@ -178,3 +178,27 @@ def write_curves(path: pathlib.Path, curves: Mapping[str, Sequence[Mapping[str, 
     right.legend()
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def learning_curves(
+    path: pathlib.Path, values: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]
+) -> None:
+    """Draws scalars against training steps, a panel each, a line for each run.
+
+    Args:
+        path: PNG to write.
+        values: by name of the scalar, then of the run: (step, value) in order.
+    """
+    names = list(dict.fromkeys(name for runs in values.values() for name in runs))
+    size = (5 * len(values), 4)
+    figure, grid = plt.subplots(1, len(values), figsize=size, squeeze=False, layout="constrained")
+    for axes, (title, runs) in zip(grid.flat, values.items(), strict=True):
+        for name, points in runs.items():
+            marker = "o" if len(points) < 20 else ""
+            steps, heights = zip(*points, strict=True)
+            axes.plot(steps, heights, marker=marker, color=f"C{names.index(name)}", label=name)
+        axes.set(xlabel="training steps", title=title.replace("_", " "))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
