@@ -12,12 +12,12 @@ from experiments.configs import compression_small, recipe
 def get_config(arguments: str = "spans8_k1_m1") -> ConfigDict:
     """Returns the configuration of a cell."""
     config = compression_small.get_config(arguments)
-    recipe.apply(config, alpha=0.08, embedding_std=0.02)
+    recipe.apply(config, alpha=0.08, embedding_std=0.14)
     config.num_steps = 300
     config.batch_size = 4
     config.log_every = 10
     config.evaluate_every = 50
     config.num_eval_samples = 64
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup_steps = 20
     return config
