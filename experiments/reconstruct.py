@@ -8,8 +8,10 @@ import pathlib
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import app, flags
@@ -59,25 +61,26 @@ def trace_writes(
         tokens) and seconds, those of the steps so far; in the last row also accuracy, of the text
         decoded from memory alone.
     """
-    model, params = opened.model, opened.params
+    model: Any = opened.model
+    params, context_ids = opened.params, jnp.asarray(ids)
 
     @jax.jit
     def read(params: Params, memory: Memory) -> dict[str, jax.Array]:
         view, seen = model.write_view(params)
-        logits = view.read_memory(seen, memory, ids)[:, :-1]
+        logits = view.read_memory(seen, memory, context_ids)[:, :-1]
         return {
-            "write_loss": token_losses(logits, ids).mean(),
-            "token_accuracy": (logits.argmax(-1) == ids).mean(),
+            "write_loss": token_losses(logits, context_ids).mean(),
+            "token_accuracy": (logits.argmax(-1) == context_ids).mean(),
         }
 
-    loss = lambda memory, params: model.write_token_losses(params, memory, ids).mean()
-    memory = model.initial_memory(params, len(ids))
-    gradient = jax.jit(jax.grad(loss)).lower(memory, params).compile()
+    loss = lambda memory, params: model.write_token_losses(params, memory, context_ids).mean()
+    start = model.initial_memory(params, len(ids))
+    gradient = jax.jit(jax.grad(loss)).lower(start, params).compile()
     for name, optimizer in optimizers.items():
         update = jax.jit(optimizer.update)
-        memory = model.initial_memory(params, len(ids))
-        state = optimizer.init(memory)
-        rows, seconds = [], 0.0
+        memory, state = start, optimizer.init(start)
+        rows: list[dict[str, float]] = []
+        seconds = 0.0
         for done in range(num_steps + 1):
             if done % every == 0 or done == num_steps:
                 means = {key: float(value) for key, value in read(params, memory).items()}
@@ -88,7 +91,7 @@ def trace_writes(
                 updates, state = update(gradient(memory, params), state, memory)
                 memory = jax.block_until_ready(optax.apply_updates(memory, updates))
                 seconds += time.monotonic() - started
-        back = reconstruct(model, params, memory, ids)
+        back = reconstruct(model, params, memory, context_ids)
         rows[-1]["accuracy"] = float(back.accuracy[0])
         log.info("%s, from memory alone: %s", name, opened.tokenizer.decode(back.ids[0]))
         yield name, rows
