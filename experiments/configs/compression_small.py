@@ -28,15 +28,16 @@ def get_config(arguments: str = "spans8_k2_m1") -> ConfigDict:
     config.model.num_memory_tokens = int(match[3])
     config.model.write_lora_rank = 0 if match[4] else 8
     config.model.memory_projection = "proj"
+    config.model.inner_loss_weight = 1.0
     config.lm.scan_layers = True  # short compilation
     config.frozen = ("^lm/",)
     config.best_metric = "token_accuracy"
-    config.num_steps = 400
+    config.num_steps = 600
     config.batch_size = 32
-    config.evaluate_every = 200
+    config.evaluate_every = 300
     config.num_eval_samples = 320
     config.final_num_write_steps = (0, int(match[2]))
     recipe.apply(config, alpha=2.0, embedding_std=0.3)
-    config.optimizer.learning_rate = 5e-3
+    config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup_steps = 50
     return config
