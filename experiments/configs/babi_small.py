@@ -23,7 +23,7 @@ def get_config(arguments: str = "qa1_gradmem_k2") -> ConfigDict:
     assert match is not None
     config = default.get_config(match[2], "babi")
     config.data.qa = int(match[1])
-    config.num_steps = 3000
+    config.num_steps = 2500
     config.batch_size = 32
     config.evaluate_every = 250
     config.num_eval_samples = 1000
