@@ -1,8 +1,8 @@
 """Text compression with stories260K, for CPU: `compression_small.py:spans16_k2_m1`.
 
 Spans of 16 tokens in 1 memory vector of the frozen model's width (64 floats), adapters in WRITE;
-`_frozen` behind it leaves the adapters out, so that only the first memory, the control tokens, the
-WRITE head and the memory projection are trained. Needs `--config.pretrained=stories260K.bin` and, as
+`_frozen` behind it leaves the adapters out, so that only M0, the control tokens, the WRITE head and
+the memory projection are trained. Needs `--config.pretrained=stories260K.bin` and, as
 `--config.data.data_dir`, text that the model can model, such as experiments.sample draws from it.
 """
 
