@@ -158,3 +158,47 @@ def written_contexts(
     right.legend()
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def write_curves(path: pathlib.Path, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+    """Draws the WRITE loss and the share of tokens right by step, a line for each optimizer.
+
+    Args:
+        path: PNG to write.
+        curves: by name of the optimizer, rows of step, write_loss and token_accuracy.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for name, rows in curves.items():
+        steps = [row["step"] for row in rows]
+        left.plot(steps, [row["write_loss"] for row in rows], label=name)
+        right.plot(steps, [100 * row["token_accuracy"] for row in rows], label=name)
+    left.set(xlabel="WRITE steps", ylabel="WRITE loss, nats a token", ylim=(0, None))
+    right.set(xlabel="WRITE steps", ylabel="likeliest after the true ones, % of tokens")
+    right.set_ylim(0, 102)
+    right.legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def learning_curves(
+    path: pathlib.Path, values: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]
+) -> None:
+    """Draws scalars against training steps, a panel each, a line for each run.
+
+    Args:
+        path: PNG to write.
+        values: by name of the scalar, then of the run: (step, value) in order.
+    """
+    names = list(dict.fromkeys(name for runs in values.values() for name in runs))
+    size = (5 * len(values), 4)
+    figure, grid = plt.subplots(1, len(values), figsize=size, squeeze=False, layout="constrained")
+    for axes, (title, runs) in zip(grid.flat, values.items(), strict=True):
+        for name, points in runs.items():
+            marker = "o" if len(points) < 20 else ""
+            steps, heights = zip(*points, strict=True)
+            axes.plot(steps, heights, marker=marker, color=f"C{names.index(name)}", label=name)
+        axes.set(xlabel="training steps", title=title.replace("_", " "))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    figure.savefig(path, dpi=100)
+    plt.close(figure)

@@ -1,7 +1,7 @@
 """How many floating point operations a training step takes, counted from its matrix products.
 
 Of one sequence, W operations are products with weights and A those of attention, queries with keys
-and weights with values, the masked half included. A product costs 2 operations per multiplication.
+and weights with values, what its blocks do not skip included. A product costs 2 operations per multiplication.
 
 | pass | weights | attention |
 |---|---|---|
@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from experiments.setting import Setting
 from gradmem_jax.config import LlamaConfig
+from gradmem_jax.lm.attention import causal_blocks
 
 
 class Products(NamedTuple):
@@ -47,9 +48,10 @@ def forward_products(lm: LlamaConfig, length: int, predictions: int) -> Products
     heads, kv_heads = lm.num_heads * lm.head_size, lm.kv_heads * lm.head_size
     layer = lm.width * (2 * heads + 2 * kv_heads + 3 * lm.mlp_size)
     head = lm.width * lm.vocab_size
+    pairs = sum((end - start) * end for start, end in causal_blocks(length))
     return Products(
         weights=2 * (length * lm.num_layers * layer + predictions * head),
-        attention=4 * lm.num_layers * heads * length**2,
+        attention=4 * lm.num_layers * heads * pairs,
     )
 
 

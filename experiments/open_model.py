@@ -23,7 +23,7 @@ from gradmem_jax.memory.interface import MemoryModel, Params
 WRITE_LEARNING_RATES = {"adam": 0.3, "sgd": 1.0}
 PRETRAINED_OPTIONS = (
     *("num_memory_tokens", "num_write_steps", "write_optimizer", "write_learning_rate"),
-    "tokenizer_path",
+    *("tokenizer_path", "scan_layers"),
 )
 
 
@@ -96,6 +96,7 @@ def open_pretrained(
     write_optimizer: str = "adam",
     write_learning_rate: float | None = None,
     tokenizer_path: str | None = None,
+    scan_layers: bool = False,
 ) -> OpenModel:
     """Puts GradMem around a pretrained language model that was never trained to write or read.
 
@@ -110,6 +111,7 @@ def open_pretrained(
         write_learning_rate: of plain steps, or of Adam in units of the embeddings' root mean
             square, so that one value suits models of any scale; None takes a usual one.
         tokenizer_path: where the tokenizer is, if it is not beside the model.
+        scan_layers: stack the layers, which compiles fast.
 
     Raises:
         ValueError: there is no model or no tokenizer, or an option is wrong.
@@ -117,14 +119,15 @@ def open_pretrained(
     require_choice("write_optimizer", write_optimizer, tuple(WRITE_LEARNING_RATES))
     rate = write_learning_rate or WRITE_LEARNING_RATES[write_optimizer]
     require_number("write_learning_rate", rate, above=0)
-    lm, lm_params, tokenizer = load_pretrained(path, tokenizer=tokenizer_path)
+    lm, lm_params, tokenizer = load_pretrained(
+        path, tokenizer=tokenizer_path, scan_layers=scan_layers
+    )
     if tokenizer is None:
         raise ValueError(f"{path} has no tokenizer; name one with --tokenizer.")
     embedding = np.asarray(lm_params["embedding"], np.float64)
     optimizer = None
     if write_optimizer == "adam":
-        scale = float(np.sqrt(np.square(embedding).mean()))
-        optimizer = optax.adam(rate * scale, eps_root=1e-12)
+        optimizer = scaled_adam(rate, embedding)
     config = GradMemConfig(
         lm=lm,
         pad_id=tokenizer.pad_id,
@@ -138,3 +141,9 @@ def open_pretrained(
     params = model.init(jax.random.key(0), lm_params) | {"initial_memory": jnp.asarray(start)}
     prompt = lambda question: question
     return OpenModel(model, params, tokenizer, tokenizer.end_id, prompt, {})
+
+
+def scaled_adam(rate: float, embedding: np.ndarray) -> optax.GradientTransformation:
+    """Adam with a rate in units of the root mean square of the embeddings."""
+    scale = float(np.sqrt(np.square(np.asarray(embedding, np.float64)).mean()))
+    return optax.adam(rate * scale, eps_root=1e-12)

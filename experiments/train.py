@@ -53,19 +53,27 @@ _WORKDIR = flags.DEFINE_string(
 
 
 def start_state(config: ConfigDict, model: MemoryModel, optimizer: Any) -> TrainState:
-    """Returns the state of step 0, with another run's parameters if `config.init_from` says so."""
-    state = init_state(first_params(config, model), optimizer, config.frozen)
-    if not config.init_from:
-        return state
-    step, params = checkpoint.restore_params(pathlib.Path(config.init_from) / "checkpoints")
-    log.info("starting from step %d of %s", step, config.init_from)
-    shapes = lambda tree: jax.tree.map(np.shape, tree)
-    require(
-        shapes(params) == shapes(state.params),
-        f"the parameters of init_from={config.init_from!r} do not fit this model; lm and model "
-        "must be configured alike.",
-    )
-    return state._replace(params=params)
+    """Returns the state of step 0.
+
+    If `config.init_from` names a run, its parameters are taken; if that run had another method,
+    those of its language model.
+    """
+    params = first_params(config, model)
+    if config.init_from:
+        folder = pathlib.Path(config.init_from)
+        step, earlier = checkpoint.restore_params(folder / "checkpoints")
+        log.info("starting from step %d of %s", step, folder)
+        same_method = reporting.read_json(folder / "config.json")["method"] == config.method
+        parts = params.keys() if same_method else ("lm",)
+        shapes = lambda tree: {name: jax.tree.map(np.shape, tree.get(name)) for name in parts}
+        require(
+            shapes(earlier) == shapes(params),
+            f"the parameters of init_from={config.init_from!r} do not fit this model; lm and model "
+            "must be configured alike.",
+        )
+        lm_only = lambda: model.init(jax.random.key(config.seed), earlier["lm"])
+        params = earlier if same_method else lm_only()
+    return init_state(params, optimizer, config.frozen)
 
 
 def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:

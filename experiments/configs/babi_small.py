@@ -7,7 +7,7 @@ import re
 
 from ml_collections import ConfigDict
 
-from experiments.configs import default
+from experiments.configs import default, recipe
 from experiments.methods import METHODS
 from gradmem_jax.config import require
 
@@ -23,23 +23,15 @@ def get_config(arguments: str = "qa1_gradmem_k2") -> ConfigDict:
     assert match is not None
     config = default.get_config(match[2], "babi")
     config.data.qa = int(match[1])
-    config.num_steps = 3000
+    config.num_steps = 2500
     config.batch_size = 32
     config.evaluate_every = 250
     config.num_eval_samples = 1000
     config.stop_at_exact_match = 0.999
     config.lm.width = 64
-    config.lm.num_layers = 2
-    config.lm.init = "fan_in"
     config.lm.rope_base = 10_000.0
     config.model.num_write_steps = int(match[3] or 1)
-    if "memory_init_std" in config.model:
-        config.model.memory_init_std = 1.0
-    if "write_learning_rate" in config.model:
-        config.model.write_learning_rate = 20.0
-        config.model.learned_write_learning_rate = "shared"
-    config.optimizer.learning_rate = 2e-3
-    config.optimizer.warmup_steps = 200
-    config.optimizer.schedule = "cosine"
-    config.optimizer.b2 = 0.99
+    if config.method == "gradmem":
+        config.model.inner_loss_weight = 1.0
+    recipe.apply(config)
     return config

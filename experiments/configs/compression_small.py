@@ -1,8 +1,8 @@
 """Text compression with stories260K, for CPU: `compression_small.py:spans16_k2_m1`.
 
 Spans of 16 tokens in 1 memory vector of the frozen model's width (64 floats), adapters in WRITE;
-`_frozen` behind it leaves the adapters out, so that only the first memory, the WRITE head and the
-memory projection are trained. Needs `--config.pretrained=stories260K.bin` and, as
+`_frozen` behind it leaves the adapters out, so that only M0, the control tokens, the WRITE head and
+the memory projection are trained. Needs `--config.pretrained=stories260K.bin` and, as
 `--config.data.data_dir`, text that the model can model, such as experiments.sample draws from it.
 """
 
@@ -10,7 +10,7 @@ import re
 
 from ml_collections import ConfigDict
 
-from experiments.configs import default
+from experiments.configs import default, recipe
 from gradmem_jax.config import require
 
 
@@ -28,17 +28,17 @@ def get_config(arguments: str = "spans8_k2_m1") -> ConfigDict:
     config.model.num_memory_tokens = int(match[3])
     config.model.write_lora_rank = 0 if match[4] else 8
     config.model.memory_projection = "proj"
-    config.model.memory_init_std = 1.0
-    config.model.write_learning_rate = 20.0
-    config.model.learned_write_learning_rate = "shared"
+    config.model.num_control_tokens = 1
+    config.model.inner_loss_weight = 1.0
+    config.lm.scan_layers = True  # short compilation
     config.frozen = ("^lm/",)
     config.best_metric = "token_accuracy"
     config.num_steps = 2000
     config.batch_size = 32
     config.evaluate_every = 500
-    config.num_eval_samples = 500
+    config.num_eval_samples = 320
+    config.final_num_write_steps = (0, int(match[2]))
+    recipe.apply(config, alpha=2.0, embedding_std=0.3)
     config.optimizer.learning_rate = 3e-3
-    config.optimizer.warmup_steps = 100
-    config.optimizer.schedule = "cosine"
-    config.optimizer.b2 = 0.99
+    config.optimizer.warmup_steps = 50
     return config

@@ -5,7 +5,7 @@
 
 from ml_collections import ConfigDict
 
-from experiments.configs import default
+from experiments.configs import default, recipe
 
 
 def get_config(method: str = "gradmem") -> ConfigDict:
@@ -21,16 +21,7 @@ def get_config(method: str = "gradmem") -> ConfigDict:
     config.num_eval_samples = 1000
     config.stop_at_exact_match = 0.97
     config.lm.width = 64
-    config.lm.init = "fan_in"
-    if "memory_init_std" in config.model:
-        config.model.memory_init_std = 1.0
-    if "write_learning_rate" in config.model:
-        config.model.write_learning_rate = 20.0
-        config.model.learned_write_learning_rate = "shared"
     config.data.num_pairs = 4
     config.data.queries_per_context = 4
-    config.optimizer.learning_rate = 2e-3
-    config.optimizer.warmup_steps = 200
-    config.optimizer.schedule = "cosine"
-    config.optimizer.b2 = 0.99
+    recipe.apply(config)
     return config

@@ -98,16 +98,20 @@ def attend(
     if mask is not None:
         y = _attend_block(grouped, key, value, mask[..., None, :, :])
     else:
-        size = max(MIN_BLOCK, -(-length // MAX_BLOCKS))
         block = jax.checkpoint(_attend_block) if length > LONGEST_SAVED else _attend_block
         parts = []
-        for start in range(0, length, size):
-            end = min(start + size, length)
+        for start, end in causal_blocks(length):
             seen = jnp.arange(end) <= jnp.arange(start, end)[:, None]
             rows = grouped[..., start:end, :]
             parts.append(block(rows, key[:, :, :end], value[:, :, :end], seen))
         y = jnp.concatenate(parts, axis=3)
     return jnp.moveaxis(y, 3, 1).reshape(query.shape)
+
+
+def causal_blocks(length: int) -> list[tuple[int, int]]:
+    """First and last + 1 query of each block of causal attention; it sees keys up to its last."""
+    size = max(MIN_BLOCK, -(-length // MAX_BLOCKS))
+    return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 
 def _attend_block(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from jax.sharding import PartitionSpec
 
-from experiments import weak_scaling
+from experiments import projection
 from experiments.communication import sent_bytes
 from gradmem_jax import sharding
 from gradmem_jax.training import loss_gradient
@@ -78,15 +78,15 @@ class SentBytesTest(parameterized.TestCase):
 
 class ProjectionTest(parameterized.TestCase):
     def test_by_hand(self):
-        chip = weak_scaling.Chip(flops=100.0, utilization=0.5, bandwidth=10.0)
-        got = weak_scaling.project(40.0, 400.0, 4, chip, latency=0.25)
+        chip = projection.Chip(flops=100.0, utilization=0.5, bandwidth=10.0)
+        got = projection.project(40.0, 400.0, 4, chip, latency=0.25)
         self.assertEqual(got["compute_seconds"], 8.0)
         self.assertEqual(got["communication_seconds"], 6.0 + 1.5)
         np.testing.assert_allclose(got["efficiency_nothing_hidden"], 8 / 15.5)
         self.assertEqual(got["efficiency_all_hidden"], 1.0)
 
     def test_step_flops(self):
-        self.assertEqual(weak_scaling.step_flops(10, 2, 5, 3, 4), 2 * 10 * 2 * (8 * 4 * 5 + 9))
+        self.assertEqual(projection.step_flops(10, 2, 5, 3, 4), 2 * 10 * 2 * (8 * 4 * 5 + 9))
 
 
 if __name__ == "__main__":

@@ -135,6 +135,15 @@ class TrainTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "no checkpoints in"):
             train.start_state(missing, *model_and_optimizer(missing))
 
+    def test_start_from_the_language_model_of_another_method(self):
+        train.train(tiny_config("rmt", num_steps=4), self.folder / "first")
+        config = tiny_config(init_from=str(self.folder / "first"))
+        params = train.start_state(config, *model_and_optimizer(config)).params
+        trained = self.params("first", "best")[1]
+        chex.assert_trees_all_equal(params["lm"], trained["lm"])
+        np.testing.assert_array_equal(params["write_head"], trained["lm"]["head"])
+        self.assertIn("initial_memory", params)
+
     def test_divergence_stops_and_keeps_the_batch(self):
         config = tiny_config(**{"optimizer.learning_rate": 1e38, "optimizer.warmup_steps": 0})
         with self.assertRaisesRegex(NonFiniteError, r"step 2 is not finite") as raised:

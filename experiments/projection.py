@@ -1,0 +1,58 @@
+"""A training step of many chips, on paper."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What a projection assumes of a chip.
+
+    Attributes:
+        flops: FLOP/s at peak.
+        utilization: share of the peak that a step reaches.
+        bandwidth: bytes/s that it sends along a ring.
+    """
+
+    flops: float
+    utilization: float
+    bandwidth: float
+
+
+def project(
+    param_bytes: float, step_flops: float, chips: int, chip: Chip, latency: float = 1e-6
+) -> dict[str, float]:
+    """Predicts a step of `chips` chips along data or fsdp, which send the same.
+
+    Args:
+        param_bytes: of the gathered parameters, and of their gradient.
+        step_flops: of the samples of one chip.
+        chips: how many there are.
+        chip: what one can.
+        latency: seconds of each of the 2 (chips - 1) hops of a ring.
+
+    Returns:
+        Seconds of compute and of communication, and the efficiency, compute over step, if none of
+        the communication is hidden behind compute and if all is that can be.
+    """
+    compute = step_flops / (chip.flops * chip.utilization)
+    sent = 2 * (chips - 1) / chips * param_bytes
+    talk = sent / chip.bandwidth + 2 * (chips - 1) * latency
+    return {
+        "chips": chips,
+        "compute_seconds": compute,
+        "communication_seconds": talk,
+        "efficiency_nothing_hidden": compute / (compute + talk),
+        "efficiency_all_hidden": compute / max(compute, talk),
+    }
+
+
+def step_flops(
+    num_weights: int, num_samples: int, write_tokens: int, read_tokens: int, num_write_steps: int
+) -> float:
+    """Operations of a step's products with weights; attention, left out, only adds compute.
+
+    A forward pass takes 2 a weight and token. A WRITE step in mixed mode is 8 such passes: its
+    gradient with respect to the memory 2, the pullback of that 6. READ is 3.
+    """
+    passes = 8 * num_write_steps * write_tokens + 3 * read_tokens
+    return 2.0 * num_weights * num_samples * passes

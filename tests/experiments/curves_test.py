@@ -1,0 +1,55 @@
+"""Learning curves from the events that training writes."""
+
+import pathlib
+import tempfile
+
+import numpy as np
+from absl.testing import absltest
+
+from experiments import figures
+from experiments.curves import read_scalars
+from experiments.reporting import Progress
+
+METRICS = {"loss": 2.0, "exact_match": 0.5, "token_accuracy": 0.5, "write_loss": 1.0}
+
+
+class CurvesTest(absltest.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.workdir = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+        with Progress(self.workdir, num_steps=4, batch_size=8, first_step=0) as progress:
+            for step in (2, 4):
+                progress.train(step, "N = 2", {**METRICS, "read_loss": 1 / step})
+            progress.scalars("evaluation", 4, {"exact_match": 0.25})
+
+    def test_reads_what_training_wrote(self):
+        scalars = read_scalars(self.workdir)
+        self.assertEqual(scalars["train/read_loss"], [(2, 0.5), (4, 0.25)])
+        self.assertEqual(scalars["evaluation/exact_match"], [(4, 0.25)])
+
+    def test_a_file_that_is_still_being_written(self):
+        (path,) = (self.workdir / "tensorboard").iterdir()
+        path.write_bytes(path.read_bytes()[:-3])
+        scalars = read_scalars(self.workdir)
+        self.assertNotIn("evaluation/exact_match", scalars)
+        self.assertLen(scalars["train/read_loss"], 2)
+
+    def test_a_stopped_run_that_went_on(self):
+        (path,) = (self.workdir / "tensorboard").iterdir()
+        path.rename(path.with_name("events.out.tfevents.1.host"))  # names go by the second
+        with Progress(self.workdir, num_steps=6, batch_size=8, first_step=2) as progress:
+            progress.train(4, "N = 2", {**METRICS, "read_loss": 0.125})
+            progress.train(6, "N = 2", {**METRICS, "read_loss": 0.0625})
+        steps, values = zip(*read_scalars(self.workdir)["train/read_loss"], strict=True)
+        self.assertEqual(steps, (2, 4, 6))
+        self.assertEqual(values, (0.5, 0.125, 0.0625))
+
+    def test_draws_a_panel_for_each_scalar(self):
+        path = self.workdir / "curves.png"
+        values = np.linspace(0, 1, 30)
+        figures.learning_curves(path, {"a": {"x": list(enumerate(values))}, "b": {"y": [(1, 2.0)]}})
+        self.assertEqual(path.read_bytes()[:4], b"\x89PNG")
+
+
+if __name__ == "__main__":
+    absltest.main()
