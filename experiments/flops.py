@@ -1,7 +1,7 @@
 """How many floating point operations a training step takes, counted from its matrix products.
 
 Of one sequence, W operations are products with weights and A those of attention, queries with keys
-and weights with values, what its blocks do not skip included. A product costs 2 operations per multiplication.
+and weights with values, in all that its blocks do not skip. A multiplication is 2 operations.
 
 | pass | weights | attention |
 |---|---|---|

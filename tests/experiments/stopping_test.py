@@ -177,6 +177,7 @@ class StoppingTest(parameterized.TestCase):
         self.assertEqual(self.params("killed")[0], 40)
         self.assert_same_run("straight", "killed")
 
+    @pytest.mark.slow
     def test_killed_at_random_moments(self):
         self.kill_and_resume(2)
 

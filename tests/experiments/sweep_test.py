@@ -10,6 +10,7 @@ import textwrap
 import time
 from unittest import mock
 
+import pytest
 from absl.testing import absltest, parameterized
 
 from experiments import locks, sweep
@@ -288,6 +289,7 @@ class SweepTest(parameterized.TestCase):
         with mock.patch.dict(os.environ, environment):
             self.assertNotEmpty(sweep.load_runs(f"experiments/sweeps/{name}"))
 
+    @pytest.mark.slow
     def test_real_runs(self):
         path = self.sweep_file(
             f"""

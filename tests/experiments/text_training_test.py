@@ -6,6 +6,7 @@ import shutil
 
 import chex
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from experiments import train
@@ -95,8 +96,15 @@ class TextTrainingTest(parameterized.TestCase):
         )
         chex.assert_trees_all_equal(once, twice)
 
-    @parameterized.parameters("gradmem_k1", "armt", "full_context")
-    def test_pretrained_and_frozen(self, method):
+    def test_pretrained_and_frozen(self):
+        self.train_pretrained_and_frozen("gradmem_k1")
+
+    @pytest.mark.slow
+    @parameterized.parameters("armt", "full_context")
+    def test_other_methods_pretrained_and_frozen(self, method):
+        self.train_pretrained_and_frozen(method)
+
+    def train_pretrained_and_frozen(self, method):
         tokenizer = BabiConfig(data_dir=str(self.folder)).tokenizer
         lm = small_model(lm={"vocab_size": tokenizer.vocab_size + 1, "num_kv_heads": 2})
         params = small_params(lm)["lm"]
