@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from gradmem_jax.lm.attention import KVCache
 from gradmem_jax.lm.language_model import PyTree
-from gradmem_jax.lm.transformer import Places, Transformer, causal_mask, find_places
+from gradmem_jax.lm.transformer import Places, Transformer, causal_mask
 
 
 class Segment(flax.struct.PyTreeNode):
@@ -58,16 +58,17 @@ class LayerMemoryLM(Transformer):
         """
         length = embeddings.shape[1]
         real = jnp.ones(embeddings.shape[:2], bool) if real is None else real
-        places = find_places(length, cache)
+        slots = jnp.arange(length)[None]
         if cache is None:
             positions = jnp.cumsum(real, axis=1) - 1
-            mask = causal_mask(jnp.arange(length)[None], length) & real[:, None, None, :]
-            places = Places(positions, mask)
+            mask = causal_mask(slots, length) & real[:, None, None, :]
+        else:
+            positions = slots + cache.length[:, None]
+            mask = causal_mask(positions, cache.keys.shape[2])
         if self.window is not None:
-            slots = places.positions[:, None, :, None]
-            seen = places.positions if cache is None else jnp.arange(places.mask.shape[-1])[None]
-            near = slots - seen[:, None, None, :] < self.window
-            places = places._replace(mask=places.mask & near)
+            seen = positions if cache is None else jnp.arange(mask.shape[-1])[None]
+            mask &= positions[:, None, :, None] - seen[:, None, None, :] < self.window
+        places = Places(positions, mask)
         embeddings = self.add_positions(embeddings, places.positions)
         segment = Segment(places, real, write, num_memory_tokens)
         cached = None if cache is None else (cache.keys, cache.values)
