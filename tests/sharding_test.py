@@ -75,7 +75,6 @@ class LayoutTest(parameterized.TestCase):
     def test_step_equals_that_of_one_device(self, layout, num_micro_batches):
         self.assert_same_step(layout, num_micro_batches)
 
-    @pytest.mark.slow
     @parameterized.parameters(
         ((8, 1, 1), 2),
         ((4, 2, 1), 1),
@@ -84,6 +83,7 @@ class LayoutTest(parameterized.TestCase):
         ((4, 1, 2), 2),
         ((1, 2, 4), 1),
     )
+    @pytest.mark.slow
     def test_more_layouts(self, layout, num_micro_batches):
         self.assert_same_step(layout, num_micro_batches)
 

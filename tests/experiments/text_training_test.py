@@ -99,8 +99,8 @@ class TextTrainingTest(parameterized.TestCase):
     def test_pretrained_and_frozen(self):
         self.train_pretrained_and_frozen("gradmem_k1")
 
-    @pytest.mark.slow
     @parameterized.parameters("armt", "full_context")
+    @pytest.mark.slow
     def test_other_methods_pretrained_and_frozen(self, method):
         self.train_pretrained_and_frozen(method)
 
