@@ -6,13 +6,12 @@ python -m experiments.curves --root=runs/smol --out=curves.png \
 
 import pathlib
 import re
-import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from absl import app, flags
-from tensorboardX.proto.event_pb2 import Event
 
 from experiments import figures, reporting
+from experiments.events import read_scalars
 from experiments.reporting import log
 from experiments.runs import ONLY, ROOT
 from gradmem_jax.config import require
@@ -23,30 +22,6 @@ _OUT = flags.DEFINE_string("out", None, "PNG to write.", required=True)
 _SCALARS = flags.DEFINE_list(
     "scalars", ["train/read_loss", "evaluation/token_accuracy"], "What to draw, a panel each."
 )
-
-Points = list[tuple[int, float]]
-
-
-def read_scalars(workdir: pathlib.Path) -> dict[str, Points]:
-    """Returns (step, value) by name of all scalars of a run, later writings of a step last."""
-    points: dict[str, dict[int, float]] = {}
-    for path in sorted((workdir / "tensorboard").glob("events.out.tfevents.*")):
-        for record in _records(path.read_bytes()):
-            event = Event.FromString(record)
-            for value in event.summary.value:
-                points.setdefault(value.tag, {})[event.step] = value.simple_value
-    return {tag: sorted(steps.items()) for tag, steps in points.items()}
-
-
-def _records(data: bytes) -> Iterator[bytes]:
-    """Records of an event file: length, its checksum, content, its checksum."""
-    place = 0
-    while place + 12 <= len(data):
-        (length,) = struct.unpack_from("<Q", data, place)
-        if place + 16 + length > len(data):
-            return  # still being written
-        yield data[place + 12 : place + 12 + length]
-        place += 16 + length
 
 
 def main(_: Sequence[str]) -> None:

@@ -62,7 +62,7 @@ class BenchmarkTest(parameterized.TestCase):
         one, eight = (
             measure.MEASURES[kind](dataclasses.replace(tiny, cpu_devices=n)) for n in (1, 8)
         )
-        self.assertAlmostEqual(one.get("loss", 0), eight.get("loss", 0), places=4)
+        self.assertAlmostEqual(one.get("loss", 0), eight.get("loss", 0), delta=1e-3)
         self.assertEqual(one["gflop"], eight["gflop"])
 
     def test_beside_a_reference(self):

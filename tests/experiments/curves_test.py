@@ -7,7 +7,7 @@ import numpy as np
 from absl.testing import absltest
 
 from experiments import figures
-from experiments.curves import read_scalars
+from experiments.events import read_scalars
 from experiments.reporting import Progress
 
 METRICS = {"loss": 2.0, "exact_match": 0.5, "token_accuracy": 0.5, "write_loss": 1.0}

@@ -10,7 +10,7 @@ import optax
 from absl.testing import absltest, parameterized
 
 from experiments.open_model import open_model
-from experiments.reconstruct import make_optimizer, trace_writes
+from experiments.tracing import make_optimizer, trace_writes
 from tests.experiments.programs_test import start
 from tests.experiments.write_ask_test import words
 
