@@ -33,7 +33,7 @@ _REFERENCE_PYTHON = flags.DEFINE_string(
 )
 _REFERENCE_DEVICE = flags.DEFINE_string("reference_device", "cpu", "Its device: cpu or cuda.")
 _ROUNDS = flags.DEFINE_integer("rounds", 1, "Times that all is measured.", lower_bound=1)
-_THREADS = flags.DEFINE_integer("threads", None, "CPUs to run on; default: all.")
+flags.declare_key_flag(children.THREADS.name)
 _OUT = flags.DEFINE_string("out", None, "JSON file of all that was measured.")
 _make_setting = setting.define_flags(without=("context_tokens", "query_tokens", "write_steps"))
 flags.adopt_module_key_flags(setting)
@@ -115,7 +115,7 @@ def main(_: Sequence[str]) -> None:
         for k in reporting.integers("write_steps", _WRITE_STEPS.value)
     }
     some = next(iter(settings.values()))
-    threads = children.limit_threads(_THREADS.value)
+    threads = children.limit_threads()
     if _REFERENCE.value:
         require(some.repeats >= 1, f"--repeats={some.repeats} must be at least 1 to compare.")
         require(some.queries_per_context == 1, "the official code has one query a context.")

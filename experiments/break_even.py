@@ -25,7 +25,7 @@ _CONTEXT_TOKENS = flags.DEFINE_list(
 _QUERIES = flags.DEFINE_list(
     "queries", [str(2**i) for i in range(11)], "Numbers of queries N to a context."
 )
-_THREADS = flags.DEFINE_integer("threads", None, "CPUs to run on; default: all.")
+flags.declare_key_flag(children.THREADS.name)
 _OUT = flags.DEFINE_string("out", None, "Path of the results, without suffix.", required=True)
 _make_setting = setting.define_flags(
     without=("context_tokens", "queries_per_context", "meta_gradient", "remat"),
@@ -42,7 +42,7 @@ def main(_: Sequence[str]) -> None:
     lengths = reporting.integers("context_tokens", _CONTEXT_TOKENS.value)
     queries = reporting.integers("queries", _QUERIES.value)
     settings = [_make_setting(context_tokens=length) for length in lengths]
-    threads = children.limit_threads(_THREADS.value)
+    threads = children.limit_threads()
     out = pathlib.Path(_OUT.value)
     out.parent.mkdir(parents=True, exist_ok=True)
     rows = []

@@ -10,24 +10,26 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from absl import flags
 
 from experiments.reporting import log
 from experiments.setting import Setting
 from gradmem_jax.checks import require_integer
 
 Measured = dict[str, Any]
+THREADS = flags.DEFINE_integer("threads", None, "CPUs to run on; default: all.")
 
 
-def limit_threads(threads: int | None) -> int:
-    """Keeps this process and its children on so many CPUs; None takes all it has.
+def limit_threads() -> int:
+    """Keeps this process and its children on as many CPUs as --threads says.
 
     Returns:
         The number of CPUs.
     """
     cpus = sorted(os.sched_getaffinity(0))
-    if threads is not None:
-        require_integer("threads", threads, 1)
-        os.sched_setaffinity(0, cpus[:threads])
+    if THREADS.value is not None:
+        require_integer("threads", THREADS.value, 1)
+        os.sched_setaffinity(0, cpus[: THREADS.value])
     return len(os.sched_getaffinity(0))
 
 

@@ -64,12 +64,26 @@ def sample_products(setting: Setting) -> tuple[Products, Products]:
     )
 
 
+def training_flops(write: Products, reads: Products, write_steps: int, mixed: bool = True) -> int:
+    """Operations of a sample's part of a training step.
+
+    Args:
+        write: forward pass of its WRITE.
+        reads: forward passes of its READs.
+        write_steps: K.
+        mixed: whether the meta-gradient is in mixed mode, or else reverse over reverse.
+    """
+    write_step = write.times(8, 12) if mixed else write.times(6, 9)
+    return write_steps * write_step + reads.times(3, 3)
+
+
 def step_flops(setting: Setting) -> int:
     """Operations of one training step on a whole batch."""
     s = setting
     write, read = sample_products(s)
-    write_step = write.times(8, 12) if s.meta_gradient == "mixed" else write.times(6, 9)
-    return s.batch_size * (s.write_steps * write_step + s.queries_per_context * read.times(3, 3))
+    reads = Products(*(s.queries_per_context * count for count in read))
+    mixed = s.meta_gradient == "mixed"
+    return s.batch_size * training_flops(write, reads, s.write_steps, mixed)
 
 
 def inference_flops(setting: Setting) -> int:

@@ -7,8 +7,6 @@
 
 import json
 import math
-import pathlib
-import resource
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,6 +18,7 @@ from absl import app
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.flops import inference_flops, step_flops
+from experiments.reference_runner import process_peak_bytes
 from experiments.setting import Setting
 from gradmem_jax import sharding
 from gradmem_jax.checks import require, require_choice
@@ -28,7 +27,7 @@ from gradmem_jax.memory.full_context import FullContext, FullContextConfig
 from gradmem_jax.memory.gradient import GradMem
 from gradmem_jax.memory.interface import Params, kv_cache_floats, memory_floats
 from gradmem_jax.optimizer import OptimizerConfig, make_optimizer
-from gradmem_jax.training import init_state, make_train_step
+from gradmem_jax.training import init_state, jit_train_step
 
 MIB = 2**20
 _SHORTEST = 0.3  # seconds that the timed calls take together, at least
@@ -41,11 +40,7 @@ def peak_bytes() -> int:
     statistics = jax.devices()[0].memory_stats()
     if statistics and "peak_bytes_in_use" in statistics:
         return statistics["peak_bytes_in_use"]
-    status = pathlib.Path("/proc/self/status")
-    if status.exists():  # getrusage counts what the parent held, too
-        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return int(fields["VmHWM"].split()[0]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return process_peak_bytes()
 
 
 def call_seconds(function: Callable[[], Any], repeats: int) -> list[float]:
@@ -70,17 +65,10 @@ def measure_step(setting: Setting) -> dict[str, Any]:
     model, optimizer = GradMem(setting.model_config()), make_optimizer(OptimizerConfig())
     mesh = _mesh(setting)
     batch = jax.device_put(setting.batch(), sharding.batch_sharding(mesh))
-    whole = NamedSharding(mesh, PartitionSpec())
     init = lambda: init_state(model.init(jax.random.key(0)), optimizer)
-    state = jax.jit(init, out_shardings=whole)()
-    step = jax.jit(
-        make_train_step(
-            model, optimizer, setting.micro_batches, mesh=mesh if mesh.size > 1 else None
-        ),
-        donate_argnums=0,
-        out_shardings=whole,
-        compiler_options=sharding.compiler_options(mesh),
-    )
+    where = sharding.shardings(jax.eval_shape(init), mesh)
+    state = jax.jit(init, out_shardings=where)()
+    step = jit_train_step(model, optimizer, state, mesh, setting.micro_batches)
     compiled, compiling = _compile(step, state, batch)
     measured: dict[str, Any] = {}
     if setting.repeats:

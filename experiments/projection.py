@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from experiments.flops import Products, training_flops
+
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
@@ -51,8 +53,7 @@ def step_flops(
 ) -> float:
     """Operations of a step's products with weights; attention, left out, only adds compute.
 
-    A forward pass takes 2 a weight and token. A WRITE step in mixed mode is 8 such passes: its
-    gradient with respect to the memory 2, the pullback of that 6. READ is 3.
+    A forward pass takes 2 a weight and token; experiments/flops.py says how many passes there are.
     """
-    passes = 8 * num_write_steps * write_tokens + 3 * read_tokens
-    return 2.0 * num_weights * num_samples * passes
+    write, read = (Products(2 * num_weights * n, 0) for n in (write_tokens, read_tokens))
+    return float(num_samples * training_flops(write, read, num_write_steps))

@@ -23,15 +23,20 @@ TARGET_TOKENS = 4
 ROPE_BASE = 500_000.0
 
 
+def process_peak_bytes() -> int:
+    """Peak memory of this process so far."""
+    status = pathlib.Path("/proc/self/status")
+    if status.exists():  # getrusage counts what the parent held, too
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(fields["VmHWM"].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def peak_mib(torch: Any, device: str) -> int:
     """Peak memory so far: of the accelerator, or of this process on CPU."""
     if device != "cpu":
         return round(torch.cuda.max_memory_allocated() / 2**20)
-    status = pathlib.Path("/proc/self/status")
-    if status.exists():
-        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return round(int(fields["VmHWM"].split()[0]) / 1024)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return round(process_peak_bytes() / 2**20)
 
 
 def build(official: Any, transformers: Any, setting: dict[str, Any], mode: str) -> Any:

@@ -31,7 +31,7 @@ _VARY = flags.DEFINE_multi_string(
     ],
     "A size and its values: NAME=V1,V2,...; may be given several times.",
 )
-_THREADS = flags.DEFINE_integer("threads", None, "CPUs to run on; default: all.")
+flags.declare_key_flag(children.THREADS.name)
 _OUT = flags.DEFINE_string("out", None, "Path of the results, without suffix.", required=True)
 _base_setting = setting.define_flags(
     context_tokens=256, batch_size=2, width=64, num_layers=2, num_heads=2, repeats=2
@@ -48,7 +48,7 @@ def main(_: Sequence[str]) -> None:
         name: [(value, with_size(name, value)) for value in values]
         for name, values in sweeps.items()
     }
-    threads = children.limit_threads(_THREADS.value)
+    threads = children.limit_threads()
     out = pathlib.Path(_OUT.value)
     out.parent.mkdir(parents=True, exist_ok=True)
     matmul = children.measure("matmul", base) if base.repeats else {}

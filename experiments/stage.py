@@ -17,7 +17,7 @@ from gradmem_jax.config import require
 from gradmem_jax.data.pipeline import make_iterator
 from gradmem_jax.memory.interface import Params
 from gradmem_jax.optimizer import make_optimizer
-from gradmem_jax.training import TrainState, make_train_step
+from gradmem_jax.training import TrainState, jit_train_step
 
 FIELDS = ("context_ids", "query_ids", "labels", "value_mask")  # what the training step takes
 
@@ -103,7 +103,7 @@ class RunningStage:
             stages: what `build_stages` returned.
             index: which of them.
             devices: what `find_devices` returned.
-            state: a training state on the devices, for its shapes and shardings.
+            state: a training state, for its shapes.
             iterator_state: of an iterator of this stage; None starts from the beginning.
         """
         model, task, self.name = stages[index]
@@ -122,19 +122,13 @@ class RunningStage:
         )
         if iterator_state is None:
             iterator_state = self.iterator.get_state()
-        state_shardings = jax.tree.map(lambda x: x.sharding, state)
-        self._step_fn = jax.jit(
-            make_train_step(
-                model,
-                make_optimizer(build_optimizer_config(config)),
-                config.num_micro_batches,
-                config.frozen,
-                devices.mesh if devices.mesh.size > 1 else None,
-            ),
-            donate_argnums=0,
-            in_shardings=(state_shardings, devices.batch),
-            out_shardings=(state_shardings, devices.replicated),
-            compiler_options=sharding.compiler_options(devices.mesh),
+        self._step_fn = jit_train_step(
+            model,
+            make_optimizer(build_optimizer_config(config)),
+            state,
+            devices.mesh,
+            config.num_micro_batches,
+            config.frozen,
         )
         self._state_shapes = jax.eval_shape(lambda: state)
         self._compiled: dict[tuple[int, ...], Any] = {}

@@ -18,7 +18,6 @@ from typing import Any
 
 import jax
 from absl import app, flags
-from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict, config_flags
 
 from experiments.build import build_model, build_optimizer_config, build_task, first_params
@@ -29,7 +28,7 @@ from gradmem_jax import sharding
 from gradmem_jax.config import require, require_choice
 from gradmem_jax.data.pipeline import make_iterator
 from gradmem_jax.optimizer import make_optimizer
-from gradmem_jax.training import init_state, make_train_step
+from gradmem_jax.training import init_state, jit_train_step
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -58,18 +57,11 @@ def measure(config: ConfigDict, axis: str, devices: int, per_device: int, steps:
     batch_size = per_device * devices
     batch = next(make_iterator(task.source("train"), batch_size, task=task, num_threads=0))
     rows, state = sharding.batch_sharding(mesh), init_state(first_params(config, model), optimizer)
-    where = sharding.shardings(state, mesh)
-    state = sharding.place(state, where)
+    state = sharding.place(state, sharding.shardings(state, mesh))
     on_devices = sharding.place({name: batch[name] for name in FIELDS}, rows)
-    step = jax.jit(
-        make_train_step(
-            model, optimizer, config.num_micro_batches, mesh=mesh if devices > 1 else None
-        ),
-        in_shardings=(where, rows),
-        out_shardings=(where, NamedSharding(mesh, PartitionSpec())),
-    )
+    step = jit_train_step(model, optimizer, state, mesh, config.num_micro_batches)
     compiled = step.lower(state, on_devices).compile()
-    jax.block_until_ready(compiled(state, on_devices))
+    state, _ = jax.block_until_ready(compiled(state, on_devices))
     times, cpu_times = [], []
     for _ in range(steps):
         started, cpu_started = time.perf_counter(), time.process_time()

@@ -7,14 +7,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gradmem_jax.config import require
 from gradmem_jax.freezing import join_params, split_params
 from gradmem_jax.losses import IGNORE, token_losses
 from gradmem_jax.memory.interface import Memory, MemoryModel, Params
 from gradmem_jax.memory.segments import outer_write_loss, write_context, write_token_losses
-from gradmem_jax.sharding import gradient_on_mesh
+from gradmem_jax.sharding import (
+    batch_sharding,
+    compiler_options,
+    gradient_on_mesh,
+    shardings,
+)
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -274,3 +279,31 @@ def make_train_step(
         return TrainState(state.step + 1, params, optimizer_state), metrics
 
     return train_step
+
+
+def jit_train_step(
+    model: MemoryModel,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    mesh: Mesh,
+    num_micro_batches: int = 1,
+    frozen: Sequence[str] = (),
+) -> Any:
+    """Jits the training step of a mesh; the state it is called with is given up.
+
+    Args:
+        model: the model.
+        optimizer: the outer optimizer.
+        state: a training state, for its shapes; it lies as `sharding.shardings` says.
+        mesh: from `sharding.make_mesh`.
+        num_micro_batches: see `loss_gradient`.
+        frozen: see `make_train_step`.
+    """
+    where = shardings(state, mesh)
+    return jax.jit(
+        make_train_step(model, optimizer, num_micro_batches, frozen, mesh),
+        donate_argnums=0,
+        in_shardings=(where, batch_sharding(mesh)),
+        out_shardings=(where, NamedSharding(mesh, PartitionSpec())),
+        compiler_options=compiler_options(mesh),
+    )

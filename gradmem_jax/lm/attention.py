@@ -26,9 +26,7 @@ class KVCache(NamedTuple):
 
 CachedKV = tuple[jax.Array, jax.Array] | None
 
-MIN_BLOCK = (
-    64  # queries in a block of causal attention: smaller ones skip more, but cost more calls
-)
+MIN_BLOCK = 64  # queries of a causal block: smaller ones skip more keys, but cost more calls
 MAX_BLOCKS = 8
 LONGEST_SAVED = 1024  # beyond it backward passes compute a block again, not keep its weights
 

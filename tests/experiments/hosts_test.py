@@ -5,8 +5,6 @@ import pathlib
 import re
 import signal
 import socket
-import subprocess
-import sys
 from unittest import mock
 
 import chex
@@ -20,6 +18,7 @@ from experiments import hosts, train
 from experiments.nonfinite import save_batch
 from experiments.stopping import EXIT_STOPPED, Stopped, catch_signals
 from gradmem_jax import checkpoint
+from tests.experiments.programs_test import start_training
 from tests.experiments.train_test import tiny_config
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -57,28 +56,15 @@ class ProcessesTest(parameterized.TestCase):
     def start(self, name, **changes):
         """Starts two processes with a device each."""
         fields = [f"--config.{field}={value}" for field, value in (FLAGS | changes).items()]
-        environment = os.environ | {
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        arguments = [f"--workdir={self.folder / name}"]
+        arguments += ["--config=experiments/configs/default.py", *fields]
+        environment = {
             "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
             "JAX_NUM_PROCESSES": "2",
         }
-        processes = []
-        for i in range(2):
-            process = subprocess.Popen(
-                [sys.executable, "-u", "-m", "experiments.train", f"--process_id={i}"]
-                + [f"--workdir={self.folder / name}"]
-                + ["--config=experiments/configs/default.py", *fields],
-                cwd=ROOT,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            self.addCleanup(process.stdout.close)
-            self.addCleanup(process.wait)
-            self.addCleanup(process.kill)
-            processes.append(process)
-        return processes
+        return [
+            start_training(self, [f"--process_id={i}", *arguments], environment) for i in range(2)
+        ]
 
     def finish(self, processes, code):
         outputs = [process.communicate()[0] for process in processes]

@@ -40,6 +40,22 @@ def start(program, *arguments, devices=8, keyboard=""):
     )
 
 
+def start_training(test, arguments, environment):
+    """Starts experiments.train and lets it run; `test` ends it when it is over."""
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "experiments.train", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    test.addCleanup(process.stdout.close)
+    test.addCleanup(process.wait)
+    test.addCleanup(process.kill)
+    return process
+
+
 class ProgramsTest(absltest.TestCase):
     def test_train_then_evaluate_on_fewer_devices(self):
         workdir = pathlib.Path(self.create_tempdir().full_path) / "run"

@@ -22,6 +22,7 @@ from experiments.nonfinite import NonFiniteError, load_batch, sample_results
 from experiments.stage import RunningStage
 from experiments.stopping import EXIT_STOPPED, Stopped
 from gradmem_jax import checkpoint
+from tests.experiments.programs_test import start_training
 from tests.experiments.train_test import target_stage, tiny_config
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -119,23 +120,10 @@ class StoppingTest(parameterized.TestCase):
         """Starts the program on one device, compiled programs kept between starts."""
         flags = [f"--config.{field}={value}" for field, value in (FLAGS | changes).items()]
         environment = {
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
-        process = subprocess.Popen(
-            [sys.executable, "-u", "-m", "experiments.train"]
-            + [f"--workdir={self.folder / name}", *flags],
-            cwd=ROOT,
-            env=os.environ | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self.addCleanup(process.stdout.close)
-        self.addCleanup(process.wait)
-        self.addCleanup(process.kill)
-        return process
+        return start_training(self, [f"--workdir={self.folder / name}", *flags], environment)
 
     def read_until(self, process, text):
         seen = ""
