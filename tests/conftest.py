@@ -1,11 +1,18 @@
-"""Settings of every test: CPU, eight simulated devices, little time spent on optimising code."""
+"""Settings of every test: CPU, eight simulated devices, little time spent on compiling."""
 
 import os
+import shutil
 import sys
+import tempfile
 
 _FLAGS = ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS]).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# What a test has compiled, later ones and the programs they start find here.
+_CACHE = tempfile.mkdtemp(prefix="gradmem_jax_tests_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import chex  # noqa: E402
 import pytest  # noqa: E402
@@ -25,6 +32,10 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(skip)
+
+
+def pytest_unconfigure():
+    shutil.rmtree(_CACHE, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
