@@ -78,7 +78,6 @@ def start_state(config: ConfigDict, model: MemoryModel, optimizer: Any) -> Train
 
 def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Writes config.json, or refuses a workdir that belongs to another configuration."""
-    workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "config.json"
     if path.exists():
         earlier = ConfigDict(reporting.read_json(path))
@@ -125,6 +124,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """
     stages = build_stages(config)
     devices = find_devices(config)
+    if hosts.is_first():
+        reporting.output_folder("workdir", workdir)
     lock = workdir / "train.lock"
     alone = jax.process_count() == 1
     hold = locks.hold(lock) if hosts.is_first() else contextlib.nullcontext()

@@ -68,7 +68,7 @@ class TextTokenizer:
 
     def save(self, path: str | pathlib.Path) -> None:
         """Writes the tokenizer to a file `tokenizer.json`, which `load_tokenizer` reads."""
-        self.backend.save(str(path))
+        pathlib.Path(path).write_text(self.backend.to_str(pretty=True), encoding="utf-8")
 
 
 def _find_id(backend: tokenizers.Tokenizer, names: Iterable[str], what: str) -> int:
