@@ -66,6 +66,16 @@ def signal_in_evaluation():
     return mock.patch.object(train, "evaluate", evaluate)
 
 
+def start_run(test, folder, name, **changes):
+    """Starts the program on one device, compiled programs kept between starts."""
+    flags = [f"--config.{field}={value}" for field, value in (FLAGS | changes).items()]
+    environment = {
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return start_training(test, [f"--workdir={folder / name}", *flags], environment)
+
+
 class StoppingTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()
@@ -117,13 +127,7 @@ class StoppingTest(parameterized.TestCase):
         self.assertEqual(done.stderr.count("again to end now"), 1)
 
     def start(self, name, **changes):
-        """Starts the program on one device, compiled programs kept between starts."""
-        flags = [f"--config.{field}={value}" for field, value in (FLAGS | changes).items()]
-        environment = {
-            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
-        return start_training(self, [f"--workdir={self.folder / name}", *flags], environment)
+        return start_run(self, self.folder, name, **changes)
 
     def read_until(self, process, text):
         seen = ""
