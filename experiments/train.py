@@ -120,7 +120,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
         ValueError: the configuration is wrong, before anything is compiled.
         NonFiniteError: training diverged.
         Stopped: by a signal; a checkpoint is saved.
-        CheckpointError: a checkpoint could not be written.
+        CheckpointError: a checkpoint could not be written or read.
     """
     stages = build_stages(config)
     devices = find_devices(config)
@@ -285,8 +285,8 @@ def main(_: Sequence[str]) -> int:
         if error.errno not in STORAGE_ERRORS:
             raise
         log.error(
-            "cannot write: %s. Make space for %s, or make it writable; the same command then goes "
-            "on from the last checkpoint.",
+            "cannot read or write: %s. Make space for %s, or mend its disk or permissions; the "
+            "same command then goes on from the last checkpoint.",
             *(error, workdir),
         )
         return 1
