@@ -189,7 +189,10 @@ def _check_structure(checkpoints: ocp.CheckpointManager, step: int, template: An
     describe = lambda tree: {
         name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in named_leaves(tree).items()
     }
-    stored = describe(dict(checkpoints.item_metadata(step)["state"]))
+    metadata = checkpoints.item_metadata(step)["state"]
+    if metadata is None:
+        return  # it cannot be read, and `restore` says why
+    stored = describe(dict(metadata))
     wanted = describe(template)
     different = sorted(n for n in stored | wanted if stored.get(n) != wanted.get(n))
     if different:
