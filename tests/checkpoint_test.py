@@ -6,6 +6,9 @@ import os
 import pathlib
 import resource
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from unittest import mock
 
@@ -18,6 +21,9 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from gradmem_jax import checkpoint
+from tests.kill_in_save import NUM_EVENTS, TEMPORARY
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 # After a failed read or write Orbax closes an event loop that coroutines still wait on.
 _ORBAX_LEAVES_COROUTINES = pytest.mark.filterwarnings(
@@ -235,6 +241,28 @@ class CheckpointTest(parameterized.TestCase):
             self.assertEqual(checkpoints.all_steps(), [1])
             state, _ = checkpoint.restore_latest(checkpoints, big)
         chex.assert_trees_all_equal(state, big)
+
+    @parameterized.parameters(2, 8, 13, 21, NUM_EVENTS)
+    def test_killed_inside_a_save(self, depth):
+        code = (
+            "from gradmem_jax import checkpoint\n"
+            "from tests.checkpoint_test import state_of\n"
+            "from tests.kill_in_save import kill_in_save\n"
+            f"kill_in_save({str(self.folder)!r}, 2, {depth})\n"
+            f"with checkpoint.open_checkpoints({str(self.folder)!r}) as checkpoints:\n"
+            "  for step in (1, 2):\n"
+            "    checkpoint.save(checkpoints, step, state_of(step), {'stage': step}, {'score': 1})"
+        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
+        self.assertEqual(done.returncode, -signal.SIGKILL, done.stderr)
+        self.assertEqual({path.name for path in self.folder.iterdir()}, {"1", f"2{TEMPORARY}"})
+        with checkpoint.open_checkpoints(self.folder) as checkpoints:
+            self.assertEqual(checkpoints.all_steps(), [1])
+            state, run = checkpoint.restore_latest(checkpoints, state_of(0))
+            chex.assert_trees_all_equal((state, run), (state_of(1), {"stage": 1}))
+            checkpoint.save(checkpoints, 2, state_of(2), {}, {"score": 0.5})
+        self.assertEqual({path.name for path in self.folder.iterdir()}, {"1", "2"})
+        chex.assert_trees_all_equal(self.restore()[0], state_of(2))
 
     def test_refusals(self):
         with self.assertRaisesRegex(ValueError, "no checkpoints in"):
