@@ -117,7 +117,8 @@ def open_pretrained(
         ValueError: there is no model or no tokenizer, or an option is wrong.
     """
     require_choice("write_optimizer", write_optimizer, tuple(WRITE_LEARNING_RATES))
-    rate = write_learning_rate or WRITE_LEARNING_RATES[write_optimizer]
+    usual = WRITE_LEARNING_RATES[write_optimizer]
+    rate = usual if write_learning_rate is None else write_learning_rate
     require_number("write_learning_rate", rate, above=0)
     lm, lm_params, tokenizer = load_pretrained(
         path, tokenizer=tokenizer_path, scan_layers=scan_layers

@@ -38,7 +38,7 @@ def integers(name: str, values: Sequence[str]) -> list[int]:
         ValueError: one of them is something else.
     """
     require(
-        bool(values) and all(value.strip().isdigit() for value in values),
+        bool(values) and all(value.strip().isdecimal() for value in values),
         f"--{name}={','.join(values)} must be whole numbers separated by commas.",
     )
     return sorted({int(value) for value in values})

@@ -114,7 +114,7 @@ def main(_: Sequence[str]) -> None:
     out = _OUT.value and reporting.output_file("out", _OUT.value)
     require_choice("axis", _AXIS.value, sharding.AXES)
     require(
-        all(number.isdigit() and int(number) for number in _DEVICES.value),
+        all(number.isdecimal() and int(number) for number in _DEVICES.value),
         f"--devices={','.join(_DEVICES.value)} must be whole numbers separated by commas.",
     )
     numbers = sorted(int(number) for number in _DEVICES.value)

@@ -74,7 +74,7 @@ def _writing(checkpoints: ocp.CheckpointManager) -> Iterator[None]:
         yield
     except Exception as error:
         directory = pathlib.Path(checkpoints.directory)
-        whole = sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
+        whole = sorted(int(path.name) for path in directory.glob("*") if path.name.isdecimal())
         raise CheckpointError(
             f"a checkpoint could not be written to {directory}: {error}\nWhole ones there: steps "
             f"{whole}. Make space or make the folder writable; the same command goes on from the "
@@ -235,7 +235,7 @@ def restore_params(
     with open_checkpoints(directory, create=False) as checkpoints:
         steps = checkpoints.all_steps()
         named = {"best": checkpoints.best_step, "latest": checkpoints.latest_step}
-        step = named[which]() if which in named else int(which) if which.isdigit() else None
+        step = named[which]() if which in named else int(which) if which.isdecimal() else None
         if step is None or step not in steps:
             raise ValueError(f"{directory} has no checkpoint {which!r}; it has steps {steps}.")
         try:

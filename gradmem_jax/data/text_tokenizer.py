@@ -10,7 +10,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from gradmem_jax.config import require
+from gradmem_jax.checks import require, require_path
 from gradmem_jax.data.tokenizer_files import (
     gguf_fields,
     open_gguf_reader,
@@ -162,7 +162,7 @@ def load_tokenizer(path: str | pathlib.Path) -> TextTokenizer:
     Raises:
         ValueError: there is no tokenizer, or it is damaged.
     """
-    path = pathlib.Path(path)
+    path = require_path("path", path)
     has_own = any((path / name).is_file() for name in ("tokenizer.json", "vocab.json"))
     if path.is_dir() and not has_own and len(files := list(path.glob("*.gguf"))) == 1:
         (path,) = files
