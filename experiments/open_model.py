@@ -1,5 +1,6 @@
 """Models to write and ask with: a finished run, or a pretrained language model as it is."""
 
+import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -58,7 +59,10 @@ def open_model(path: str, options: Mapping[str, Any]) -> OpenModel:
         ValueError: there is no such model, or an option is wrong or not one of its kind.
     """
     folder = pathlib.Path(path)
-    require(folder.exists(), f"there is no model {path}; name a run's workdir or a model's files.")
+    require(
+        os.path.exists(folder),
+        f"there is no model {path}; name a run's workdir or a model's files.",
+    )
     is_run = (folder / "checkpoints").is_dir()
     known = ("checkpoint_name",) if is_run else PRETRAINED_OPTIONS
     foreign = [name for name in options if name not in known]

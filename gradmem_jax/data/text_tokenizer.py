@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 from collections.abc import Iterable
 from typing import Any
@@ -163,6 +164,7 @@ def load_tokenizer(path: str | pathlib.Path) -> TextTokenizer:
         ValueError: there is no tokenizer, or it is damaged.
     """
     path = require_path("path", path)
+    require(os.path.exists(path), f"there is no tokenizer {path}; give a file or a folder.")
     has_own = any((path / name).is_file() for name in ("tokenizer.json", "vocab.json"))
     if path.is_dir() and not has_own and len(files := list(path.glob("*.gguf"))) == 1:
         (path,) = files

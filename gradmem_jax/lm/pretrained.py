@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 from collections.abc import Mapping
 from functools import partial
@@ -139,7 +140,7 @@ def from_hugging_face(
 
 
 def _open(path: pathlib.Path) -> StoredModel:
-    require(path.exists(), f"there is no {path}; give the directory or file of a model.")
+    require(os.path.exists(path), f"there is no {path}; give the directory or file of a model.")
     if path.is_dir() and not (path / "config.json").is_file():
         files = sorted(path.glob("*.gguf"))
         require(
