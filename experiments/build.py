@@ -27,6 +27,7 @@ from gradmem_jax.optimizer import OptimizerConfig
 
 LOWER_IS_BETTER = ("read_loss",)
 BEST_METRICS = ("exact_match", "token_accuracy", *LOWER_IS_BETTER)
+CURRICULUM_SIZES = ("num_pairs", "max_context_tokens")
 
 
 class Stage(NamedTuple):
@@ -145,32 +146,59 @@ def build_stages(config: ConfigDict) -> list[Stage]:
     )
     if config.frozen:
         split_params(jax.eval_shape(lambda: model.init(jax.random.key(0))), config.frozen)
-    pairs = config.curriculum.num_pairs
-    steps = config.curriculum.num_write_steps or (model.config.num_write_steps,) * len(pairs)
-    if not pairs:
-        require(not steps, "curriculum.num_write_steps needs curriculum.num_pairs of equal length.")
+    sizes, steps = _curriculum(config, model, task)
+    if not sizes:
         return [Stage(model, task, _stage_name(config, model, task))]
-    data: Any = task
-    require(
-        hasattr(data, "num_pairs"),
-        f"curriculum.num_pairs={pairs} must be empty: task {config.task!r} has no num_pairs.",
-    )
-    require(
-        len(steps) == len(pairs),
-        f"curriculum.num_write_steps={steps} and num_pairs={pairs} must have equal length.",
-    )
-    require(
-        (pairs[-1], steps[-1]) == (data.num_pairs, model.config.num_write_steps),
-        f"the curriculum ends at num_pairs={pairs[-1]}, num_write_steps={steps[-1]}; its last "
-        f"stage must be the task itself, {data.num_pairs} and {model.config.num_write_steps}.",
-    )
     stages = []
-    for n, k in zip(pairs, steps, strict=True):
+    for size, k in zip(sizes, steps, strict=True):
         stage_model = build_model(config, num_write_steps=k)
-        queries = min(n, data.queries_per_context)
-        part = dataclasses.replace(data, num_pairs=n, queries_per_context=queries)
-        stages.append(Stage(stage_model, part, _stage_name(config, stage_model, part)))
+        stages.append(Stage(stage_model, size, _stage_name(config, stage_model, size)))
     return stages
+
+
+def _curriculum(config: ConfigDict, model: MemoryModel, task: Any) -> tuple[list[Any], list[int]]:
+    """Returns the task in the size of every stage, and its WRITE steps; empty: no curriculum.
+
+    Raises:
+        ValueError: two kinds of sizes, sizes that the task does not have, lists of different
+            length, or a curriculum that does not end at the task.
+    """
+    c, own_steps = config.curriculum, model.config.num_write_steps
+    given = [name for name in CURRICULUM_SIZES if c[name]]
+    if not given:
+        require(
+            not c.num_write_steps,
+            f"curriculum.num_write_steps needs one of {CURRICULUM_SIZES} of equal length.",
+        )
+        return [], []
+    require(
+        len(given) == 1, f"curriculum.{given[0]} and curriculum.{given[-1]} exclude each other."
+    )
+    name, sizes = given[0], list(c[given[0]])
+    require(
+        hasattr(task, name),
+        f"curriculum.{name}={tuple(sizes)} must be empty: task {config.task!r} has no {name}.",
+    )
+    steps = list(c.num_write_steps) or [own_steps] * len(sizes)
+    require(
+        len(steps) == len(sizes),
+        f"curriculum.num_write_steps={tuple(steps)} and {name}={tuple(sizes)} must have equal "
+        "length.",
+    )
+    last = getattr(task, name) or 0
+    require(
+        (sizes[-1], steps[-1]) == (last, own_steps),
+        f"the curriculum ends at {name}={sizes[-1]}, num_write_steps={steps[-1]}; its last "
+        f"stage must be the task itself, {last} and {own_steps}.",
+    )
+    return [_resized(task, name, size) for size in sizes], steps
+
+
+def _resized(task: Any, name: str, size: int) -> Any:
+    if name == "max_context_tokens":
+        return dataclasses.replace(task, max_context_tokens=size or None, long_contexts="skip")
+    queries = min(size, task.queries_per_context)
+    return dataclasses.replace(task, num_pairs=size, queries_per_context=queries)
 
 
 def _check_run(config: ConfigDict) -> None:
@@ -190,6 +218,7 @@ def _check_run(config: ConfigDict) -> None:
     minima = {
         "final_num_write_steps": (config.final_num_write_steps, 0),
         "curriculum.num_pairs": (config.curriculum.num_pairs, 1),
+        "curriculum.max_context_tokens": (config.curriculum.max_context_tokens, 0),
         "curriculum.num_write_steps": (config.curriculum.num_write_steps, 0),
     }
     for name, (numbers, minimum) in minima.items():
@@ -203,4 +232,6 @@ def _check_run(config: ConfigDict) -> None:
 
 
 def _stage_name(config: ConfigDict, model: MemoryModel, task: Any) -> str:
-    return f"{size_name(config.task, vars(task))}, K = {model.config.num_write_steps}"
+    longest = getattr(task, "max_context_tokens", None)
+    contexts = f", contexts to {longest} tokens" if longest else ""
+    return f"{size_name(config.task, vars(task))}{contexts}, K = {model.config.num_write_steps}"

@@ -110,6 +110,7 @@ class BadConfigTest(parameterized.TestCase):
         ("write_optimizer.name", ("nothing", "__name__", "adam")),
         ("curriculum.exact_match", (np.nan, 2.0)),
         ("curriculum.num_pairs", ((0,), (2, 3), ("2",))),
+        ("curriculum.max_context_tokens", ((-1,), (4, 8), (0,), ("2",))),
     )
     def test_a_run_refuses(self, name, values):
         for bad in values:

@@ -91,7 +91,8 @@ def get_config(
     # Stages of a curriculum; the last one is the task itself. Empty: no curriculum.
     config.curriculum = ConfigDict()
     config.curriculum.num_pairs = ()
-    config.curriculum.num_write_steps = ()  # as long as num_pairs, or empty for the same K
+    config.curriculum.max_context_tokens = ()  # in place of num_pairs; 0: any length
+    config.curriculum.num_write_steps = ()  # as many, or empty for the same K
     config.curriculum.exact_match = 0.9  # of the last log_every training batches, to go on
 
     # At the end the best checkpoint is evaluated with these numbers of WRITE steps.

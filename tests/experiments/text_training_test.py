@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 
 import chex
@@ -138,6 +139,35 @@ class TextTrainingTest(parameterized.TestCase):
             babi_small.get_config("qa1_gradmem_k1"), **{"curriculum.num_pairs": (1,)}
         )
         with self.assertRaisesRegex(ValueError, "task 'babi' has no num_pairs"):
+            build_stages(config)
+
+    def test_curriculum_over_context_lengths(self):
+        small = {"lm.width": 8, "lm.num_layers": 1, "lm.num_heads": 2}
+        lengths = {"curriculum.max_context_tokens": (8, 0), "curriculum.exact_match": 0.0}
+        config = self.tiny(babi_small.get_config("qa1_full_context"), **small, **lengths)
+        short, whole = (stage.task.source("train") for stage in build_stages(config))
+        self.assertLess(len(short), len(whole))
+        self.assertLessEqual(max(short.context_lengths), 8)
+        with self.assertLogs("experiments", "INFO") as logs:
+            train.train(config, self.folder / "run")
+        steps = re.findall(r"step (\d)/4 QA1(, contexts to 8 tokens)?, K", "\n".join(logs.output))
+        self.assertEqual(steps, [("2", ", contexts to 8 tokens"), ("4", "")])
+
+    @parameterized.parameters(
+        ({"curriculum.max_context_tokens": (8, 16)}, "ends at max_context_tokens=16, .* itself, 0"),
+        (
+            {"curriculum.max_context_tokens": (8, 0), "curriculum.num_pairs": (1,)},
+            "curriculum.num_pairs and curriculum.max_context_tokens exclude each other",
+        ),
+        (
+            {"curriculum.max_context_tokens": (8, 0), "curriculum.num_write_steps": (1,)},
+            "must have equal length",
+        ),
+        ({"curriculum.num_write_steps": (1,)}, "needs one of"),
+    )
+    def test_curricula_that_are_none(self, changes, message):
+        config = self.tiny(babi_small.get_config("qa1_gradmem_k1"), **changes)
+        with self.assertRaisesRegex(ValueError, message):
             build_stages(config)
 
     @parameterized.parameters(
