@@ -105,6 +105,7 @@ def comparison(rows: Sequence[dict[str, Any]]) -> str:
 def main(_: Sequence[str]) -> None:
     """Runs the program."""
     reporting.set_up_logging()
+    out = _OUT.value and reporting.output_file("out", _OUT.value)
     for kind in _WHAT.value:
         require_choice("--what", kind, _KINDS)
     data = KVRetrievalConfig(num_pairs=_NUM_PAIRS.value)
@@ -143,11 +144,9 @@ def main(_: Sequence[str]) -> None:
     log.info("%d threads\n%s", threads, table(rows))
     if _REFERENCE.value:
         log.info("against the official code\n%s", comparison(rows))
-    if _OUT.value:
-        path = pathlib.Path(_OUT.value)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        reporting.write_json(path, {"threads": threads, "matmul": matmul, "rows": rows})
-        log.info("wrote %s", path)
+    if out:
+        reporting.write_json(out, {"threads": threads, "matmul": matmul, "rows": rows})
+        log.info("wrote %s", out)
 
 
 if __name__ == "__main__":

@@ -39,12 +39,12 @@ flags.adopt_module_key_flags(setting)
 def main(_: Sequence[str]) -> None:
     """Runs the program."""
     reporting.set_up_logging()
+    out = pathlib.Path(_OUT.value)
+    reporting.output_file("out", out.with_suffix(".json"))
     lengths = reporting.integers("context_tokens", _CONTEXT_TOKENS.value)
     queries = reporting.integers("queries", _QUERIES.value)
     settings = [_make_setting(context_tokens=length) for length in lengths]
     threads = children.limit_threads()
-    out = pathlib.Path(_OUT.value)
-    out.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     for length, measured in zip(lengths, settings, strict=True):
         row = children.measure("break_even", measured)

@@ -27,6 +27,7 @@ _SCALARS = flags.DEFINE_list(
 def main(_: Sequence[str]) -> None:
     """Runs the program."""
     reporting.set_up_logging()
+    out = reporting.output_file("out", _OUT.value)
     root = pathlib.Path(ROOT.value)
     folders = sorted(path.parent for path in root.glob("**/tensorboard"))
     names = {str(folder.relative_to(root)): folder for folder in folders}
@@ -41,8 +42,8 @@ def main(_: Sequence[str]) -> None:
         tag: {name: scalars[tag] for name, scalars in runs.items() if tag in scalars}
         for tag in _SCALARS.value
     }
-    figures.learning_curves(pathlib.Path(_OUT.value), panels)
-    log.info("drew %s", _OUT.value)
+    figures.learning_curves(out, panels)
+    log.info("drew %s", out)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,9 @@ def main(_: Sequence[str]) -> None:
     """Runs the program."""
     reporting.set_up_logging()
     workdir = pathlib.Path(_WORKDIR.value)
+    out = pathlib.Path(_OUT.value) if _OUT.value else workdir / "evaluation"
     config = ConfigDict(reporting.read_json(workdir / "config.json"))
+    reporting.output_file("out", out.with_suffix(".json"))
     if _DTYPE.value:
         config.lm.dtype = _DTYPE.value
     step, params = checkpoint.restore_params(workdir / "checkpoints", _CHECKPOINT.value)
@@ -64,7 +66,6 @@ def main(_: Sequence[str]) -> None:
             model, params, task, steps, num_samples=_NUM_SAMPLES.value, split=split
         )
         log.info("%s, checkpoint of step %d\n%s", name, step, table(results[name]))
-    out = pathlib.Path(_OUT.value) if _OUT.value else workdir / "evaluation"
     trained = {
         "task": size_name(config.task, config.data),
         "num_write_steps": config.model.num_write_steps,

@@ -1,12 +1,41 @@
-"""What training wrote to TensorBoard, read back."""
+"""What training writes to TensorBoard, and the same read back."""
 
 import pathlib
 import struct
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 
+from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.summary_pb2 import Summary
 
 Points = list[tuple[int, float]]
+
+
+class ScalarWriter:
+    """Appends scalars to an event file of its own, each on the disk when `write` returns.
+
+    The SummaryWriter of tensorboardX writes in a thread; a full disk ends that thread unheard, and
+    the program then waits for it for ever.
+    """
+
+    def __init__(self, workdir: pathlib.Path) -> None:
+        """Opens a new event file of the run."""
+        folder = workdir / "tensorboard"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = EventsWriter(str(folder / "events"))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes scalars by name; raises OSError if the disk takes no more."""
+        summary = Summary(
+            value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        )
+        self._file.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
 
 
 def read_scalars(workdir: pathlib.Path) -> dict[str, Points]:

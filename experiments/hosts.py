@@ -30,7 +30,7 @@ def _from_environment(name: str, value: int | None) -> int | None:
     text = os.environ.get(name)
     if value is not None or text is None:
         return value
-    require(text.isdigit(), f"{name}={text!r} must be a whole number.")
+    require(text.isdecimal(), f"{name}={text!r} must be a whole number.")
     return int(text)
 
 
@@ -57,7 +57,7 @@ def connect() -> None:
         f"--process_id={index} must be below --num_processes={number}.",
     )
     require(
-        address is None or address.rpartition(":")[2].isdigit(),
+        address is None or address.rpartition(":")[2].isdecimal(),
         f"--coordinator_address={address!r} must be host:port.",
     )
     jax.config.update("jax_enable_preemption_service", False)  # signals are ours, see stopping.py

@@ -1,5 +1,6 @@
 """Models to write and ask with: a finished run, or a pretrained language model as it is."""
 
+import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -58,7 +59,10 @@ def open_model(path: str, options: Mapping[str, Any]) -> OpenModel:
         ValueError: there is no such model, or an option is wrong or not one of its kind.
     """
     folder = pathlib.Path(path)
-    require(folder.exists(), f"there is no model {path}; name a run's workdir or a model's files.")
+    require(
+        os.path.exists(folder),
+        f"there is no model {path}; name a run's workdir or a model's files.",
+    )
     is_run = (folder / "checkpoints").is_dir()
     known = ("checkpoint_name",) if is_run else PRETRAINED_OPTIONS
     foreign = [name for name in options if name not in known]
@@ -117,7 +121,8 @@ def open_pretrained(
         ValueError: there is no model or no tokenizer, or an option is wrong.
     """
     require_choice("write_optimizer", write_optimizer, tuple(WRITE_LEARNING_RATES))
-    rate = write_learning_rate or WRITE_LEARNING_RATES[write_optimizer]
+    usual = WRITE_LEARNING_RATES[write_optimizer]
+    rate = usual if write_learning_rate is None else write_learning_rate
     require_number("write_learning_rate", rate, above=0)
     lm, lm_params, tokenizer = load_pretrained(
         path, tokenizer=tokenizer_path, scan_layers=scan_layers

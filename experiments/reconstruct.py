@@ -32,6 +32,9 @@ _NUM_MEMORY_TOKENS = flags.DEFINE_integer("num_memory_tokens", 8, "m.", lower_bo
 def main(_: Sequence[str]) -> None:
     """Runs the program."""
     reporting.set_up_logging()
+    out = reporting.output_file("out", _OUT.value)
+    if _FIGURE.value:
+        reporting.output_file("figure", _FIGURE.value)
     (context,) = read_contexts([_CONTEXT.value])
     options = {"num_memory_tokens": _NUM_MEMORY_TOKENS.value, "scan_layers": True}
     opened = open_model(_MODEL.value, options)
@@ -45,7 +48,7 @@ def main(_: Sequence[str]) -> None:
     steps = {"num_steps": _NUM_WRITE_STEPS.value, "every": _EVERY.value}
     for name, rows in trace_writes(opened, ids[None], optimizers, **steps):
         curves[name] = rows
-        reporting.write_json(pathlib.Path(_OUT.value), {"tokens": len(ids), "curves": curves})
+        reporting.write_json(out, {"tokens": len(ids), "curves": curves})
         if _FIGURE.value:
             figures.write_curves(pathlib.Path(_FIGURE.value), curves)
 

@@ -282,10 +282,10 @@ def write_report(root: pathlib.Path, out: pathlib.Path, title: str = "", only: s
         only: regular expression; only runs whose name has it.
 
     Raises:
-        ValueError: there is no finished run below the root.
+        ValueError: there is no finished run below the root, or `out` cannot be written.
     """
+    reporting.output_file("out", out.with_name(f"{out.name}.md"))
     found = find_runs(root, only)
-    out.parent.mkdir(parents=True, exist_ok=True)
     tasks = _group(found.runs, lambda run: task_name(run.config))
     parts = [f"# {title or f'Results of {root}'}"]
     chosen = f" '--only={only}'" if only else ""

@@ -2,17 +2,19 @@
 
 import json
 import logging
+import os
 import pathlib
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tensorboardX
 from absl import flags
 from absl import logging as absl_logging
 
+from experiments.events import ScalarWriter
 from gradmem_jax.checks import require
 
 log = logging.getLogger("experiments")
@@ -36,10 +38,44 @@ def integers(name: str, values: Sequence[str]) -> list[int]:
         ValueError: one of them is something else.
     """
     require(
-        bool(values) and all(value.strip().isdigit() for value in values),
+        bool(values) and all(value.strip().isdecimal() for value in values),
         f"--{name}={','.join(values)} must be whole numbers separated by commas.",
     )
     return sorted({int(value) for value in values})
+
+
+def output_folder(flag: str, folder: str | pathlib.Path) -> pathlib.Path:
+    """Makes the folder that a flag names and sees that files can be written there.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    folder = pathlib.Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise ValueError(
+            f"--{flag}: files cannot be written to {folder.absolute()} ({error.strerror}). Make it "
+            f"a folder that is writable and has space, or choose another --{flag}."
+        ) from error
+
+
+def output_file(flag: str, path: str | pathlib.Path) -> pathlib.Path:
+    """Makes the folder of a file that a flag names and sees that the file can be written.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    path = pathlib.Path(path)
+    output_folder(flag, path.parent)
+    writable = not path.exists() or (not path.is_dir() and os.access(path, os.W_OK))
+    require(
+        writable,
+        f"--{flag}={path} is a folder, or a file that is write-protected; choose another one.",
+    )
+    return path
 
 
 def to_json(value: Any) -> Any:
@@ -89,7 +125,7 @@ class Progress:
         write: bool = True,
     ):
         """Opens the events, which only a process with `write` has."""
-        self._writer = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), write_to_disk=write)
+        self._writer = ScalarWriter(workdir) if write else None
         self._num_steps = num_steps
         self._batch_size = batch_size
         self._last = (time.monotonic(), first_step)
@@ -98,7 +134,8 @@ class Progress:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
     def restart_clock(self, step: int) -> None:
         """Leaves out of the speed what happened since the last line: a compile, an evaluation."""
@@ -121,8 +158,8 @@ class Progress:
 
     def scalars(self, group: str, step: int, values: Mapping[str, float]) -> None:
         """Writes TensorBoard scalars."""
-        for name, value in values.items():
-            self._writer.add_scalar(f"{group}/{name}", value, step)
+        if self._writer is not None:
+            self._writer.write(step, {f"{group}/{name}": value for name, value in values.items()})
 
 
 def read_json(path: pathlib.Path) -> Any:

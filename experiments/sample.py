@@ -3,7 +3,6 @@
 python -m experiments.sample --model=stories260K.bin --out=stories/drawn.txt --num_texts=2000
 """
 
-import pathlib
 from collections.abc import Sequence
 
 import jax
@@ -70,7 +69,7 @@ def draw_texts(
 def main(_: Sequence[str]) -> None:
     """Runs the program."""
     reporting.set_up_logging()
-    out = pathlib.Path(_OUT.value)
+    out = reporting.output_file("out", _OUT.value)
     texts = draw_texts(
         load_pretrained(_MODEL.value),
         _START.value,
@@ -80,7 +79,6 @@ def main(_: Sequence[str]) -> None:
         batch_size=_BATCH_SIZE.value,
         seed=_SEED.value,
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
     log.info("wrote %d texts, %d characters, to %s", len(texts), out.stat().st_size, out)
 

@@ -42,6 +42,8 @@ flags.adopt_module_key_flags(setting)
 def main(_: Sequence[str]) -> None:
     """Runs the program."""
     reporting.set_up_logging()
+    out = pathlib.Path(_OUT.value)
+    reporting.output_file("out", out.with_suffix(".json"))
     base, sweeps = _base_setting(), parse_sweeps(_VARY.value)
     with_size = lambda name, value: Setting(**(vars(base) | {name: value}))
     settings = {
@@ -49,8 +51,6 @@ def main(_: Sequence[str]) -> None:
         for name, values in sweeps.items()
     }
     threads = children.limit_threads()
-    out = pathlib.Path(_OUT.value)
-    out.parent.mkdir(parents=True, exist_ok=True)
     matmul = children.measure("matmul", base) if base.repeats else {}
     known: dict[Setting, children.Measured] = {}
     rows: dict[str, list[tuple[int, children.Measured]]] = {}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from gradmem_jax.checks import check_fields
+from gradmem_jax.checks import check_fields, require_integer
 from gradmem_jax.config import DTYPES, REMAT_POLICIES, GradMemConfig, LlamaConfig, require
 from gradmem_jax.data.kv_retrieval import KVRetrievalConfig
 from gradmem_jax.losses import IGNORE
@@ -55,7 +55,7 @@ class Setting:
             "micro_batches",
             "cpu_devices",
         ):
-            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1.")
+            require_integer(name, getattr(self, name), 1)
         require(
             self.query_tokens > _TARGET_TOKENS,
             f"query_tokens={self.query_tokens} must be above {_TARGET_TOKENS}, the target's.",

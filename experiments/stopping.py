@@ -1,4 +1,4 @@
-"""How a run is stopped from outside: by signals, or by a disk that takes no more."""
+"""How a run is stopped from outside: by signals, or by a disk that fails."""
 
 import contextlib
 import errno
@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on
-STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+STORAGE_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EIO, errno.ESTALE),
+)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SAME_STOP = 1.0  # seconds; a terminal or a sweep may deliver one stop twice
 

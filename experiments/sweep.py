@@ -294,6 +294,7 @@ def main(_: Sequence[str]) -> int:
             done = finished(root / run.name) is not None
             log.info("%s", f"{run.name} is finished" if done else shlex.join(command(run, root)))
         return 0
+    reporting.output_folder("root", root)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     failed = run_all(runs, root)

@@ -13,7 +13,7 @@ import optax
 from experiments import reporting
 from experiments.open_model import OpenModel, scaled_adam
 from experiments.reporting import log
-from gradmem_jax.config import require
+from gradmem_jax.checks import require, require_number
 from gradmem_jax.losses import token_losses
 from gradmem_jax.memory.interface import Memory, Params
 from gradmem_jax.reconstruction import reconstruct
@@ -82,5 +82,5 @@ def make_optimizer(text: str, embedding: np.ndarray) -> optax.GradientTransforma
     match = re.fullmatch(r"(sgd|adam):(\d+(?:\.\d*)?(?:e-?\d+)?)", text)
     require(match is not None, f"--optimizers: {text!r} must look like 'sgd:1' or 'adam:0.3'.")
     assert match is not None
-    rate = float(match[2])
+    rate = require_number("the rate in --optimizers", float(match[2]), above=0)
     return optax.sgd(rate) if match[1] == "sgd" else scaled_adam(rate, embedding)

@@ -78,7 +78,6 @@ def start_state(config: ConfigDict, model: MemoryModel, optimizer: Any) -> Train
 
 def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Writes config.json, or refuses a workdir that belongs to another configuration."""
-    workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "config.json"
     if path.exists():
         earlier = ConfigDict(reporting.read_json(path))
@@ -121,10 +120,12 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
         ValueError: the configuration is wrong, before anything is compiled.
         NonFiniteError: training diverged.
         Stopped: by a signal; a checkpoint is saved.
-        CheckpointError: a checkpoint could not be written.
+        CheckpointError: a checkpoint could not be written or read.
     """
     stages = build_stages(config)
     devices = find_devices(config)
+    if hosts.is_first():
+        reporting.output_folder("workdir", workdir)
     lock = workdir / "train.lock"
     alone = jax.process_count() == 1
     hold = locks.hold(lock) if hosts.is_first() else contextlib.nullcontext()
@@ -284,8 +285,8 @@ def main(_: Sequence[str]) -> int:
         if error.errno not in STORAGE_ERRORS:
             raise
         log.error(
-            "cannot write: %s. Make space for %s, or make it writable; the same command then goes "
-            "on from the last checkpoint.",
+            "cannot read or write: %s. Make space for %s, or mend its disk or permissions; the "
+            "same command then goes on from the last checkpoint.",
             *(error, workdir),
         )
         return 1

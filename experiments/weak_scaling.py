@@ -20,6 +20,7 @@ import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
+from experiments import reporting
 from experiments.build import build_model, build_optimizer_config, build_task, first_params
 from experiments.communication import sent_bytes
 from experiments.projection import Chip, project, step_flops
@@ -110,9 +111,10 @@ def table(results: Sequence[Any]) -> str:
 
 def main(_: Sequence[str]) -> None:
     """Runs the program."""
+    out = _OUT.value and reporting.output_file("out", _OUT.value)
     require_choice("axis", _AXIS.value, sharding.AXES)
     require(
-        all(number.isdigit() and int(number) for number in _DEVICES.value),
+        all(number.isdecimal() and int(number) for number in _DEVICES.value),
         f"--devices={','.join(_DEVICES.value)} must be whole numbers separated by commas.",
     )
     numbers = sorted(int(number) for number in _DEVICES.value)
@@ -126,8 +128,8 @@ def main(_: Sequence[str]) -> None:
     chip = Chip(_FLOPS.value, _UTILIZATION.value, _BANDWIDTH.value)
     last = results[-1]
     print(json.dumps(project(last["param_bytes"], last["flops_per_device"], _CHIPS.value, chip)))
-    if _OUT.value:
-        pathlib.Path(_OUT.value).write_text("".join(json.dumps(row) + "\n" for row in results))
+    if out:
+        out.write_text("".join(json.dumps(row) + "\n" for row in results))
 
 
 if __name__ == "__main__":

@@ -50,6 +50,9 @@ _FIGURE = flags.DEFINE_string("figure", None, "PNG of WRITE losses and of sizes.
 def main(arguments: Sequence[str]) -> None:
     """Runs the program."""
     reporting.set_up_logging()
+    reporting.output_file("out", _OUT.value)
+    if _FIGURE.value:
+        reporting.output_file("figure", _FIGURE.value)
     contexts = read_contexts([*_CONTEXT.value, *arguments[1:]])  # --context *.txt, not quoted
     options = {
         "checkpoint_name": _CHECKPOINT.value,

@@ -1,27 +1,23 @@
 """Checkpoints of a run: the latest and the best, with all that an exact resume needs."""
 
 import contextlib
-import json
 import pathlib
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
 
+from gradmem_jax.damage import CheckpointError, check_metrics, is_damage, set_aside
+from gradmem_jax.fingerprint import named_leaves
 from gradmem_jax.sharding import shardings
 
 State = TypeVar("State")
-DAMAGED = "damaged"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written."""
 
 
 @contextlib.contextmanager
@@ -48,7 +44,7 @@ def open_checkpoints(
     if not create and not directory.is_dir():
         raise ValueError(f"there are no checkpoints in {directory}; is this a finished workdir?")
     if jax.process_index() == 0 or not create:
-        _check_metrics(directory, set_aside=create)
+        check_metrics(directory, move=create)
     _wait_for_all("metrics")
     latest = checkpoint_managers.LatestN(keep_latest)
     best = checkpoint_managers.BestN(
@@ -78,36 +74,12 @@ def _writing(checkpoints: ocp.CheckpointManager) -> Iterator[None]:
         yield
     except Exception as error:
         directory = pathlib.Path(checkpoints.directory)
-        whole = sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
+        whole = sorted(int(path.name) for path in directory.glob("*") if path.name.isdecimal())
         raise CheckpointError(
             f"a checkpoint could not be written to {directory}: {error}\nWhole ones there: steps "
             f"{whole}. Make space or make the folder writable; the same command goes on from the "
             "last of them."
         ) from error
-
-
-def _check_metrics(directory: pathlib.Path, *, set_aside: bool) -> None:
-    """Finds checkpoints whose metrics are no JSON: Orbax would open none beside them."""
-    for path in directory.glob("*/metrics/metrics"):
-        step = path.parts[-3]
-        try:
-            json.loads(path.read_bytes())
-        except ValueError as error:
-            if not set_aside:
-                raise ValueError(
-                    f"{path} is damaged: {error}. Move the folder {step} away to use the other "
-                    "checkpoints; training that goes on does so."
-                ) from error
-            logging.error("checkpoint of step %s is damaged and set aside: %s", step, error)
-            _set_aside(directory, step)
-
-
-def _set_aside(directory: pathlib.Path, step: str) -> None:
-    """Moves a damaged checkpoint out of the directory, in place of an earlier one of the step."""
-    aside = directory.with_name(f"{directory.name}.{DAMAGED}")
-    aside.mkdir(exist_ok=True)
-    shutil.rmtree(aside / step, ignore_errors=True)
-    (directory / step).rename(aside / step)
 
 
 def _wait_for_all(name: str) -> None:
@@ -160,9 +132,10 @@ def save(
 def restore_latest(
     checkpoints: ocp.CheckpointManager, template: State
 ) -> tuple[State, dict[str, Any]] | None:
-    """Restores the newest checkpoint that can be read.
+    """Restores the newest checkpoint that is whole.
 
-    A damaged one is reported and moved to the folder `damaged` beside the checkpoints.
+    A damaged one, with files that are missing or hold something else, is reported and moved to the
+    folder `damaged` beside the checkpoints. What cannot be read for another reason stays.
 
     Args:
         checkpoints: from `open_checkpoints`.
@@ -170,17 +143,64 @@ def restore_latest(
 
     Returns:
         (state, run), or None if there is no checkpoint.
+
+    Raises:
+        CheckpointError: a disk that does not answer, a permission, a state of another structure.
     """
+    directory = pathlib.Path(checkpoints.directory)
     for step in sorted(checkpoints.all_steps(), reverse=True):
+        restored, error = None, None
         try:
-            return restore(checkpoints, step, template)
-        except Exception as error:  # noqa: BLE001, any failure to read means damage
-            logging.error("checkpoint of step %d is damaged and set aside: %s", step, error)
-            if jax.process_index() == 0:
-                _set_aside(pathlib.Path(checkpoints.directory), str(step))
-            _wait_for_all("damaged")
-            checkpoints.reload()
+            _check_structure(checkpoints, step, template)
+            restored = restore(checkpoints, step, template)
+        except Exception as raised:  # whatever it is, all processes must hear of it
+            error = raised
+        damaged = error is not None and is_damage(error, directory / str(step))
+        failures = _gather((error is not None, error is not None and not damaged))
+        if not failures.any():
+            return restored
+        if failures[:, 1].any():
+            raise CheckpointError(
+                f"the checkpoint of step {step} in {directory} cannot be read: "
+                f"{error or 'another process says why'}\nIt may be whole and was left as it is. "
+                "Once that is mended, the same command goes on from it; to go on from the one "
+                f"before, move the folder {step} away."
+            ) from error
+        logging.error(
+            "checkpoint of step %d is damaged and set aside: %s",
+            *(step, error or "another process says why"),
+        )
+        if jax.process_index() == 0:
+            set_aside(directory, str(step))
+        _wait_for_all("damaged")
+        checkpoints.reload()
     return None
+
+
+def _gather(flags: Sequence[bool]) -> np.ndarray:
+    """Returns what every process has: bool [processes, flags]."""
+    if jax.process_count() == 1:
+        return np.asarray([flags])
+    return np.asarray(multihost_utils.process_allgather(np.asarray(flags)))
+
+
+def _check_structure(checkpoints: ocp.CheckpointManager, step: int, template: Any) -> None:
+    """Raises CheckpointError if a checkpoint is one of another state than `template`."""
+    describe = lambda tree: {
+        name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in named_leaves(tree).items()
+    }
+    metadata = checkpoints.item_metadata(step)["state"]
+    if metadata is None:
+        return  # it cannot be read, and `restore` says why
+    stored = describe(dict(metadata))
+    wanted = describe(template)
+    different = sorted(n for n in stored | wanted if stored.get(n) != wanted.get(n))
+    if different:
+        name = different[0]
+        raise CheckpointError(
+            f"it has another state than this run: {len(different)} arrays differ, such as {name}: "
+            f"{stored.get(name)} there, {wanted.get(name)} here."
+        )
 
 
 def restore(
@@ -215,7 +235,7 @@ def restore_params(
     with open_checkpoints(directory, create=False) as checkpoints:
         steps = checkpoints.all_steps()
         named = {"best": checkpoints.best_step, "latest": checkpoints.latest_step}
-        step = named[which]() if which in named else int(which) if which.isdigit() else None
+        step = named[which]() if which in named else int(which) if which.isdecimal() else None
         if step is None or step not in steps:
             raise ValueError(f"{directory} has no checkpoint {which!r}; it has steps {steps}.")
         try:

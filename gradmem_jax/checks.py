@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import os
+import pathlib
 import types
 import typing
 from collections.abc import Sequence
@@ -52,7 +53,10 @@ def require_integer(name: str, value: Any, minimum: int) -> int:
     """Returns a number as int; raises ValueError unless it is whole and at least `minimum`."""
     value = plain(name, value)
     is_integer = isinstance(value, int) and not isinstance(value, bool)
-    require(is_integer and value >= minimum, f"{name}={value!r} must be an integer >= {minimum}.")
+    require(
+        is_integer and minimum <= value < 2**63,
+        f"{name}={value!r} must be an integer >= {minimum} and below 2**63.",
+    )
     return value
 
 
@@ -71,6 +75,15 @@ def require_number(name: str, value: Any, *, above: float | None = None) -> floa
 def require_instance(name: str, value: Any, kind: Any) -> None:
     """Raises ValueError unless `value` is of a type that the annotation `kind` allows."""
     require(_fits(value, kind), f"{name}={value!r} must be of type {_type_name(kind)}.")
+
+
+def require_path(name: str, value: Any) -> pathlib.Path:
+    """Returns a path; raises ValueError unless `value` is one or a text."""
+    require(
+        isinstance(value, str | pathlib.PurePath),
+        f"{name}={value!r} must be a path: a str or a pathlib.Path.",
+    )
+    return pathlib.Path(value)
 
 
 def check_fields(instance: Any) -> None:

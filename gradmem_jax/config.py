@@ -63,7 +63,7 @@ class LMConfig:
         init: "normal" draws every matrix with deviation `init_std` (the paper); "fan_in" uses
             LeCun initialisation with unit-scale embeddings.
         init_std: deviation for `init="normal"`.
-        dtype: compute dtype; losses and softmax stay in float32 at least.
+        dtype: compute dtype; logits, losses and softmax stay in float32 at least.
         param_dtype: dtype of the parameters.
         scan_layers: run the layers as one `lax.scan` over stacked parameters (short compile).
         remat: what the backward pass recomputes in a layer: "none" (keep all), "dots" (keep

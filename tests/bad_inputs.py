@@ -61,6 +61,14 @@ def refused(family: str, call: Callable[[], Any]) -> str:
     raise AssertionError(f"{family}: a bad input passed.")
 
 
+def sound(family: str, call: Callable[[], Any]) -> None:
+    """Fails if `call`, whose input may be good, ends in another way than to pass or be refused."""
+    try:
+        call()
+    except ValueError:
+        refused(family, call)
+
+
 # What is never a number; some are what people type or what a computation leaves behind.
 NO_NUMBER = st.sampled_from(
     ["", "8", "none", b"8", [8], (8,), {}, {8}, object(), 1j, np.array([8]), np.array("8")]

@@ -1,17 +1,29 @@
 """Checkpoints: exact round trip, which ones are kept, damage, disks that take no more."""
 
+import contextlib
+import errno
+import os
 import pathlib
 import resource
 import shutil
+import signal
+import subprocess
+import sys
 import time
+from unittest import mock
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from absl.testing import absltest, parameterized
 
 from gradmem_jax import checkpoint
+from tests.kill_in_save import NUM_EVENTS, TEMPORARY
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 # After a failed read or write Orbax closes an event loop that coroutines still wait on.
 _ORBAX_LEAVES_COROUTINES = pytest.mark.filterwarnings(
@@ -41,6 +53,19 @@ def remove(name):
 def empty(folder):
     shutil.rmtree(folder)
     folder.mkdir()
+
+
+@contextlib.contextmanager
+def nobody():
+    """The system's checks of permissions, which root passes."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 class CheckpointTest(parameterized.TestCase):
@@ -111,6 +136,75 @@ class CheckpointTest(parameterized.TestCase):
         shutil.rmtree(self.folder / "3")
         self.assertEqual(checkpoint.restore_params(self.folder)[0], 2)
 
+    @parameterized.named_parameters(
+        ("no_permission_state", ("d/*", "manifest.ocdbt"), "PERMISSION_DENIED"),
+        ("no_permission_metadata", ("_METADATA",), "Permission denied"),
+        ("no_permission_run", ("run/metadata",), "Permission denied"),
+        ("no_permission_folder", ("state",), "not found"),
+    )
+    @_ORBAX_LEAVES_COROUTINES
+    def test_a_checkpoint_that_may_not_be_read_stays(self, patterns, message):
+        self.save(0.1, 0.2, 0.3)
+        closed = [path for pattern in patterns for path in (self.folder / "3").rglob(pattern)]
+        self.assertNotEmpty(closed)
+        for path in [*self.folder.parents[:3], self.folder, *self.folder.rglob("*")]:
+            path.chmod(0o777)
+        with checkpoint.open_checkpoints(self.folder) as checkpoints:
+            modes = {path: path.stat().st_mode for path in closed}
+            for path in closed:
+                path.chmod(0)
+            with self.assertRaisesRegex(checkpoint.CheckpointError, message) as raised, nobody():
+                checkpoint.restore_latest(checkpoints, state_of(0))
+            self.assertRegex(
+                str(raised.exception), r"(?s)step 3 in .* left as it is\. .* folder 3 away"
+            )
+            for path in closed:
+                path.chmod(modes[path])
+            state, _ = checkpoint.restore_latest(checkpoints, state_of(0))
+        chex.assert_trees_all_equal(state, state_of(3))
+
+    @parameterized.parameters(
+        OSError(errno.EIO, "Input/output error"),
+        OSError(errno.ESTALE, "Stale file handle"),
+        MemoryError("too little"),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"),
+        ValueError("UNKNOWN: Error reading file: Input/output error [os_error_code='5']"),
+    )
+    def test_a_failure_that_is_no_damage_stops(self, failure):
+        self.save(0.1, 0.2)
+
+        def fail(*_, **__):
+            try:
+                raise failure
+            except type(failure) as error:
+                raise RuntimeError("while reading") from error
+
+        with checkpoint.open_checkpoints(self.folder) as checkpoints:
+            with (
+                mock.patch.object(ocp.CheckpointManager, "restore", fail),
+                self.assertRaisesRegex(checkpoint.CheckpointError, "while reading"),
+            ):
+                checkpoint.restore_latest(checkpoints, state_of(0))
+            self.assertEqual(checkpoints.all_steps(), [1, 2])
+        self.assertFalse((self.folder.parent / "checkpoints.damaged").exists())
+
+    @parameterized.parameters(
+        ({"params": {"w": jnp.zeros(5), "b": jnp.float32(0)}}, r"params/w: float32\[4\] there"),
+        ({"params": {"w": jnp.zeros(4)}}, r"params/b: float32\[\] there, None here"),
+        ({"rate": jnp.float32(0)}, r"rate: None there, float32\[\] here"),
+        ({"step": jnp.float32(0)}, r"step: int32\[\] there, float32\[\] here"),
+    )
+    def test_a_state_of_another_structure_stops(self, changes, message):
+        self.save(0.1, 0.2)
+        with (
+            self.assertRaisesRegex(
+                checkpoint.CheckpointError, f"1 arrays differ, such as {message}"
+            ),
+            checkpoint.open_checkpoints(self.folder) as checkpoints,
+        ):
+            checkpoint.restore_latest(checkpoints, state_of(0) | changes)
+        chex.assert_trees_all_equal(self.restore()[0], state_of(2))
+
     def test_without_metrics_it_is_the_latest_but_never_the_best(self):
         with checkpoint.open_checkpoints(self.folder) as checkpoints:
             for step, metrics in ((1, {"score": 0.5}), (2, None), (3, {"score": 0.1}), (4, None)):
@@ -147,6 +241,28 @@ class CheckpointTest(parameterized.TestCase):
             self.assertEqual(checkpoints.all_steps(), [1])
             state, _ = checkpoint.restore_latest(checkpoints, big)
         chex.assert_trees_all_equal(state, big)
+
+    @parameterized.parameters(2, 8, 13, 21, NUM_EVENTS)
+    def test_killed_inside_a_save(self, depth):
+        code = (
+            "from gradmem_jax import checkpoint\n"
+            "from tests.checkpoint_test import state_of\n"
+            "from tests.kill_in_save import kill_in_save\n"
+            f"kill_in_save({str(self.folder)!r}, 2, {depth})\n"
+            f"with checkpoint.open_checkpoints({str(self.folder)!r}) as checkpoints:\n"
+            "  for step in (1, 2):\n"
+            "    checkpoint.save(checkpoints, step, state_of(step), {'stage': step}, {'score': 1})"
+        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
+        self.assertEqual(done.returncode, -signal.SIGKILL, done.stderr)
+        self.assertEqual({path.name for path in self.folder.iterdir()}, {"1", f"2{TEMPORARY}"})
+        with checkpoint.open_checkpoints(self.folder) as checkpoints:
+            self.assertEqual(checkpoints.all_steps(), [1])
+            state, run = checkpoint.restore_latest(checkpoints, state_of(0))
+            chex.assert_trees_all_equal((state, run), (state_of(1), {"stage": 1}))
+            checkpoint.save(checkpoints, 2, state_of(2), {}, {"score": 0.5})
+        self.assertEqual({path.name for path in self.folder.iterdir()}, {"1", "2"})
+        chex.assert_trees_all_equal(self.restore()[0], state_of(2))
 
     def test_refusals(self):
         with self.assertRaisesRegex(ValueError, "no checkpoints in"):

@@ -18,6 +18,7 @@ from gradmem_jax.losses import IGNORE
 
 _VALIDATION_SHARE = 16  # one of so many sets of pairs belongs to validation
 _MAX_DRAWS = 1000
+_LONGEST = 1000  # key or value
 _SPLITS = ("train", "validation")
 
 
@@ -65,6 +66,11 @@ class KVRetrievalConfig:
         check_fields(self)
         for name in ("num_pairs", "key_length", "value_length", "num_samples"):
             require_integer(name, getattr(self, name), 1)
+        for name in ("key_length", "value_length"):
+            require(
+                getattr(self, name) <= _LONGEST,
+                f"{name}={getattr(self, name)} must be at most {_LONGEST}.",
+            )
         require_integer("queries_per_context", self.queries_per_context, 1)
         require(self.num_samples < 2**31, f"num_samples={self.num_samples} must be below 2**31.")
         require_integer("seed", self.seed, 0)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 from collections.abc import Iterable
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from gradmem_jax.config import require
+from gradmem_jax.checks import require, require_path
 from gradmem_jax.data.tokenizer_files import (
     gguf_fields,
     open_gguf_reader,
@@ -68,7 +69,7 @@ class TextTokenizer:
 
     def save(self, path: str | pathlib.Path) -> None:
         """Writes the tokenizer to a file `tokenizer.json`, which `load_tokenizer` reads."""
-        self.backend.save(str(path))
+        pathlib.Path(path).write_text(self.backend.to_str(pretty=True), encoding="utf-8")
 
 
 def _find_id(backend: tokenizers.Tokenizer, names: Iterable[str], what: str) -> int:
@@ -162,7 +163,8 @@ def load_tokenizer(path: str | pathlib.Path) -> TextTokenizer:
     Raises:
         ValueError: there is no tokenizer, or it is damaged.
     """
-    path = pathlib.Path(path)
+    path = require_path("path", path)
+    require(os.path.exists(path), f"there is no tokenizer {path}; give a file or a folder.")
     has_own = any((path / name).is_file() for name in ("tokenizer.json", "vocab.json"))
     if path.is_dir() and not has_own and len(files := list(path.glob("*.gguf"))) == 1:
         (path,) = files

@@ -10,12 +10,14 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from gradmem_jax.config import LMConfig, RopeScaling, require
+from gradmem_jax.checks import require, require_instance
+from gradmem_jax.config import LMConfig, RopeScaling
 from gradmem_jax.data.text_tokenizer import load_tokenizer
 from gradmem_jax.lm.hugging_face_families import FAMILIES, NEEDED, Family, family_of
 from gradmem_jax.lm.tensor_layout import StoredModel, StoredTensor
 
 _BUFFERS = re.compile(r"\.(attn|attention)\.(bias|masked_bias)$|rotary_emb\.inv_freq$")
+_TYPES = {"model_type": str, "architectures": list, "rope_scaling": dict, "rope_parameters": dict}
 _ROPE_SCALING_KEYS = {
     "factor": "factor",
     "low_frequency_factor": "low_freq_factor",
@@ -31,6 +33,8 @@ def read_config(theirs: Mapping[str, Any]) -> LMConfig:
         ValueError: models of this kind are not known here, a key is missing, or its value asks for
             something that is not computed here.
     """
+    for key, kind in _TYPES.items():
+        require_instance(f"config.json: {key}", theirs.get(key), kind | None)
     theirs = _old_rope_keys(theirs)
     by_type = {family.model_type: family for family in FAMILIES}
     architectures = theirs.get("architectures") or []
@@ -104,6 +108,7 @@ def _open_tensors(directory: pathlib.Path) -> dict[str, StoredTensor]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            require(all(isinstance(name, str) for name in names), "a name of a file is no text")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{index} is damaged: {error!r}.") from error
     else:

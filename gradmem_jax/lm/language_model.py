@@ -55,6 +55,15 @@ def swiglu(config: LMConfig, hidden: int, x: jax.Array) -> jax.Array:
     return dense(config, config.width, "down")(gate * dense(config, hidden, "up")(x))
 
 
+def project_to_logits(hidden: jax.Array, head: jax.Array) -> jax.Array:
+    """Multiplies hidden states [..., d] by a head [d, V], and keeps the logits in float32 at least.
+
+    The product is taken in the compute dtype; logits rounded to it would blur the loss.
+    """
+    dtype = jnp.promote_types(hidden.dtype, jnp.float32)
+    return jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=dtype)
+
+
 class LanguageModel(nn.Module):
     """The language model in three pieces: `embed`, the layers (`__call__`), `unembed`.
 
@@ -128,8 +137,8 @@ class LanguageModel(nn.Module):
         return self.final_norm(x), state
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
-        """Projects hidden states [B, S, d] to logits [B, S, V] with the LM head."""
-        return hidden @ self.head_kernel().astype(hidden.dtype)
+        """Projects hidden states [B, S, d] to logits [B, S, V], float32 at least."""
+        return project_to_logits(hidden, self.head_kernel())
 
     def head_kernel(self) -> jax.Array:
         """Returns the LM head [d, V]."""

@@ -55,10 +55,11 @@ def open_llama2c(path: pathlib.Path) -> StoredModel:
         )
     except (ValueError, ZeroDivisionError) as error:
         raise ValueError(f"{wrong}: {error}") from error
+    found = path.stat().st_size
+    require(num_layers < found, f"{wrong}, or is damaged: it has no room for {num_layers} layers.")
     shapes = tensor_shapes(_LAYOUT, config)
     num_rotary = config.max_positions * config.head_size  # tables that are made here instead
     size = _HEADER.size + 4 * (sum(map(math.prod, shapes.values())) + num_rotary)
-    found = path.stat().st_size
     require(found == size, f"{wrong}, or is damaged: it has {found} bytes instead of {size}.")
     weights = np.memmap(path, "<f4", "r", offset=_HEADER.size)
     tensors, start = {}, 0

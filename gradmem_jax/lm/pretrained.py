@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 from collections.abc import Mapping
 from functools import partial
@@ -10,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors.numpy import save_file
 
-from gradmem_jax.config import LMConfig, require
+from gradmem_jax.checks import require, require_instance, require_path
+from gradmem_jax.config import LMConfig
 from gradmem_jax.data.text_tokenizer import TextTokenizer, load_tokenizer
 from gradmem_jax.lm.gguf_file import open_gguf
 from gradmem_jax.lm.hugging_face import open_hugging_face, write_config
@@ -60,7 +62,7 @@ def load_pretrained(
         ValueError: a file is missing or damaged, the model is none that can be computed here, or
             its tensors are not those of its configuration. Weights are read last.
     """
-    stored = _open(pathlib.Path(path))
+    stored = _open(require_path("path", path))
     config = _change(stored.config, changes)
     text_tokenizer = stored.read_tokenizer() if tokenizer is None else load_tokenizer(tokenizer)
     num_ids = 0 if text_tokenizer is None else text_tokenizer.vocab_size
@@ -74,7 +76,7 @@ def load_pretrained(
 
 def load_config(path: str | pathlib.Path, **changes: Any) -> LMConfig:
     """Reads the configuration only, as `load_pretrained` does."""
-    return _change(_open(pathlib.Path(path)).config, changes)
+    return _change(_open(require_path("path", path)).config, changes)
 
 
 def save_pretrained(directory: str | pathlib.Path, pretrained: Pretrained) -> None:
@@ -88,13 +90,14 @@ def save_pretrained(directory: str | pathlib.Path, pretrained: Pretrained) -> No
         ValueError: Hugging Face has no such models, or the parameters are not those of the
             configuration.
     """
+    directory = require_path("directory", directory)
+    require_instance("pretrained", pretrained, Pretrained)
     config, params, tokenizer = pretrained
     family = family_of(config)
     tensors = to_tensors(params, family.layout, config)
     theirs: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     if tokenizer is not None:
         theirs |= {"eos_token_id": tokenizer.end_id, "pad_token_id": tokenizer.pad_id}
-    directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     write = lambda name, content: (directory / name).write_text(json.dumps(content, indent=2))
     (directory / "model.safetensors.index.json").unlink(missing_ok=True)  # of an older model
@@ -137,7 +140,7 @@ def from_hugging_face(
 
 
 def _open(path: pathlib.Path) -> StoredModel:
-    require(path.exists(), f"there is no {path}; give the directory or file of a model.")
+    require(os.path.exists(path), f"there is no {path}; give the directory or file of a model.")
     if path.is_dir() and not (path / "config.json").is_file():
         files = sorted(path.glob("*.gguf"))
         require(

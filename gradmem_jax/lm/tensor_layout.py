@@ -84,6 +84,11 @@ def to_params(tensors: Mapping[str, StoredTensor], layout: Layout, config: LMCon
         ValueError: tensors are missing, unexpected or have other shapes than `config` says; the
             message names them all.
     """
+    require(
+        config.num_layers <= len(tensors),
+        f"the checkpoint has {len(tensors)} tensors, too few for the {config.num_layers} layers of "
+        "its configuration.",
+    )
     sizes, entries = axis_sizes(config), _entries(layout, config)
     shapes = tensor_shapes(layout, config)
     problems = [f"there is no tensor {name!r}" for name in shapes if name not in tensors]
@@ -99,7 +104,7 @@ def to_params(tensors: Mapping[str, StoredTensor], layout: Layout, config: LMCon
     flat: dict[str, np.ndarray] = {}
     for theirs, (ours, pattern) in entries.items():
         parts = [
-            np.array(_rearrange(tensors[name].read(), pattern, sizes), dtype, order="C")
+            np.array(_rearrange(_read(name, tensors[name]), pattern, sizes), dtype, order="C")
             for name in _names(theirs, config)
         ]
         for j, path in enumerate(_paths(ours)):
@@ -109,6 +114,15 @@ def to_params(tensors: Mapping[str, StoredTensor], layout: Layout, config: LMCon
             else:
                 flat |= dict(zip(_layer_paths(path, config), leaves, strict=True))
     return unflatten_dict(flat, sep="/")
+
+
+def _read(name: str, tensor: StoredTensor) -> np.ndarray:
+    x = tensor.read()
+    require(
+        jnp.issubdtype(x.dtype, jnp.floating),
+        f"the tensor {name!r} is of type {x.dtype}; weights must be floating-point numbers.",
+    )
+    return x
 
 
 def tensor_shapes(layout: Layout, config: LMConfig) -> dict[str, tuple[int, ...]]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from gradmem_jax.config import PrefixConfig
 from gradmem_jax.lm.attention import KVCache
+from gradmem_jax.lm.language_model import project_to_logits
 from gradmem_jax.lm.lora import init_lora, merge_lora
 from gradmem_jax.losses import IGNORE, token_losses
 from gradmem_jax.memory.interface import Memory, MemoryModel, Params
@@ -187,7 +188,7 @@ class PrefixMemory(MemoryModel):
     def _write_losses(self, params: Params, hidden: jax.Array, labels: jax.Array) -> jax.Array:
         """WRITE loss of each context token [B, S] from hidden states [B, S, d] before it."""
         if self.config.write_head:
-            logits = hidden @ params["write_head"].astype(hidden.dtype)
+            logits = project_to_logits(hidden, params["write_head"])
         else:
             logits = self.apply_lm(params, hidden, method="unembed")
         return token_losses(logits, labels)

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 from unittest import mock
@@ -115,6 +116,30 @@ class ProcessesTest(parameterized.TestCase):
             train.train(config, self.folder / "stopped")
         self.assertIn(f"going on from step {step}", "\n".join(logs.output))
         self.assertEqual(self.params("stopped")[0], step + 3)
+
+    @pytest.mark.slow
+    def test_a_damaged_checkpoint_and_a_run_to_start_from(self):
+        config = tiny_config(**CHANGES)
+        train.train(config, self.folder / "one")
+        shutil.copytree(self.folder / "one", self.folder / "two")
+        newest = self.folder / "two" / "checkpoints" / "6"
+        for path in newest.rglob("manifest.ocdbt"):
+            path.write_bytes(path.read_bytes()[:50])
+        first, second = self.finish(self.start("two", num_steps=9), code=0)
+        self.assertIn("going on from step 3\n", first)
+        for out in (first, second):
+            self.assertIn("checkpoint of step 6 is damaged and set aside", out)
+        self.assertTrue((self.folder / "two" / "checkpoints.damaged" / "6").is_dir())
+        config.num_steps = 9
+        train.train(config, self.folder / "one")
+        chex.assert_trees_all_close(self.params("two"), self.params("one"), rtol=1e-4, atol=1e-5)
+
+        started = {"init_from": self.folder / "one", "num_steps": 3}
+        first, _ = self.finish(self.start("next", **started), code=0)
+        self.assertRegex(first, r"starting from step \d of .*one")
+        config.init_from, config.num_steps = str(self.folder / "one"), 3
+        train.train(config, self.folder / "same")
+        chex.assert_trees_all_close(self.params("next"), self.params("same"), rtol=1e-4, atol=1e-5)
 
 
 class AgreementTest(parameterized.TestCase):

@@ -40,10 +40,10 @@ def start(program, *arguments, devices=8, keyboard=""):
     )
 
 
-def start_training(test, arguments, environment):
+def start_training(test, arguments, environment, program=("-m", "experiments.train")):
     """Starts experiments.train and lets it run; `test` ends it when it is over."""
     process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "experiments.train", *arguments],
+        [sys.executable, "-u", *program, *arguments],
         cwd=ROOT,
         env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"} | environment,
         stdout=subprocess.PIPE,

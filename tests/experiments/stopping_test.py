@@ -24,6 +24,7 @@ from experiments.stopping import EXIT_STOPPED, Stopped
 from gradmem_jax import checkpoint
 from tests.experiments.programs_test import start_training
 from tests.experiments.train_test import target_stage, tiny_config
+from tests.kill_in_save import NUM_EVENTS, TEMPORARY
 
 ROOT = pathlib.Path(__file__).parents[2]
 CURRICULUM = {"curriculum.num_pairs": (1, 2), "curriculum.exact_match": 0.0}
@@ -64,6 +65,16 @@ def signal_in_evaluation():
         time.sleep(60)
 
     return mock.patch.object(train, "evaluate", evaluate)
+
+
+def start_run(test, folder, name, program=("-m", "experiments.train"), **changes):
+    """Starts the program on one device, compiled programs kept between starts."""
+    flags = [f"--config.{field}={value}" for field, value in (FLAGS | changes).items()]
+    environment = {
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return start_training(test, [f"--workdir={folder / name}", *flags], environment, program)
 
 
 class StoppingTest(parameterized.TestCase):
@@ -116,14 +127,8 @@ class StoppingTest(parameterized.TestCase):
         self.assertEqual(done.stdout, "" if ends else "stopped by SIGINT\n")
         self.assertEqual(done.stderr.count("again to end now"), 1)
 
-    def start(self, name, **changes):
-        """Starts the program on one device, compiled programs kept between starts."""
-        flags = [f"--config.{field}={value}" for field, value in (FLAGS | changes).items()]
-        environment = {
-            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
-        return start_training(self, [f"--workdir={self.folder / name}", *flags], environment)
+    def start(self, name, **options):
+        return start_run(self, self.folder, name, **options)
 
     def read_until(self, process, text):
         seen = ""
@@ -172,6 +177,36 @@ class StoppingTest(parameterized.TestCase):
     @pytest.mark.slow
     def test_killed_at_twenty_random_moments(self):
         self.kill_and_resume(20)
+
+    @pytest.mark.slow
+    def test_killed_inside_a_save(self):
+        self.assertEqual(self.start("straight").wait(), 0)
+        folder = self.folder / "killed" / "checkpoints"
+        unfinished, saved = 0, None
+        for step, depth in ((8, 2), (12, 7), (16, 13), (20, 21), (24, 30), (28, 99), (36, 31)):
+            code = (
+                "import runpy\nfrom tests.kill_in_save import kill_in_save\n"
+                f"kill_in_save({str(folder)!r}, {step}, {depth})\n"
+                "runpy.run_module('experiments.train', run_name='__main__', alter_sys=True)"
+            )
+            process = self.start("killed", program=("-c", code))
+            out, _ = process.communicate()
+            self.assertEqual(process.returncode, -signal.SIGKILL, out)
+            self.assertEqual("going on from" in out, saved is not None, out)
+            if saved is not None:
+                self.assertIn(f"going on from step {saved}\n", out)
+                self.assertNotIn("damaged", out)
+            names = [path.name for path in folder.iterdir()]
+            unfinished += f"{step}{TEMPORARY}" in names
+            saved = step if depth > NUM_EVENTS else step - 4
+            self.assertIn(str(saved), names)
+            self.assertEqual(self.params("killed")[0], saved)
+        self.assertEqual(unfinished, 6)
+        last = self.start("killed")
+        out, _ = last.communicate()
+        self.assertEqual(last.returncode, 0, out)
+        self.assert_same_run("straight", "killed")
+        self.assertFalse(list(folder.glob(f"*{TEMPORARY}")))
 
     def test_steps_that_are_not_finite_are_skipped_and_counted(self):
         before = {}  # states by step

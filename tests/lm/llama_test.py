@@ -84,12 +84,12 @@ class LlamaTest(parameterized.TestCase):
             np.testing.assert_allclose(params["embedding"].std(), embedding, rtol=0.1)
             np.testing.assert_allclose(params["layers_0"]["up"]["kernel"].std(), kernel, rtol=0.1)
 
-    @parameterized.parameters("bfloat16", "float64")
-    def test_dtypes(self, dtype):
+    @parameterized.parameters(("bfloat16", "float32"), ("float64", "float64"))
+    def test_dtypes(self, dtype, logits_dtype):
         with jax.enable_x64(dtype == "float64"):
             model, variables = make(dtype=dtype, param_dtype=dtype)
             logits = logits_of(model, variables)
-            self.assertEqual(logits.dtype, dtype)
+            self.assertEqual(logits.dtype, logits_dtype)
             self.assertEqual(variables["params"]["embedding"].dtype, dtype)
 
 

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import gradmem_jax
 from gradmem_jax import GradMem, GradMemConfig, LlamaConfig, ProjectedMemory
+from gradmem_jax.losses import token_losses
 from tests.small import random_ids, small_model, small_params
 
 MODEL = small_model(write_learning_rate=1.0)
@@ -202,7 +203,19 @@ class OptionsTest(parameterized.TestCase):
         params, memory, info = self.write(model, PARAMS)
         self.assertEqual((memory.dtype, info.losses.dtype), (jnp.float32, jnp.float32))
         close(memory, written()[0], atol=0.1)
-        self.assertEqual(jax.jit(model.read_memory)(params, memory, QUERY).dtype, jnp.bfloat16)
+        logits = jax.jit(model.read_memory)(params, memory, QUERY)
+        self.assertEqual(logits.dtype, jnp.float32)
+        self.assertTrue((logits != logits.astype(jnp.bfloat16)).any())
+
+    @parameterized.parameters(True, False)
+    def test_bfloat16_write_loss_is_that_of_logits_not_rounded(self, write_head):
+        model = small_model(lm=dict(dtype="bfloat16"), write_head=write_head)
+        params = small_params(model)
+        head = params["write_head"] if write_head else params["lm"]["head"]
+        hidden = jnp.asarray(np.random.default_rng(0).normal(size=(8, 9, 8)), jnp.bfloat16)
+        exact = np.float64(hidden) @ np.float64(head.astype(jnp.bfloat16))
+        losses = model._write_losses(params, hidden, CONTEXT)
+        close(losses, token_losses(exact, CONTEXT), rtol=1e-6, atol=1e-6)
 
 
 class ReadTest(parameterized.TestCase):
