@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
@@ -18,6 +19,7 @@ from gradmem_jax.fingerprint import named_leaves
 from gradmem_jax.sharding import shardings
 
 State = TypeVar("State")
+BIT_SUM = "bit_sum"
 
 
 @contextlib.contextmanager
@@ -119,10 +121,11 @@ def save(
         if step in checkpoints.all_steps():
             checkpoints.wait_until_finished()
             checkpoints.delete(step)
+        host = dict(run) | {BIT_SUM: _bit_sum(state)}
         checkpoints.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(dict(run))
+                state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(host)
             ),
             metrics=None if metrics is None else dict(metrics),
             force=True,
@@ -206,13 +209,24 @@ def _check_structure(checkpoints: ocp.CheckpointManager, step: int, template: An
 def restore(
     checkpoints: ocp.CheckpointManager, step: int, template: State
 ) -> tuple[State, dict[str, Any]]:
-    """Restores the checkpoint of a step as (state, run)."""
+    """Restores the checkpoint of a step as (state, run).
+
+    Raises:
+        ValueError: the arrays are not those that were saved.
+    """
     shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
     restored = checkpoints.restore(
         step,
         args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes), run=ocp.args.JsonRestore()),
     )
-    return restored["state"], restored["run"]
+    state, run = restored["state"], dict(restored["run"])
+    saved = run.pop(BIT_SUM, None)
+    if saved not in (None, _bit_sum(state)):
+        raise ValueError(
+            "its arrays are not those that were saved: their bits have another sum, so some of "
+            "them have changed on the disk."
+        )
+    return state, run
 
 
 def restore_params(
@@ -258,6 +272,21 @@ def _restore_state(checkpoints: ocp.CheckpointManager, step: int, mesh: Mesh | N
     template = jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, where
     )
-    return checkpoints.restore(
-        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(template))
-    )["state"]
+    return restore(checkpoints, step, template)[0]
+
+
+@jax.jit
+def _add_bits(state: Any) -> jax.Array:
+    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
+
+    def total(x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.uint8) if x.dtype == bool else x
+        bits = jax.lax.bitcast_convert_type(x, unsigned[x.dtype.itemsize])
+        return bits.sum(dtype=jnp.uint32)
+
+    return sum(map(total, jax.tree.leaves(state)), jnp.uint32(0))
+
+
+def _bit_sum(state: Any) -> int:
+    """The sum of a state's bits as unsigned numbers, modulo 2**32, however it is split."""
+    return int(_add_bits(state).addressable_data(0))

@@ -50,6 +50,12 @@ def remove(name):
     return lambda folder: shutil.rmtree(folder / name)
 
 
+def change_arrays(folder):
+    """Leaves all files as they could have been written, but with other numbers."""
+    shutil.rmtree(folder / "state")
+    shutil.copytree(folder.with_name("2") / "state", folder / "state")
+
+
 def empty(folder):
     shutil.rmtree(folder)
     folder.mkdir()
@@ -105,6 +111,7 @@ class CheckpointTest(parameterized.TestCase):
         ("metadata", truncate("_METADATA")),
         ("run", truncate("run/*")),
         ("metrics", truncate("metrics/metrics")),
+        ("changed_arrays", change_arrays),
         ("no_run", remove("run")),
         ("no_state", remove("state")),
         ("empty", empty),
@@ -124,6 +131,7 @@ class CheckpointTest(parameterized.TestCase):
 
     @parameterized.named_parameters(
         ("arrays", truncate("d/*"), r"'best' of .*checkpoints, step 3, cannot be read"),
+        ("changed_arrays", change_arrays, r"step 3, cannot be read: its arrays are not those"),
         ("metadata", truncate("_METADATA"), r"also steps \[2\]; name one of them"),
         ("metrics", truncate("metrics/metrics"), r"damaged: .* Move the folder 3 away"),
     )
