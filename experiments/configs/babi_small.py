@@ -11,6 +11,9 @@ from experiments.configs import default, recipe
 from experiments.methods import METHODS
 from gradmem_jax.config import require
 
+# Lengths of contexts, in tokens, that the full context learns one after the other; 0 is any.
+CONTEXT_LENGTHS = {1: (16, 40, 0)}
+
 
 def get_config(arguments: str = "qa1_gradmem_k2") -> ConfigDict:
     """Returns the configuration of a cell."""
@@ -33,5 +36,8 @@ def get_config(arguments: str = "qa1_gradmem_k2") -> ConfigDict:
     config.model.num_write_steps = int(match[3] or 1)
     if config.method == "gradmem":
         config.model.inner_loss_weight = 1.0
+    if config.method == "full_context":
+        config.curriculum.max_context_tokens = CONTEXT_LENGTHS.get(config.data.qa, ())
+        config.curriculum.exact_match = 0.95
     recipe.apply(config)
     return config
