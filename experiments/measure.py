@@ -17,6 +17,7 @@ import numpy as np
 from absl import app
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from experiments import heap
 from experiments.flops import inference_flops, step_flops
 from experiments.reference_runner import process_peak_bytes
 from experiments.setting import Setting
@@ -212,6 +213,7 @@ def _summary(seconds: Sequence[float]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the program."""
+    heap.share_arenas()
     require(len(arguments) == 3, f"usage: measure {'|'.join(MEASURES)} JSON")
     _, kind, fields = arguments
     require_choice("kind", kind, tuple(MEASURES))

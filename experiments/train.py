@@ -20,7 +20,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import hosts, locks, reporting
+from experiments import heap, hosts, locks, reporting
 from experiments.build import (
     LOWER_IS_BETTER,
     Stage,
@@ -268,6 +268,7 @@ def score(config: ConfigDict, results: Mapping[str, float]) -> dict[str, float]:
 
 def main(_: Sequence[str]) -> int:
     """Runs the program."""
+    heap.share_arenas()
     reporting.set_up_logging()
     hosts.connect()
     if not hosts.is_first():

@@ -1,0 +1,48 @@
+"""Tests of the shared arenas."""
+
+import platform
+import re
+import subprocess
+import sys
+import unittest
+
+from absl.testing import absltest, parameterized
+
+_COUNT_ARENAS = """
+import ctypes, threading
+from experiments.heap import share_arenas
+if {shared}:
+    assert share_arenas()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+together = threading.Barrier(6)
+def allocate():
+    together.wait()
+    libc.malloc(1000)
+    together.wait()
+threads = [threading.Thread(target=allocate) for _ in range(6)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+libc.fopen.restype = ctypes.c_void_p
+out = ctypes.c_void_p(libc.fopen(b"/dev/stdout", b"w"))
+libc.malloc_info(0, out)
+libc.fclose(out)
+"""
+
+
+class ShareArenasTest(parameterized.TestCase):
+    @parameterized.parameters((False,), (True,))
+    @unittest.skipUnless(platform.libc_ver()[0] == "glibc", "needs glibc")
+    def test_threads_share_two_arenas(self, shared):
+        done = subprocess.run(
+            [sys.executable, "-c", _COUNT_ARENAS.format(shared=shared)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        arenas = len(re.findall(r"<heap nr=", done.stdout))
+        self.assertEqual(arenas <= 2, shared, f"{arenas} arenas")
+
+
+if __name__ == "__main__":
+    absltest.main()
