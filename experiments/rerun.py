@@ -18,6 +18,7 @@ from experiments.build import build_model
 from experiments.nonfinite import load_batch, sample_results
 from experiments.reporting import log
 from gradmem_jax import checkpoint
+from gradmem_jax.training import step_params
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _BATCH = flags.DEFINE_string("batch", None, "Its nonfinite_step_*.npz.", required=True)
@@ -34,6 +35,7 @@ def main(_: Sequence[str]) -> None:
     k = int(batch["num_write_steps"])
     log.info("batch of step %d, K = %d; parameters of step %d", batch["step"], k, step)
     model = build_model(config, num_write_steps=k)
+    params = step_params(model, params, int(batch["step"]) - 1, config.seed)
     for result in sample_results(model, params, batch, config.frozen):
         finite = np.isfinite([result.loss, result.gradient_norm]).all()
         note = "" if finite else " | not finite"

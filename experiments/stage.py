@@ -129,6 +129,7 @@ class RunningStage:
             devices.mesh,
             config.num_micro_batches,
             config.frozen,
+            config.seed,
         )
         self._state_shapes = jax.eval_shape(lambda: state)
         self._compiled: dict[tuple[int, ...], Any] = {}

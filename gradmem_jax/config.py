@@ -282,6 +282,8 @@ class PrefixConfig(MemoryConfig):
         write_lora_rank: r of low-rank adapters that are active in WRITE only; 0 means none.
         write_lora_alpha: the adapters are scaled by alpha / r.
         write_lora_targets: names of the modules of the language model that have an adapter.
+        write_lora_dropout: share of an adapter's inputs that each training step leaves out, the
+            same ones for all tokens of its batch.
     """
 
     has_write_loss: ClassVar[bool] = True
@@ -293,6 +295,7 @@ class PrefixConfig(MemoryConfig):
     write_lora_rank: int = 0
     write_lora_alpha: float = 16.0
     write_lora_targets: tuple[str, ...] = ("query", "key", "value", "output", "gate", "up", "down")
+    write_lora_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -301,6 +304,15 @@ class PrefixConfig(MemoryConfig):
         require_number("memory_init_std", self.memory_init_std, above=0)
         require_integer("write_lora_rank", self.write_lora_rank, 0)
         require_number("write_lora_alpha", self.write_lora_alpha, above=0)
+        require_number("write_lora_dropout", self.write_lora_dropout)
+        require(
+            0 <= self.write_lora_dropout < 1,
+            f"write_lora_dropout={self.write_lora_dropout} must be in [0, 1), the share left out.",
+        )
+        require(
+            self.write_lora_rank > 0 or self.write_lora_dropout == 0,
+            f"write_lora_dropout={self.write_lora_dropout} needs adapters: set write_lora_rank.",
+        )
         require(
             self.prefix_length < self.lm.max_positions,
             f"memory and control tokens take {self.prefix_length} positions, the model has "

@@ -242,12 +242,18 @@ def loss_gradient(
     return jax.lax.scan(add, zeros, parts)[0]
 
 
+def step_params(model: MemoryModel, params: Params, step: jax.Array | int, seed: int) -> Params:
+    """The parameters as training step `step` (int32 scalar, from 0) of a run uses them."""
+    return model.training_params(params, jax.random.fold_in(jax.random.key(seed), step))
+
+
 def make_train_step(
     model: MemoryModel,
     optimizer: optax.GradientTransformation,
     num_micro_batches: int = 1,
     frozen: Sequence[str] = (),
     mesh: Mesh | None = None,
+    seed: int = 0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Makes the pure training step `(state, batch) -> (state, metrics)`, to be jitted.
 
@@ -261,13 +267,21 @@ def make_train_step(
         frozen: regular expressions of the paths of parameters that stay as they are, see
             `split_params`.
         mesh: see `loss_gradient`; None computes on the devices where the arrays are.
+        seed: what dropout is a function of, beside the step.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        gradient, metrics = loss_gradient(
-            model, state.params, batch, num_micro_batches, frozen, mesh=mesh
-        )
         trained, constant = split_params(state.params, frozen)
+
+        def used_part(trained: Params) -> Params:
+            params = step_params(model, join_params(trained, constant), state.step, seed)
+            return split_params(params, frozen)[0]
+
+        used, pull_back = jax.vjp(used_part, trained)
+        gradient, metrics = loss_gradient(
+            model, join_params(used, constant), batch, num_micro_batches, frozen, mesh=mesh
+        )
+        (gradient,) = pull_back(gradient)
         gradient_norm = optax.global_norm(gradient)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(gradient_norm)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, trained)
@@ -288,6 +302,7 @@ def jit_train_step(
     mesh: Mesh,
     num_micro_batches: int = 1,
     frozen: Sequence[str] = (),
+    seed: int = 0,
 ) -> Any:
     """Jits the training step of a mesh; the state it is called with is given up.
 
@@ -298,10 +313,11 @@ def jit_train_step(
         mesh: from `sharding.make_mesh`.
         num_micro_batches: see `loss_gradient`.
         frozen: see `make_train_step`.
+        seed: see `make_train_step`.
     """
     where = shardings(state, mesh)
     return jax.jit(
-        make_train_step(model, optimizer, num_micro_batches, frozen, mesh),
+        make_train_step(model, optimizer, num_micro_batches, frozen, mesh, seed),
         donate_argnums=0,
         in_shardings=(where, batch_sharding(mesh)),
         out_shardings=(where, NamedSharding(mesh, PartitionSpec())),

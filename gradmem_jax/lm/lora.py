@@ -56,6 +56,28 @@ def init_lora(key: jax.Array, lm_params: Params, rank: int, targets: Sequence[st
     return unflatten_dict(adapters)
 
 
+def drop_inputs(adapters: Params, key: jax.Array, share: float) -> Params:
+    """Leaves out some inputs of every adapter, and scales the others so that the mean stays.
+
+    An adapter is merged into its kernel, so all tokens of a step miss the same inputs; with the
+    dropout of Hu et al. each token would miss its own.
+
+    Args:
+        adapters: what `init_lora` made.
+        key: a JAX random key.
+        share: probability of an input to be left out, in [0, 1).
+
+    Returns:
+        Adapters like `adapters`.
+    """
+    dropped = dict(flatten_dict(adapters))
+    for i, (path, a) in enumerate(flatten_dict(adapters).items()):
+        if path[-1] == "a":
+            kept = jax.random.bernoulli(jax.random.fold_in(key, i), 1 - share, (*a.shape[:-1], 1))
+            dropped[path] = jnp.where(kept, a / (1 - share), 0)
+    return unflatten_dict(dropped)
+
+
 def merge_lora(lm_params: Params, adapters: Params, scale: float) -> Params:
     """Adds `scale * a @ b` to every kernel that has an adapter.
 

@@ -121,6 +121,19 @@ class MemoryModel:
         """Token embeddings [B, S, d] of ids [B, S]."""
         return self.apply_lm(params, ids, method="embed")
 
+    def training_params(self, params: Params, key: jax.Array) -> Params:
+        """The parameters as one training step uses them: dropout is a transform of them.
+
+        Args:
+            params: parameters of `init`.
+            key: a JAX random key, another one for each step.
+
+        Returns:
+            Parameters like `params`.
+        """
+        del key
+        return params
+
     def init(self, key: jax.Array, lm_params: Params | None = None) -> Params:
         """Draws all parameters.
 

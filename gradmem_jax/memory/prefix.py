@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from gradmem_jax.config import PrefixConfig
 from gradmem_jax.lm.attention import KVCache
 from gradmem_jax.lm.language_model import project_to_logits
-from gradmem_jax.lm.lora import init_lora, merge_lora
+from gradmem_jax.lm.lora import drop_inputs, init_lora, merge_lora
 from gradmem_jax.losses import IGNORE, token_losses
 from gradmem_jax.memory.interface import Memory, MemoryModel, Params
 from gradmem_jax.validation import check_key, check_memory
@@ -71,6 +71,13 @@ class PrefixMemory(MemoryModel):
             return params
         scale = c.write_lora_alpha / c.write_lora_rank
         return params | {"lm": merge_lora(params["lm"], params["write_lora"], scale)}
+
+    def training_params(self, params: Params, key: jax.Array) -> Params:
+        """The parameters with some inputs of the adapters left out; see `MemoryModel`."""
+        share = self.config.write_lora_dropout
+        if not share:
+            return params
+        return params | {"write_lora": drop_inputs(params["write_lora"], key, share)}
 
     def write_view(self, params: Params) -> tuple["PrefixMemory", Params]:
         """READ with the head, the adapters and the control tokens of WRITE; see `MemoryModel`."""

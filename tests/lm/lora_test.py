@@ -2,10 +2,11 @@
 
 import jax
 import numpy as np
+import optax
 from absl.testing import absltest, parameterized
 
-from gradmem_jax.lm.lora import init_lora, merge_lora
-from gradmem_jax.training import loss_and_metrics
+from gradmem_jax.lm.lora import drop_inputs, init_lora, merge_lora
+from gradmem_jax.training import init_state, loss_and_metrics, make_train_step, step_params
 from tests.small import random_ids, small_batch, small_params, small_rmt, small_writer
 
 CONTEXT = random_ids(0, 2, 5)
@@ -57,7 +58,47 @@ class LoRATest(parameterized.TestCase):
         for path, leaf in jax.tree.leaves_with_path(gradient["write_lora"]):
             self.assertGreater(np.abs(leaf).max(), 0, path)
 
+    def test_dropout_leaves_out_inputs_and_keeps_the_mean(self):
+        adapters = {"up": {"a": np.ones((2, 500, 3), np.float32), "b": np.ones((2, 3, 4))}}
+        dropped = drop_inputs(adapters, jax.random.key(0), 0.25)
+        a = np.asarray(dropped["up"]["a"])
+        np.testing.assert_array_equal(a, np.broadcast_to(a[..., :1], a.shape))  # whole inputs
+        np.testing.assert_allclose(np.unique(a), [0, 4 / 3], rtol=1e-6)
+        self.assertAlmostEqual(a.mean(), 1, delta=0.1)
+        self.assertFalse((a[0] == a[1]).all())
+        self.assertIs(dropped["up"]["b"], adapters["up"]["b"])
+
+    @parameterized.parameters("gradmem", "rmt", "warm_start")
+    def test_dropout_in_training_only(self, name):
+        model = small_writer(name, write_lora_rank=2, num_write_steps=1, write_lora_dropout=0.5)
+        params = small_params(model)
+        optimizer = optax.sgd(1.0)
+        step = jax.jit(make_train_step(model, optimizer, frozen=("^lm/",), seed=3))
+        state = init_state(params, optimizer, ("^lm/",))
+        after, _ = step(state, small_batch())
+        moved = lambda new: (
+            np.asarray(new.params["write_lora"]["layers_0"]["up"]["a"])
+            - params["write_lora"]["layers_0"]["up"]["a"]
+        )
+        left_out = (moved(after) == 0).all(axis=-1)
+        used = step_params(model, params, 0, 3)["write_lora"]["layers_0"]["up"]["a"]
+        np.testing.assert_array_equal(left_out, (used == 0).all(axis=-1))
+        self.assertBetween(left_out.sum(), 1, left_out.size - 1)
+        later, _ = step(state._replace(step=jax.numpy.int32(1)), small_batch())
+        self.assertFalse(((moved(later) == 0).all(axis=-1) == left_out).all())
+        loss = lambda params: loss_and_metrics(
+            model, step_params(model, params, 0, 3), small_batch()
+        )[0]
+        want = jax.jit(jax.grad(loss))(params)["write_lora"]
+        got = jax.tree.map(np.subtract, params["write_lora"], after.params["write_lora"])
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), got, want)
+
     def test_refusals(self):
+        for share in (-0.1, 1.0, float("nan")):
+            with self.assertRaisesRegex(ValueError, f"write_lora_dropout={share}"):
+                small_rmt(write_lora_rank=2, write_lora_dropout=share)
+        with self.assertRaisesRegex(ValueError, "write_lora_dropout=0.1 needs adapters"):
+            small_rmt(write_lora_dropout=0.1)
         with self.assertRaisesRegex(ValueError, "write_lora_rank=-1"):
             small_rmt(write_lora_rank=-1)
         model = small_rmt(write_lora_rank=1, write_lora_targets=["q_proj"])
