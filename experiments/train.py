@@ -10,6 +10,7 @@ Ctrl-C let it finish the step in flight, save, and exit with status 75. Example:
 """
 
 import contextlib
+import functools
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -58,21 +59,22 @@ def start_state(config: ConfigDict, model: MemoryModel, optimizer: Any) -> Train
     If `config.init_from` names a run, its parameters are taken; if that run had another method,
     those of its language model.
     """
-    params = first_params(config, model)
-    if config.init_from:
-        folder = pathlib.Path(config.init_from)
-        step, earlier = checkpoint.restore_params(folder / "checkpoints")
-        log.info("starting from step %d of %s", step, folder)
-        same_method = reporting.read_json(folder / "config.json")["method"] == config.method
-        parts = params.keys() if same_method else ("lm",)
-        shapes = lambda tree: {name: jax.tree.map(np.shape, tree.get(name)) for name in parts}
-        require(
-            shapes(earlier) == shapes(params),
-            f"the parameters of init_from={config.init_from!r} do not fit this model; lm and model "
-            "must be configured alike.",
-        )
-        lm_only = lambda: model.init(jax.random.key(config.seed), earlier["lm"])
-        params = earlier if same_method else lm_only()
+    if not config.init_from:
+        return init_state(first_params(config, model), optimizer, config.frozen)
+    folder = pathlib.Path(config.init_from)
+    step, earlier = checkpoint.restore_params(folder / "checkpoints")
+    log.info("starting from step %d of %s", step, folder)
+    same_method = reporting.read_json(folder / "config.json")["method"] == config.method
+    draw = functools.partial(model.init, jax.random.key(config.seed))
+    wanted = jax.eval_shape(draw)
+    parts = wanted.keys() if same_method else ("lm",)
+    shapes = lambda tree: {name: jax.tree.map(np.shape, tree.get(name)) for name in parts}
+    require(
+        shapes(earlier) == shapes(wanted),
+        f"the parameters of init_from={config.init_from!r} do not fit this model; lm and model "
+        "must be configured alike.",
+    )
+    params = earlier if same_method else draw(earlier["lm"])
     return init_state(params, optimizer, config.frozen)
 
 
