@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
 
-from gradmem_jax.damage import CheckpointError, check_metrics, is_damage, set_aside
+from gradmem_jax.damage import DAMAGED, CheckpointError, check_metrics, is_damage, set_aside
 from gradmem_jax.fingerprint import named_leaves
 from gradmem_jax.sharding import shardings
 
@@ -148,10 +148,12 @@ def restore_latest(
         (state, run), or None if there is no checkpoint.
 
     Raises:
-        CheckpointError: a disk that does not answer, a permission, a state of another structure.
+        CheckpointError: a disk that does not answer, a permission, a state of another structure;
+            or all checkpoints were damaged, which is no reason to begin anew unasked.
     """
     directory = pathlib.Path(checkpoints.directory)
-    for step in sorted(checkpoints.all_steps(), reverse=True):
+    steps = sorted(checkpoints.all_steps(), reverse=True)
+    for step in steps:
         restored, error = None, None
         try:
             _check_structure(checkpoints, step, template)
@@ -177,6 +179,11 @@ def restore_latest(
             set_aside(directory, str(step))
         _wait_for_all("damaged")
         checkpoints.reload()
+    if steps:
+        raise CheckpointError(
+            f"no checkpoint is left in {directory}: those of steps {steps} are damaged and were "
+            f"moved to {directory.name}.{DAMAGED} beside it. The same command starts from step 0."
+        )
     return None
 
 

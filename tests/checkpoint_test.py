@@ -129,6 +129,22 @@ class CheckpointTest(parameterized.TestCase):
             self.assertFalse((self.folder / "3").exists())
             shutil.copytree(self.folder.parent / "checkpoints.damaged" / "3", self.folder / "3")
 
+    @_ORBAX_LEAVES_COROUTINES
+    def test_if_all_are_damaged_a_run_does_not_begin_anew_unasked(self):
+        self.save(0.1, 0.2)
+        for step in ("1", "2"):
+            truncate("d/*")(self.folder / step)
+        with (
+            self.assertLogs(level="ERROR"),
+            self.assertRaisesRegex(
+                checkpoint.CheckpointError, r"steps \[2, 1\] are damaged .*step 0"
+            ),
+        ):
+            self.restore()
+        self.assertIsNone(self.restore())
+        aside = self.folder.parent / "checkpoints.damaged"
+        self.assertSameElements([path.name for path in aside.iterdir()], ["1", "2"])
+
     @parameterized.named_parameters(
         ("arrays", truncate("d/*"), r"'best' of .*checkpoints, step 3, cannot be read"),
         ("changed_arrays", change_arrays, r"step 3, cannot be read: its arrays are not those"),
