@@ -10,7 +10,7 @@ def share_arenas() -> bool:
     """Has all threads of this process share two arenas of glibc's heap.
 
     By default threads have arenas of their own, which keep what is freed in them: with K = 5 the
-    process of the benchmark took a third more than with K = 1, though XLA plans as much for both.
+    process of the benchmark took 17 % more than with K = 1, though XLA plans as much for both.
     Only arenas made later are shared, so a program calls this first.
 
     Returns:

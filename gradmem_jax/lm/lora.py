@@ -70,8 +70,9 @@ def drop_inputs(adapters: Params, key: jax.Array, share: float) -> Params:
     Returns:
         Adapters like `adapters`.
     """
-    dropped = dict(flatten_dict(adapters))
-    for i, (path, a) in enumerate(flatten_dict(adapters).items()):
+    flat = flatten_dict(adapters)
+    dropped = dict(flat)
+    for i, (path, a) in enumerate(flat.items()):
         if path[-1] == "a":
             kept = jax.random.bernoulli(jax.random.fold_in(key, i), 1 - share, (*a.shape[:-1], 1))
             dropped[path] = jnp.where(kept, a / (1 - share), 0)
