@@ -2,6 +2,7 @@
 
 import gzip
 import pathlib
+import re
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -143,8 +144,47 @@ class BabiTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "max_context_tokens=9; allow more"):
             self.task(max_context_tokens=9, long_contexts="error").source("test")
 
+    def test_renamed_copies(self):
+        train = (
+            "1 Mary took the milk to the garden.\n"
+            "2 John gave Mary the apple.\n"
+            "3 Mary went to the office.\n"
+            "4 Where is the milk? \toffice\t1 3\n"
+        )
+        train += train.replace("Mary", "Sandra") + TRAIN
+        plain, task = self.task(train), self.task(train, renamed_copies=8)
+        for split in ("validation", "test"):
+            self.assertEqual(task.records(split), plain.records(split))
+        originals, records = (t.records("train").kept for t in (plain, task))
+        self.assertEqual(records[: len(originals)], originals)
+        self.assertLen(records, 9 * len(originals))
+        self.assertEqual(task.vocab_size, plain.vocab_size)
+        groups = (["John", "Mary", "Sandra"], ["garden", "office"], ["apple", "milk"])
+        found = set()
+        for record in records[len(originals) :]:
+            self.assertRegex(record.id, r"qa1_x_train:\d+, renamed [1-8]$")
+            source = next(o for o in originals if record.id.startswith(o.id + ","))
+            words = lambda r: re.findall(r"\w+", " ".join((r.context, r.question, *r.answers)))
+            old, new = words(source), words(record)
+            pairs = set(zip(old, new, strict=True))
+            self.assertLen(pairs, len(set(old)))  # a word always becomes the same word,
+            self.assertLen(pairs, len(set(new)))  # and no two words the same one
+            for before, after in pairs:
+                group = next((group for group in groups if before in group), (before,))
+                self.assertIn(after, group)
+            found |= pairs
+        self.assertContainsSubset(
+            {("milk", "apple"), ("Mary", "John"), ("office", "garden")}, found
+        )
+        again = self.task(train, renamed_copies=8).records("train")
+        self.assertEqual(again.kept, records)
+        with self.assertRaisesRegex(ValueError, "renamed_copies=2: the stories have none of"):
+            self.task(TEST.replace("kitchen", "cellar"), renamed_copies=2).records("train")
+
     @parameterized.parameters(
         (dict(qa=21), "qa=21"),
+        (dict(renamed_copies=-1), "renamed_copies=-1"),
+        (dict(qa=6, renamed_copies=1), "leave it 0 for qa=6"),
         (dict(variant="de"), "variant='de'"),
         (dict(max_context_tokens=0), "max_context_tokens=0"),
         (dict(long_contexts="cut"), "long_contexts='cut'"),
