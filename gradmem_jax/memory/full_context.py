@@ -1,7 +1,7 @@
 """Full context: the key-value cache of the whole context is the memory, an upper bound."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import numpy as np
 from gradmem_jax.checks import is_traced, require
 from gradmem_jax.config import MemoryConfig, TransformerConfig
 from gradmem_jax.lm.attention import KVCache, make_cache
+from gradmem_jax.losses import IGNORE, mean_per_sample, token_losses
 from gradmem_jax.memory.inner_loop import WriteInfo
 from gradmem_jax.memory.interface import Memory, MemoryModel, Params
 from gradmem_jax.validation import check_length, check_memory
@@ -35,8 +36,12 @@ class ContextMemory(NamedTuple):
 class FullContextConfig(MemoryConfig):
     """A Transformer that sees the whole context.
 
-    There is one WRITE step, the forward pass over the context. With K = 0 the memory is empty.
+    There is one WRITE step, the forward pass over the context. With K = 0 the memory is empty. The
+    WRITE loss that `inner_loss_weight` adds to the outer loss is the language model's own, of each
+    token of the context from those before it.
     """
+
+    has_write_loss: ClassVar[bool] = True
 
     lm: TransformerConfig
 
@@ -74,7 +79,8 @@ class FullContext(MemoryModel):
             max_steps: static upper bound of a traced `num_steps`.
 
         Returns:
-            The memory, and a `WriteInfo` without losses and gradient norms.
+            The memory, and a `WriteInfo` without gradient norms. Its losses are [1, B], or [0, B]
+            when `inner_loss_weight` is 0 and nobody needs them.
 
         Raises:
             ValueError: wrong shapes, ids outside the vocabulary, a context longer than the model's
@@ -104,7 +110,28 @@ class FullContext(MemoryModel):
             memory.length + lengths,
         )
         taken = jnp.full(len(lengths), kept, jnp.int32)
-        return written, WriteInfo(jnp.zeros((0, len(lengths))), (), taken)
+        losses = jnp.zeros((0, batch_size))
+        if self.config.inner_loss_weight:
+            before = jnp.concatenate([memory.last_hidden[:, None], hidden[:, :-1]], axis=1)
+            losses = self._losses(params, before, context_ids, memory.length)[None] * kept
+        return written, WriteInfo(losses, (), taken)
+
+    def outer_write_loss(self, info: WriteInfo) -> jax.Array:
+        """The WRITE loss [B] that the outer loss may add."""
+        return info.losses.sum(axis=0)
+
+    def _losses(
+        self, params: Params, before: jax.Array, context_ids: jax.Array, offset: jax.Array
+    ) -> jax.Array:
+        """Mean loss [B] of tokens [B, S] from hidden states [B, S, d] before them.
+
+        The first token of all, where `offset` [B] is 0, is predicted from nothing and left out.
+        """
+        first = (jnp.arange(context_ids.shape[1]) == 0) & (offset[:, None] == 0)
+        ignored = first | (context_ids == self.config.pad_id)
+        labels = jnp.where(ignored, IGNORE, context_ids)
+        logits = self.apply_lm(params, before, method="unembed")
+        return mean_per_sample(token_losses(logits, labels), labels)
 
     def check_memory(self, params: Params, memory: Memory, batch_size: int) -> None:
         """Raises ValueError unless `memory` is one of this model, for `batch_size` samples."""

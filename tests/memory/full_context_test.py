@@ -99,9 +99,35 @@ class FullContextTest(parameterized.TestCase):
         for path, leaf in jax.tree.leaves_with_path(gradient):
             self.assertGreater(np.abs(leaf).max(), 0, path)
 
+    def test_write_loss_is_that_of_the_language_model(self):
+        model = FullContext(FullContextConfig(lm=LM, inner_loss_weight=0.5))
+
+        @jax.jit
+        def losses_and_memory(ids, memory=None, num_steps=1):
+            memory, info = model.write_memory(
+                PARAMS, ids, memory=memory, num_steps=num_steps, max_steps=2
+            )
+            return model.outer_write_loss(info), memory
+
+        losses, memory = losses_and_memory(CONTEXT, num_steps=jnp.int32(1))
+        more = random_ids(3, 3, 4)
+        others, _ = losses_and_memory(more, memory, jnp.int32(1))
+        for i, length in enumerate(LENGTHS):
+            ids = np.concatenate([CONTEXT[i, :length], more[i]])
+            logits = plain(len(ids))(ids[None])[0]
+            each = -jax.nn.log_softmax(logits[:-1])[np.arange(len(ids) - 1), ids[1:]]
+            want = each[: length - 1].mean() if length > 1 else 0
+            np.testing.assert_allclose(losses[i], want, rtol=1e-4)
+            np.testing.assert_allclose(others[i], each[length - 1 :].mean(), rtol=1e-4)
+        np.testing.assert_array_equal(losses_and_memory(CONTEXT, num_steps=jnp.int32(0))[0], 0)
+
+        batch = small_batch()
+        loss, metrics = loss_and_metrics(model, PARAMS, batch)
+        self.assertGreater(metrics["write_loss"], 1)
+        without, _ = loss_and_metrics(MODEL, PARAMS, batch)
+        np.testing.assert_allclose(loss, without + 0.5 * metrics["write_loss"], rtol=1e-5)
+
     def test_refusals(self):
-        with self.assertRaisesRegex(ValueError, "inner_loss_weight=0.5 must be 0"):
-            FullContextConfig(lm=LM, inner_loss_weight=0.5)
         memory, _ = write(PARAMS, CONTEXT)
         with self.assertRaisesRegex(ValueError, "positions"):
             MODEL.read_memory(PARAMS, memory, random_ids(0, 3, 35))

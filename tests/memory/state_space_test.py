@@ -44,6 +44,10 @@ class StateSpaceTest(parameterized.TestCase):
                 want = everything(padded)[0, LENGTHS[i] - 1 : len(ids)]
                 np.testing.assert_allclose(logits[i, r, : num + 1], want, rtol=1e-4, atol=1e-4)
 
+    def test_there_is_no_write_loss(self):
+        with self.assertRaisesRegex(ValueError, "inner_loss_weight=0.5 must be 0"):
+            StateSpaceConfig(lm=MambaConfig(vocab_size=11), inner_loss_weight=0.5)
+
 
 if __name__ == "__main__":
     absltest.main()
