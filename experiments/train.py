@@ -156,11 +156,14 @@ def _train(
     optimizer = make_optimizer(build_optimizer_config(config))
     compile_seconds = 0.0
     with checkpoint.open_checkpoints(workdir / "checkpoints") as checkpoints:
-        state = _state_on(devices, lambda: start_state(config, target.model, optimizer))
         host: dict[str, Any] = {"stage": 0, "iterator": None, "seconds": 0.0, "reached": False}
         host |= {"evaluation_due": False, "skipped_steps": 0, "window": []}
-        restored = checkpoint.restore_latest(checkpoints, state)
-        if restored is not None:
+        shapes = _state_shapes(config, target.model, optimizer)
+        template = sharding.placed_shapes(shapes, sharding.shardings(shapes, devices.mesh))
+        restored = checkpoint.restore_latest(checkpoints, template)
+        if restored is None:
+            state = _state_on(devices, lambda: start_state(config, target.model, optimizer))
+        else:
             state, host = restored[0], host | restored[1]
             log.info("going on from step %d", int(state.step))
         step = saved_step = int(state.step)
@@ -236,6 +239,12 @@ def _train(
         reporting.write_json(workdir / "metrics.json", summary)
     log.info("%d steps, %s in all", step, reporting.minutes(summary["seconds"]))
     return summary
+
+
+def _state_shapes(config: ConfigDict, model: MemoryModel, optimizer: Any) -> TrainState:
+    """The shapes and dtypes of a run's state, for which nothing is drawn or read."""
+    make = lambda: init_state(model.init(jax.random.key(0)), optimizer, config.frozen)
+    return jax.eval_shape(make)
 
 
 def _state_on(devices: Devices, make: Callable[[], TrainState]) -> TrainState:

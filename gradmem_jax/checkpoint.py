@@ -16,7 +16,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from gradmem_jax.damage import DAMAGED, CheckpointError, check_metrics, is_damage, set_aside
 from gradmem_jax.fingerprint import named_leaves
-from gradmem_jax.sharding import shardings
+from gradmem_jax.sharding import placed_shapes, shardings
 
 State = TypeVar("State")
 BIT_SUM = "bit_sum"
@@ -275,11 +275,8 @@ def _restore_state(checkpoints: ocp.CheckpointManager, step: int, mesh: Mesh | N
         dict(checkpoints.item_metadata(step)["state"]),
     )
     first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    where = jax.tree.map(lambda _: first, shapes) if mesh is None else shardings(shapes, mesh)
-    template = jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, where
-    )
-    return restore(checkpoints, step, template)[0]
+    where = first if mesh is None else shardings(shapes, mesh)
+    return restore(checkpoints, step, placed_shapes(shapes, where))[0]
 
 
 @jax.jit

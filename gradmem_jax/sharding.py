@@ -185,9 +185,19 @@ def place(tree: PyTree, shardings: PyTree) -> PyTree:
             return jax.device_put(x, sharding)
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
+    return _map_with_shardings(put, tree, shardings)
+
+
+def placed_shapes(tree: PyTree, shardings: PyTree) -> PyTree:
+    """Returns the shapes and dtypes of arrays as they would be after `place`, to restore them."""
+    shape = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    return _map_with_shardings(shape, tree, shardings)
+
+
+def _map_with_shardings(function: Any, tree: PyTree, shardings: PyTree) -> PyTree:
     if isinstance(shardings, jax.sharding.Sharding):
         shardings = jax.tree.map(lambda _: shardings, tree)
-    return jax.tree.map(put, tree, shardings)
+    return jax.tree.map(function, tree, shardings)
 
 
 def process_shard(sharding: NamedSharding, batch_size: int) -> tuple[int, int]:

@@ -229,6 +229,34 @@ class CheckpointTest(parameterized.TestCase):
             checkpoint.restore_latest(checkpoints, state_of(0) | changes)
         chex.assert_trees_all_equal(self.restore()[0], state_of(2))
 
+    @parameterized.parameters(
+        (True, r"step 2 .* cannot be read: another process says why\nIt may be whole", [1, 2]),
+        (False, "step 2 is damaged and set aside: another process says why", [1]),
+    )
+    def test_what_one_process_cannot_read_none_goes_on_from(self, stops, message, left):
+        self.save(0.1, 0.2)
+        first_reads = [True]
+
+        def gather(own):
+            self.assertEqual(own, (False, False))  # this process has read it
+            other = (True, stops) if first_reads.pop() else own
+            first_reads.append(False)
+            return np.array([own, other])
+
+        with (
+            mock.patch.object(checkpoint, "_gather", gather),
+            checkpoint.open_checkpoints(self.folder) as checkpoints,
+        ):
+            restore = lambda: checkpoint.restore_latest(checkpoints, state_of(0))
+            if stops:
+                with self.assertRaisesRegex(checkpoint.CheckpointError, message):
+                    restore()
+            else:
+                with self.assertLogs(level="ERROR") as logs:
+                    chex.assert_trees_all_equal(restore()[0], state_of(1))
+                self.assertRegex("".join(logs.output), message)
+            self.assertEqual(checkpoints.all_steps(), left)
+
     def test_without_metrics_it_is_the_latest_but_never_the_best(self):
         with checkpoint.open_checkpoints(self.folder) as checkpoints:
             for step, metrics in ((1, {"score": 0.5}), (2, None), (3, {"score": 0.1}), (4, None)):
