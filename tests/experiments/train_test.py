@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shutil
 from unittest import mock
 
 import chex
@@ -134,6 +135,12 @@ class TrainTest(parameterized.TestCase):
         missing = tiny_config(init_from=str(self.folder / "nowhere"))
         with self.assertRaisesRegex(ValueError, "no checkpoints in"):
             train.start_state(missing, *model_and_optimizer(missing))
+
+        self.assertEqual(train.train(config, self.folder / "second")["steps"], config.num_steps)
+        shutil.rmtree(self.folder / "first")  # a run that goes on needs nothing of it
+        config.num_steps += 2
+        summary = train.train(config, self.folder / "second")
+        self.assertEqual(summary["steps"], config.num_steps)
 
     def test_start_from_the_language_model_of_another_method(self):
         train.train(tiny_config("rmt", num_steps=4), self.folder / "first")
