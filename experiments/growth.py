@@ -7,7 +7,7 @@ import numpy as np
 from scipy import optimize
 
 from experiments import children, reporting
-from experiments.setting import Setting
+from experiments.setting import MIB, Setting
 from gradmem_jax.checks import require, require_choice
 
 SYMBOLS = {
@@ -23,7 +23,6 @@ SYMBOLS = {
     "micro_batches": "micro-batches",
 }
 _GROWN = ("seconds", "temporary_mib", "compile_seconds", "gflop")
-MIB = 2**20
 
 
 def parse_sweeps(texts: Sequence[str]) -> dict[str, list[int]]:

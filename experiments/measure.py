@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from experiments import heap
 from experiments.flops import inference_flops, step_flops
 from experiments.reference_runner import process_peak_bytes
-from experiments.setting import Setting
+from experiments.setting import MIB, Setting
 from gradmem_jax import sharding
 from gradmem_jax.checks import require, require_choice
 from gradmem_jax.lm.attention import KVCache, make_cache
@@ -30,7 +30,6 @@ from gradmem_jax.memory.interface import Params, kv_cache_floats, memory_floats
 from gradmem_jax.optimizer import OptimizerConfig, make_optimizer
 from gradmem_jax.training import init_state, jit_train_step
 
-MIB = 2**20
 _SHORTEST = 0.3  # seconds that the timed calls take together, at least
 _MOST_CALLS = 50
 _MATRIX_SIZE = 2048

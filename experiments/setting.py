@@ -13,6 +13,7 @@ from gradmem_jax.config import DTYPES, REMAT_POLICIES, GradMemConfig, LlamaConfi
 from gradmem_jax.data.kv_retrieval import KVRetrievalConfig
 from gradmem_jax.losses import IGNORE
 
+MIB = 2**20
 _KV = KVRetrievalConfig()
 _TARGET_TOKENS = 4
 

@@ -17,6 +17,7 @@ from flax import linen as nn
 
 from gradmem_jax.config import LlamaConfig, require, require_integer, require_number
 from gradmem_jax.lm.attention import attend, extend, rotary_frequencies, rotate
+from gradmem_jax.lm.chunks import scan_chunks
 from gradmem_jax.lm.language_model import dense, rms_norm, swiglu
 from gradmem_jax.lm.layer_memory_lm import LayerMemoryLM, Segment
 
@@ -226,26 +227,15 @@ class LaCTLayer(nn.Module):
     ) -> tuple[jax.Array, FastWeights]:
         """Chunk after chunk: read, then one step."""
         c = self.config
-        batch_size, length = query.shape[:2]
-        size = min(c.chunk_size, length)
         norms = jax.tree.map(row_norms, first)
 
-        def chunks(x: jax.Array) -> jax.Array:
-            x = jnp.pad(x, ((0, 0), (0, -length % size), *[(0, 0)] * (x.ndim - 2)))
-            return jnp.moveaxis(x.reshape(batch_size, -1, size, *x.shape[2:]), 1, 0)
-
-        @jax.checkpoint
         def one_chunk(weights: FastWeights, inputs: Any) -> tuple[FastWeights, jax.Array]:
             query, key, value, rates = inputs
             rates = FastWeights(*(r[..., None] for r in jnp.split(rates, 3, axis=-1)))
             new = train_fast(weights, norms, key, value, rates, c.muon)
             return new, apply_fast(weights, query)
 
-        weights, read = jax.lax.scan(
-            one_chunk, weights, jax.tree.map(chunks, (query, key, value, rates))
-        )
-        read = jnp.moveaxis(read, 0, 1)
-        return read.reshape(batch_size, -1, *read.shape[3:])[:, :length], weights
+        return scan_chunks(one_chunk, weights, (query, key, value, rates), c.chunk_size)
 
 
 class LaCT(LayerMemoryLM):

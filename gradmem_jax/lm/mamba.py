@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gradmem_jax.config import LMConfig, require_integer
+from gradmem_jax.lm.chunks import scan_chunks
 from gradmem_jax.lm.language_model import dense, rms_norm
 from gradmem_jax.lm.recurrent_lm import RecurrentLM, causal_convolution, conv_init
 
@@ -98,15 +99,12 @@ def selective_scan(
     Returns:
         y [B, S, E], and h after the last token.
     """
-    batch_size, length = read.shape[:2]
-    size = min(chunk_size, length)
 
     def combine(
         left: tuple[jax.Array, jax.Array], right: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array]:
         return left[0] * right[0], right[0] * left[1] + right[1]
 
-    @jax.checkpoint
     def one_chunk(state: jax.Array, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         x, step, write, read = inputs
         decay = jnp.exp(step[..., None] * rates)
@@ -115,12 +113,7 @@ def selective_scan(
         states = decay * state[:, None] + update
         return states[:, -1], jnp.einsum("bsen,bsn->bse", states, read)
 
-    def chunks(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, ((0, 0), (0, -length % size), (0, 0)))
-        return jnp.moveaxis(x.reshape(batch_size, -1, size, x.shape[-1]), 1, 0)
-
-    state, y = jax.lax.scan(one_chunk, state, jax.tree.map(chunks, (x, step, write, read)))
-    return jnp.moveaxis(y, 0, 1).reshape(batch_size, -1, y.shape[-1])[:, :length], state
+    return scan_chunks(one_chunk, state, (x, step, write, read), chunk_size)
 
 
 class MambaLayer(nn.Module):

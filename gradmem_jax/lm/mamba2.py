@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gradmem_jax.config import LMConfig, require, require_integer
+from gradmem_jax.lm.chunks import scan_chunks
 from gradmem_jax.lm.language_model import dense, rms_norm
 from gradmem_jax.lm.mamba import dt_bias_init
 from gradmem_jax.lm.recurrent_lm import RecurrentLM, causal_convolution, conv_init
@@ -93,12 +94,9 @@ def state_space_dual(
     Returns:
         y [B, S, H, P], and h after the last token.
     """
-    batch_size, length = read.shape[:2]
-    size = min(chunk_size, length)
-    rest = -length % size
+    size = min(chunk_size, read.shape[1])
     causal = jnp.tril(jnp.ones((size, size), bool))[..., None]
 
-    @jax.checkpoint
     def one_chunk(state: jax.Array, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         log_decay, update, write, read = inputs
         total = log_decay.cumsum(axis=1)
@@ -111,13 +109,7 @@ def state_space_dual(
         state = jnp.exp(total[:, -1])[..., None, None] * state
         return state + jnp.einsum("bsh,bshp,bsn->bhpn", kept, update, write), y
 
-    def chunks(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, ((0, 0), (0, rest), *[(0, 0)] * (x.ndim - 2)))
-        return jnp.moveaxis(x.reshape(batch_size, -1, size, *x.shape[2:]), 1, 0)
-
-    inputs = (chunks(log_decay), chunks(update), chunks(write), chunks(read))
-    state, y = jax.lax.scan(one_chunk, state, inputs)
-    return jnp.moveaxis(y, 0, 1).reshape(batch_size, -1, *y.shape[3:])[:, :length], state
+    return scan_chunks(one_chunk, state, (log_decay, update, write, read), chunk_size)
 
 
 class Mamba2Layer(nn.Module):
