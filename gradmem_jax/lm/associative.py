@@ -166,7 +166,7 @@ class AssociativeLayer(nn.Module):
                 jnp.zeros((len(x), count, c.width), dtype), jnp.zeros((len(x), count), dtype)
             )
         x = x + recall(memory, features("memory_query", x))[0].astype(x.dtype)
-        x, cached = _BLOCKS[type(c)](c, name="block")(x, segment.places, cached)
+        x, new = _BLOCKS[type(c)](c, name="block")(x, segment.places, cached)
         if segment.write:
             tokens = x[:, -segment.num_memory_tokens :]
             value = dense(c, c.width, "memory_value", kernel_init=nn.initializers.zeros)(tokens)
@@ -177,7 +177,7 @@ class AssociativeLayer(nn.Module):
                 value.astype(dtype),
                 nn.sigmoid(strength.astype(dtype)),
             )
-        return x, (memory, cached)
+        return x, (memory, new)
 
 
 class AssociativeLlama(LayerMemoryLM, Llama):

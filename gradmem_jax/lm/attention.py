@@ -1,5 +1,6 @@
 """Rotary positions, causal attention and the key-value cache."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -13,9 +14,12 @@ from gradmem_jax.config import RopeScaling
 class KVCache(NamedTuple):
     """Keys and values of the tokens seen so far.
 
+    Layers only read it: what they return are keys and values of the new tokens, which
+    `append_to_cache` puts behind all at once.
+
     Attributes:
-        keys: [L, B, T, Hkv, Dh], room for T tokens a sample.
-        values: [L, B, T, Hkv, Dh].
+        keys: [L, B, Hkv, T, Dh], room for T tokens a sample.
+        values: [L, B, Hkv, T, Dh].
         length: int32 [B], how many of the T slots hold tokens of each sample.
     """
 
@@ -25,6 +29,7 @@ class KVCache(NamedTuple):
 
 
 CachedKV = tuple[jax.Array, jax.Array] | None
+_Source = tuple[jax.Array, jax.Array, jax.Array]  # keys, values [B, Hkv, T, Dh], mask [..., S, T]
 
 MIN_BLOCK = 64  # queries of a causal block: smaller ones skip more keys, but cost more calls
 MAX_BLOCKS = 8
@@ -72,7 +77,12 @@ def rotate(x: jax.Array, positions: jax.Array, frequencies: np.ndarray) -> jax.A
 
 
 def attend(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array | None = None,
+    cached: CachedKV = None,
+    seen: jax.Array | None = None,
 ) -> jax.Array:
     """Softmax attention that can be differentiated any number of times, in any mode and dtype.
 
@@ -81,10 +91,12 @@ def attend(
 
     Args:
         query: [B, S, H, Dh].
-        key: [B, T, Hkv, Dh], Hkv divides H.
-        value: [B, T, Hkv, Dh].
-        mask: bool, broadcastable to [B, 1, S, T], true where a query sees a key. None is causal
-            self-attention, S = T: queries go in blocks that skip the keys behind them.
+        key: [B, S, Hkv, Dh], Hkv divides H.
+        value: [B, S, Hkv, Dh].
+        mask: bool, broadcastable to [B, 1, S, S], true where a query sees a key. None is causal:
+            queries go in blocks that skip the keys behind them.
+        cached: keys and values [B, Hkv, T, Dh] of earlier tokens.
+        seen: bool [B, 1, S, E], true where a query sees one of the first E cached keys.
 
     Returns:
         [B, S, H, Dh], dtype of query.
@@ -93,15 +105,23 @@ def attend(
     grouped = query.reshape(*query.shape[:2], kv_heads, -1, query.shape[-1])
     grouped = jnp.moveaxis(grouped, 1, 3)
     key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
+
+    def sources(start: int, end: int, mask: jax.Array) -> list[_Source]:
+        """What the queries from `start` to `end` see: cached keys, and new ones up to `end`."""
+        new = (key[:, :, :end], value[:, :, :end], mask)
+        if cached is None or seen is None or not seen.shape[-1]:
+            return [new]
+        earlier_key, earlier_value = (x[:, :, : seen.shape[-1]] for x in cached)
+        return [(earlier_key, earlier_value, seen[:, :, None, start:end]), new]
+
     if mask is not None:
-        y = _attend_block(grouped, key, value, mask[..., None, :, :])
+        y = _attend_block(grouped, sources(0, length, mask[..., None, :, :]))
     else:
         block = jax.checkpoint(_attend_block) if length > LONGEST_SAVED else _attend_block
         parts = []
         for start, end in causal_blocks(length):
-            seen = jnp.arange(end) <= jnp.arange(start, end)[:, None]
-            rows = grouped[..., start:end, :]
-            parts.append(block(rows, key[:, :, :end], value[:, :, :end], seen))
+            causal = jnp.arange(end) <= jnp.arange(start, end)[:, None]
+            parts.append(block(grouped[..., start:end, :], sources(start, end, causal)))
         y = jnp.concatenate(parts, axis=3)
     return jnp.moveaxis(y, 3, 1).reshape(query.shape)
 
@@ -112,19 +132,25 @@ def causal_blocks(length: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 
-def _attend_block(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
-    """Attention of queries [B, Hkv, G, S, Dh] to keys and values [B, Hkv, T, Dh]."""
+def _attend_block(query: jax.Array, sources: list[_Source]) -> jax.Array:
+    """Attention of queries [B, Hkv, G, S, Dh] to all sources together."""
     dtype = jnp.promote_types(query.dtype, jnp.float32)
-    scores = jnp.einsum(
-        "bkgsd,bktd->bkgst", query * query.shape[-1] ** -0.5, key, preferred_element_type=dtype
-    )
-    scores = jnp.where(mask, scores, jnp.finfo(dtype).min)
-    top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))  # the result ignores shifts
-    weights = jnp.exp(scores - top)
-    total = weights.sum(axis=-1, keepdims=True)
-    mixed = jnp.einsum(
-        "bkgst,bktd->bkgsd", weights.astype(value.dtype), value, preferred_element_type=dtype
-    )
+    query = query * query.shape[-1] ** -0.5
+    all_scores = []
+    for key, _, mask in sources:
+        scores = jnp.einsum("bkgsd,bktd->bkgst", query, key, preferred_element_type=dtype)
+        all_scores.append(jnp.where(mask, scores, jnp.finfo(dtype).min))
+    tops = [scores.max(axis=-1, keepdims=True) for scores in all_scores]
+    top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, tops))  # the result ignores shifts
+    totals, mixtures = [], []
+    for scores, (_, value, _) in zip(all_scores, sources, strict=True):
+        weights = jnp.exp(scores - top)
+        totals.append(weights.sum(axis=-1, keepdims=True))
+        weights = weights.astype(value.dtype)
+        mixtures.append(
+            jnp.einsum("bkgst,bktd->bkgsd", weights, value, preferred_element_type=dtype)
+        )
+    mixed, total = (functools.reduce(jnp.add, terms) for terms in (mixtures, totals))
     return (mixed / total).astype(query.dtype)
 
 
@@ -140,41 +166,30 @@ def make_cache(keys: jax.Array, values: jax.Array, length: jax.Array, room: int)
     Returns:
         A cache with T + room slots.
     """
-    grow = lambda x: jnp.pad(jnp.moveaxis(x, 1, 0), ((0, 0), (0, 0), (0, room), (0, 0), (0, 0)))
-    return KVCache(grow(keys), grow(values), length)
+    heads_first = lambda x: jnp.transpose(x, (1, 0, 3, 2, 4))
+    return add_room(KVCache(heads_first(keys), heads_first(values), length), room)
 
 
-def append_to_cache(cached: jax.Array, new: jax.Array, length: jax.Array) -> jax.Array:
-    """Writes `new` behind the first `length` tokens of every sample.
+def add_room(cache: KVCache, room: int) -> KVCache:
+    """Returns the cache with `room` more slots."""
+    grow = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, room), (0, 0)))
+    return KVCache(grow(cache.keys), grow(cache.values), cache.length)
 
-    Args:
-        cached: [B, T, Hkv, Dh].
-        new: [B, S, Hkv, Dh].
-        length: int32 [B].
 
-    Returns:
-        [B, T, Hkv, Dh].
+def append_to_cache(cache: KVCache, keys: jax.Array, values: jax.Array) -> KVCache:
+    """Puts keys and values [L, B, S, Hkv, Dh] of new tokens behind those of each sample.
+
+    A cache of S slots holds nothing yet, since the new tokens would not fit behind.
     """
-    write = lambda row, update, start: jax.lax.dynamic_update_slice_in_dim(row, update, start, 0)
-    return jax.vmap(write)(cached, new.astype(cached.dtype), length)
+    num_samples, num_new = keys.shape[1:3]
+    sample = jnp.arange(num_samples)[:, None]
+    slot = cache.length[:, None] + jnp.arange(num_new)
 
+    def put(slots: jax.Array, new: jax.Array) -> jax.Array:
+        new = new.astype(slots.dtype)
+        if num_new == slots.shape[3]:
+            return jnp.swapaxes(new, 2, 3)
+        # Not a dynamic_update_slice under vmap, for which XLA copies the cache several times.
+        return slots.at[:, sample, :, slot].set(jnp.moveaxis(new, 0, 2))
 
-def extend(
-    cached: CachedKV, key: jax.Array, value: jax.Array, positions: jax.Array
-) -> tuple[jax.Array, jax.Array, CachedKV]:
-    """Puts new keys and values behind those of a cache, if there is one.
-
-    Args:
-        cached: keys and values [B, T, Hkv, Dh], or None.
-        key: [B, S, Hkv, Dh].
-        value: [B, S, Hkv, Dh].
-        positions: int [B, S], of the new tokens.
-
-    Returns:
-        The keys and values to attend to, and the grown cache.
-    """
-    if cached is None:
-        return key, value, None
-    key = append_to_cache(cached[0], key, positions[:, 0])
-    value = append_to_cache(cached[1], value, positions[:, 0])
-    return key, value, (key, value)
+    return KVCache(put(cache.keys, keys), put(cache.values, values), cache.length + num_new)

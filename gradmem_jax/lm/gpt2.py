@@ -22,10 +22,10 @@ class GPT2Layer(nn.Module):
         """Maps x [B, S, d] to [B, S, d]; see `Transformer`."""
         c = self.config
         y = layer_norm(c, "attention_norm")(x)
-        y, cached = self_attention(c, y, places, cached, use_bias=True)
+        y, new = self_attention(c, y, places, cached, use_bias=True)
         x = x + y
         y = dense(c, c.mlp_size, "up", use_bias=True)(layer_norm(c, "mlp_norm")(x))
-        return x + dense(c, c.width, "down", use_bias=True)(nn.gelu(y, approximate=True)), cached
+        return x + dense(c, c.width, "down", use_bias=True)(nn.gelu(y, approximate=True)), new
 
 
 class GPT2(Transformer):

@@ -28,12 +28,12 @@ class GPTNeoXLayer(nn.Module):
             return jnp.concatenate([turned, x[..., c.rotary_width :]], axis=-1)
 
         y = layer_norm(c, "attention_norm")(x)
-        y, cached = self_attention(c, y, places, cached, turn=turn, use_bias=True)
+        y, new = self_attention(c, y, places, cached, turn=turn, use_bias=True)
         attended = x + y
         y = layer_norm(c, "mlp_norm")(x if c.parallel_residual else attended)
         y = dense(c, c.mlp_size, "up", use_bias=True)(y)
         y = dense(c, c.width, "down", use_bias=True)(nn.gelu(y, approximate=False))
-        return attended + y, cached
+        return attended + y, new
 
 
 class GPTNeoX(Transformer):

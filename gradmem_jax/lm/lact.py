@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gradmem_jax.config import LlamaConfig, require, require_integer, require_number
-from gradmem_jax.lm.attention import attend, extend, rotary_frequencies, rotate
+from gradmem_jax.lm.attention import attend, rotary_frequencies, rotate
 from gradmem_jax.lm.chunks import scan_chunks
 from gradmem_jax.lm.language_model import dense, rms_norm, swiglu
 from gradmem_jax.lm.layer_memory_lm import LayerMemoryLM, Segment
@@ -158,7 +158,7 @@ class LaCTLayer(nn.Module):
 
         y = rms_norm(c, "attention_norm")(x)
         query, key, value = (dense(c, c.width, name)(y) for name in ("query", "key", "value"))
-        attended, cached = self._attend(query, key, value, segment, cached)
+        attended, new = self._attend(query, key, value, segment, cached)
 
         query = self._fast("fast_query", query, dtype)
         key = self._fast("fast_key", key, dtype)
@@ -175,7 +175,7 @@ class LaCTLayer(nn.Module):
         scale = nn.silu(dense(c, heads, "fast_scale", use_bias=True)(y))[..., None]
         read = (norm(read) * scale).reshape(x.shape).astype(x.dtype)
         x = x + dense(c, c.width, "output")(attended + read)
-        return x + swiglu(c, c.mlp_size, rms_norm(c, "mlp_norm")(x)), (weights, cached)
+        return x + swiglu(c, c.mlp_size, rms_norm(c, "mlp_norm")(x)), (weights, new)
 
     def _first_weights(self, batch_size: int, dtype: Any) -> FastWeights:
         c = self.config
@@ -201,9 +201,8 @@ class LaCTLayer(nn.Module):
         heads = lambda x: x.reshape(*x.shape[:2], c.num_heads, c.head_size)
         query = rotate(heads(query), positions, frequencies)
         key, value = rotate(heads(key), positions, frequencies), heads(value)
-        key, value, cached = extend(cached, key, value, positions)
-        y = attend(query, key, value, segment.places.mask)
-        return y.reshape(*y.shape[:2], c.width), cached
+        y = attend(query, key, value, segment.places.mask, cached, segment.places.seen)
+        return y.reshape(*y.shape[:2], c.width), None if cached is None else (key, value)
 
     def _heads(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:2], self.config.num_fast_heads, -1)

@@ -4,9 +4,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from gradmem_jax.lm.attention import KVCache
+from gradmem_jax.lm.attention import KVCache, append_to_cache
 from gradmem_jax.lm.language_model import PyTree
-from gradmem_jax.lm.transformer import Places, Transformer, causal_mask
+from gradmem_jax.lm.transformer import Places, Transformer, find_places
 
 
 class Segment(flax.struct.PyTreeNode):
@@ -28,9 +28,9 @@ class Segment(flax.struct.PyTreeNode):
 class LayerMemoryLM(Transformer):
     """A Transformer with a memory in every layer.
 
-    Layers map `(x, segment, (memory, cached))` to the same without the segment; `cached` are keys
-    and values of the tokens before, or None. A layer that gets no memory starts from its own first
-    one. Attention sees the tokens of one segment only.
+    Layers map `(x, segment, (memory, cached))` to `(x, (memory, new))`; `cached` are keys and
+    values of the tokens before and `new` those of x, or both are None. A layer that gets no memory
+    starts from its own first one. Attention sees the tokens of one segment only.
     """
 
     def __call__(  # type: ignore[override]
@@ -58,24 +58,19 @@ class LayerMemoryLM(Transformer):
         """
         length = embeddings.shape[1]
         real = jnp.ones(embeddings.shape[:2], bool) if real is None else real
-        slots = jnp.arange(length)[None]
-        if cache is None:
-            positions = jnp.cumsum(real, axis=1) - 1
-            mask = causal_mask(slots, length) & real[:, None, None, :]
-        else:
-            positions = slots + cache.length[:, None]
-            mask = causal_mask(positions, cache.keys.shape[2])
+        positions = jnp.cumsum(real, axis=1) - 1
+        if cache is not None:
+            positions = positions + cache.length[:, None]
+        mask = jnp.tril(jnp.ones((length, length), bool)) & real[:, None, None, :]
+        places = find_places(length, cache, positions, mask)
         if self.window is not None:
-            seen = positions if cache is None else jnp.arange(mask.shape[-1])[None]
-            mask &= positions[:, None, :, None] - seen[:, None, None, :] < self.window
-        places = Places(positions, mask)
+            places = _within(places, self.window)
         embeddings = self.add_positions(embeddings, places.positions)
         segment = Segment(places, real, write, num_memory_tokens)
         cached = None if cache is None else (cache.keys, cache.values)
-        hidden, (memory, cached) = self.run_layers(embeddings, segment, (memory, cached))
+        hidden, (memory, new) = self.run_layers(embeddings, segment, (memory, cached))
         if cache is not None:
-            keys, values = cached
-            cache = KVCache(keys, values, cache.length + length)
+            cache = append_to_cache(cache, *new)
         return hidden, memory, cache
 
     @property
@@ -87,3 +82,13 @@ class LayerMemoryLM(Transformer):
         """Logits [B, S, V] of token ids [B, S] with the first memory."""
         hidden, _, _ = self(self.embed(ids), write=True, num_memory_tokens=1)
         return self.unembed(hidden)
+
+
+def _within(places: Places, window: int) -> Places:
+    """Has queries see the last `window` tokens only, the newest one included."""
+    query = places.positions[:, None, :, None]
+    near = lambda key: query - key < window
+    seen = places.seen
+    if seen is not None:
+        seen &= near(jnp.arange(seen.shape[-1]))
+    return Places(places.positions, places.mask & near(places.positions[:, None, None, :]), seen)

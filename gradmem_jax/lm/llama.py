@@ -18,7 +18,7 @@ class Attention(nn.Module):
     def __call__(
         self, x: jax.Array, places: Places, cached: CachedKV
     ) -> tuple[jax.Array, CachedKV]:
-        """Maps x [B, S, d] to [B, S, d]; `cached` holds keys and values [B, T, Hkv, Dh]."""
+        """Maps x [B, S, d] to [B, S, d]; see `self_attention`."""
         c = self.config
         frequencies = rotary_frequencies(c.head_size, c.rope_base, c.rope_scaling)
         turn = lambda x: rotate(x, places.positions, frequencies)
@@ -36,9 +36,9 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, CachedKV]:
         """Maps x [B, S, d] to [B, S, d]."""
         c = self.config
-        y, cached = Attention(c, name="attention")(rms_norm(c, "attention_norm")(x), places, cached)
+        y, new = Attention(c, name="attention")(rms_norm(c, "attention_norm")(x), places, cached)
         x = x + y
-        return x + swiglu(c, c.mlp_size, rms_norm(c, "mlp_norm")(x)), cached
+        return x + swiglu(c, c.mlp_size, rms_norm(c, "mlp_norm")(x)), new
 
 
 class Llama(Transformer):

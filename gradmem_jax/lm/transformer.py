@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gradmem_jax.config import TransformerConfig
-from gradmem_jax.lm.attention import CachedKV, KVCache, attend, extend
+from gradmem_jax.lm.attention import CachedKV, KVCache, append_to_cache, attend
 from gradmem_jax.lm.language_model import LanguageModel, dense
 
 
@@ -16,11 +16,13 @@ class Places(NamedTuple):
 
     Attributes:
         positions: int [S] or [B, S].
-        mask: bool, broadcastable to [B, 1, S, T], true where a query sees a key; None is causal.
+        mask: bool, broadcastable to [B, 1, S, S], true where a query sees a key; None is causal.
+        seen: bool [B, 1, S, E], true where a query sees one of the first E slots of a cache.
     """
 
     positions: jax.Array
-    mask: jax.Array | None
+    mask: jax.Array | None = None
+    seen: jax.Array | None = None
 
 
 def find_places(
@@ -29,17 +31,16 @@ def find_places(
     positions: jax.Array | None = None,
     mask: jax.Array | None = None,
 ) -> Places:
-    """Positions that go on from the cache, or from 0, and a causal mask, unless they are given."""
+    """Positions that go on from the cache, or from 0, unless they are given, and what is seen."""
     slots = jnp.arange(length)[None]
-    if cache is not None:
-        slots = slots + cache.length[:, None]
-        mask = causal_mask(slots, cache.keys.shape[2]) if mask is None else mask
-    return Places(slots if positions is None else positions, mask)
-
-
-def causal_mask(slots: jax.Array, room: int) -> jax.Array:
-    """Which of `room` keys queries in slots [B, S] see: bool [B, 1, S, room]."""
-    return jnp.arange(room) <= slots[:, None, :, None]
+    if cache is None:
+        return Places(slots if positions is None else positions, mask)
+    slots = slots + cache.length[:, None]
+    num_earlier = cache.keys.shape[3] - length  # the new tokens need the other slots
+    seen = jnp.arange(num_earlier) < cache.length[:, None]
+    shape = (len(seen), 1, length, num_earlier)
+    seen = jnp.broadcast_to(seen[:, None, None, :], shape)
+    return Places(slots if positions is None else positions, mask, seen)
 
 
 def self_attention(
@@ -57,9 +58,13 @@ def self_attention(
         config: the model.
         x: [B, S, d].
         places: positions and mask.
-        cached: keys and values of earlier tokens [B, T, Hkv, Dh], or None.
+        cached: keys and values of earlier tokens [B, Hkv, T, Dh], or None when nobody needs the
+            new ones.
         turn: what positions do to queries and keys [B, S, H, Dh].
         use_bias: whether the projections have biases.
+
+    Returns:
+        [B, S, d], and keys and values of the new tokens [B, S, Hkv, Dh], or None.
     """
     c = config
     heads = {"query": c.num_heads, "key": c.kv_heads, "value": c.kv_heads}
@@ -67,15 +72,17 @@ def self_attention(
         dense(c, (number, c.head_size), name, use_bias=use_bias)(x)
         for name, number in heads.items()
     )
-    key, value, cached = extend(cached, turn(key), value, places.positions)
-    y = attend(turn(query), key, value, places.mask)
-    return dense(c, c.width, "output", axis=(-2, -1), use_bias=use_bias)(y), cached
+    key = turn(key)
+    y = attend(turn(query), key, value, places.mask, cached, places.seen)
+    new = None if cached is None else (key, value)
+    return dense(c, c.width, "output", axis=(-2, -1), use_bias=use_bias)(y), new
 
 
 class Transformer(LanguageModel):
-    """A language model whose layers map `(x, places, cached)` to `(x, cached)`.
+    """A language model whose layers map `(x, places, cached)` to `(x, new)`.
 
-    `cached` holds keys and values [B, T, Hkv, Dh], or is None.
+    `cached` holds keys and values [B, Hkv, T, Dh] of earlier tokens and `new` those of x
+    [B, S, Hkv, Dh], or both are None.
     """
 
     config: TransformerConfig
@@ -94,9 +101,9 @@ class Transformer(LanguageModel):
             embeddings: [B, S, d].
             positions: int [S] or [B, S]; by default they go on from the cache, or from 0. With a
                 cache only the default works.
-            mask: bool, broadcastable to [B, 1, S, T], true where a query sees a key; causal by
+            mask: bool, broadcastable to [B, 1, S, S], true where a query sees a key; causal by
                 default.
-            cache: keys and values of earlier tokens; the new ones are appended.
+            cache: keys and values of earlier tokens, with room for S more.
 
         Returns:
             Final hidden states [B, S, d], ready for an output projection, and the grown cache.
@@ -105,13 +112,13 @@ class Transformer(LanguageModel):
         embeddings = self.add_positions(embeddings, places.positions)
         if cache is None:
             return self.run_layers(embeddings, places, None)[0], None
-        hidden, (keys, values) = self.run_layers(embeddings, places, (cache.keys, cache.values))
-        return hidden, KVCache(keys, values, cache.length + embeddings.shape[1])
+        hidden, new = self.run_layers(embeddings, places, (cache.keys, cache.values))
+        return hidden, append_to_cache(cache, *new)
 
     def empty_cache(self, batch_size: int, length: int) -> KVCache:
         """Returns a cache with room for `length` tokens of each of `batch_size` samples."""
         c = self.config
-        shape = (c.num_layers, batch_size, length, c.kv_heads, c.head_size)
+        shape = (c.num_layers, batch_size, c.kv_heads, length, c.head_size)
         empty = jnp.zeros(shape, c.dtype)
         return KVCache(empty, empty, jnp.zeros(batch_size, jnp.int32))
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gradmem_jax.config import LMConfig, require, require_integer, require_number
-from gradmem_jax.lm.attention import append_to_cache, rotary_frequencies, rotate
+from gradmem_jax.lm.attention import rotary_frequencies, rotate
 from gradmem_jax.lm.language_model import dense, rms_norm, swiglu
 from gradmem_jax.lm.recurrent_lm import RecurrentLM, causal_convolution, conv_init
 
@@ -194,8 +194,9 @@ def train_on_tokens(
 
     def chunks(x: jax.Array) -> jax.Array:
         if room > length:
+            places = start[:, None] + jnp.arange(length)
             empty = jnp.zeros((batch_size, room, *x.shape[2:]), x.dtype)
-            x = append_to_cache(empty, x, start)
+            x = empty.at[jnp.arange(batch_size)[:, None], places].set(x)
         return jnp.moveaxis(x.reshape(batch_size, -1, size, *x.shape[2:]), 1, 0)
 
     @jax.checkpoint

@@ -9,7 +9,7 @@ import numpy as np
 
 from gradmem_jax.checks import is_traced, require
 from gradmem_jax.config import MemoryConfig, TransformerConfig
-from gradmem_jax.lm.attention import KVCache, make_cache
+from gradmem_jax.lm.attention import KVCache, add_room, make_cache
 from gradmem_jax.losses import IGNORE, mean_per_sample, token_losses
 from gradmem_jax.memory.inner_loop import WriteInfo
 from gradmem_jax.memory.interface import Memory, MemoryModel, Params
@@ -103,9 +103,10 @@ class FullContext(MemoryModel):
         )
         last = jnp.maximum(lengths - 1, 0)[:, None, None]
         last_hidden = jnp.take_along_axis(hidden, last, axis=1)[:, 0]
+        samples_first = lambda x: jnp.transpose(x, (1, 0, 3, 2, 4))
         written = ContextMemory(
-            jnp.moveaxis(cache.keys, 0, 1),
-            jnp.moveaxis(cache.values, 0, 1),
+            samples_first(cache.keys),
+            samples_first(cache.values),
             jnp.where((lengths > 0)[:, None], last_hidden, memory.last_hidden),
             memory.length + lengths,
         )
@@ -153,11 +154,12 @@ class FullContext(MemoryModel):
         self, params: Params, memory: Memory, query_ids: jax.Array, room: int | None = None
     ) -> tuple[jax.Array, KVCache | None]:
         """Runs queries behind their contexts; see `MemoryModel.read_logits`."""
-        cache = self._cache(memory, query_ids.shape[1] + (room or 0))
+        cache = self._cache(memory, query_ids.shape[1])
         hidden, cache = self.apply_lm(params, self.embed(params, query_ids), cache=cache)
         hidden = jnp.concatenate([memory.last_hidden[:, None], hidden], axis=1)
         logits = self.apply_lm(params, hidden, method="unembed")
-        return logits, cache._replace(length=memory.length + self.query_lengths(query_ids))
+        cache = cache._replace(length=memory.length + self.query_lengths(query_ids))
+        return logits, add_room(cache, room or 0)
 
     def _empty(self, batch_size: int, length: int = 0) -> ContextMemory:
         """The memory of no context, with room for `length` tokens."""

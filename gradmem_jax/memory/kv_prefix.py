@@ -90,8 +90,9 @@ class KVPrefix(GradMem):
         """The control tokens behind the memory: [B, c, d]."""
         return self._control(params, f"{phase}_end", len(memory.keys))
 
-    def _cache(self, memory: KVMemory, length: int, room: int | None) -> KVCache:
+    def _cache(self, memory: KVMemory, length: int, *, decoding: bool = False) -> KVCache:
         """The memory as a cache with room for the tokens."""
+        del decoding
         keys, values = (x.astype(self.config.lm.dtype) for x in memory)
         lengths = jnp.full(len(keys), self.config.num_memory_tokens, jnp.int32)
-        return make_cache(keys, values, lengths, length + (room or 0))
+        return make_cache(keys, values, lengths, length)

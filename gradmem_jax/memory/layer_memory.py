@@ -9,6 +9,7 @@ from flax.traverse_util import flatten_dict
 
 from gradmem_jax.config import MemoryConfig, require_integer, require_number
 from gradmem_jax.lm.associative import AssociativeFields, adopt_transformer
+from gradmem_jax.lm.attention import add_room
 from gradmem_jax.memory.inner_loop import WriteInfo
 from gradmem_jax.memory.interface import Memory, MemoryModel, Params, swap_batch_and_layers
 from gradmem_jax.validation import check_key, check_memory
@@ -185,7 +186,7 @@ class LayerMemory(MemoryModel):
         batch_size, length = query_ids.shape
         cache = None
         if room is not None:
-            cache = self.apply_lm(params, batch_size, 1 + length + room, method="empty_cache")
+            cache = self.apply_lm(params, batch_size, 1 + length, method="empty_cache")
         start = params["read_start"].astype(self.config.lm.dtype)
         start = jnp.broadcast_to(start, (batch_size, *start.shape))
         inputs = jnp.concatenate([start, self.embed(params, query_ids)], axis=1)
@@ -193,6 +194,7 @@ class LayerMemory(MemoryModel):
         hidden, _, cache = self.apply_lm(params, inputs, memory=memory, cache=cache)
         if cache is not None:
             cache = cache._replace(length=1 + self.query_lengths(query_ids))
+            cache = add_room(cache, room or 0)
         return self.apply_lm(params, hidden, method="unembed"), (memory, cache)
 
     def decode_token(self, params: Params, state: Any, ids: jax.Array) -> tuple[jax.Array, Any]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from gradmem_jax.config import PrefixConfig
-from gradmem_jax.lm.attention import KVCache
+from gradmem_jax.lm.attention import KVCache, add_room
 from gradmem_jax.lm.language_model import project_to_logits
 from gradmem_jax.lm.lora import drop_inputs, init_lora, merge_lora
 from gradmem_jax.losses import IGNORE, token_losses
@@ -162,11 +162,11 @@ class PrefixMemory(MemoryModel):
         """Runs `[read_start; M; read_end; Q]`; see `MemoryModel.read_logits`."""
         prefix = self._prefix(params, memory, "read")
         inputs = jnp.concatenate([prefix, self.embed(params, query_ids)], axis=1)
-        cache = self._cache(memory, inputs.shape[1], room)
+        cache = self._cache(memory, inputs.shape[1], decoding=room is not None)
         hidden, cache = self.apply_lm(params, inputs, cache=cache)
         if cache is not None:
             length = self.config.prefix_length + self.query_lengths(query_ids)
-            cache = cache._replace(length=length)
+            cache = add_room(cache._replace(length=length), room or 0)
         hidden = hidden[:, prefix.shape[1] - 1 :]
         return self.apply_lm(params, hidden, method="unembed"), cache
 
@@ -186,11 +186,11 @@ class PrefixMemory(MemoryModel):
         )
         return jnp.concatenate([start, tokens, end], axis=1)
 
-    def _cache(self, memory: Memory, length: int, room: int | None) -> KVCache | None:
-        """A cache for `length` tokens and `room` more, if decoding follows; else None."""
-        if room is None:
+    def _cache(self, memory: Memory, length: int, *, decoding: bool = False) -> KVCache | None:
+        """A cache with room for `length` tokens, if decoding follows; else None."""
+        if not decoding:
             return None
-        return self.lm.empty_cache(len(jax.tree.leaves(memory)[0]), length + room)
+        return self.lm.empty_cache(len(jax.tree.leaves(memory)[0]), length)
 
     def _write_losses(self, params: Params, hidden: jax.Array, labels: jax.Array) -> jax.Array:
         """WRITE loss of each context token [B, S] from hidden states [B, S, d] before it."""
@@ -207,7 +207,7 @@ class PrefixMemory(MemoryModel):
         params, embeddings = slow
         prefix = self._prefix(params, memory, "write")
         inputs = jnp.concatenate([prefix, embeddings[:, :-1]], axis=1)
-        cache = self._cache(memory, inputs.shape[1], None)
+        cache = self._cache(memory, inputs.shape[1])
         hidden, _ = self.apply_lm(params, inputs, cache=cache)
         hidden = hidden[:, prefix.shape[1] - 1 :]
         return self._write_losses(params, hidden, labels)
