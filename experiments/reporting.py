@@ -20,9 +20,18 @@ from gradmem_jax.checks import require
 log = logging.getLogger("experiments")
 
 
+class _StandardOutput(logging.StreamHandler):
+    """Standard output, which may be closed: a program goes on though nobody reads it any more."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Says that a record could not be written, unless its reader has gone."""
+        if not isinstance(sys.exc_info()[1], BrokenPipeError):
+            super().handleError(record)
+
+
 def set_up_logging() -> None:
     """Sends our lines to standard output; of libraries only warnings, unless --verbosity is set."""
-    handler = logging.StreamHandler(sys.stdout)
+    handler = _StandardOutput(sys.stdout)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     log.handlers = [handler]
     log.setLevel(logging.INFO)

@@ -290,9 +290,12 @@ def main(_: Sequence[str]) -> int:
     runs = select(load_runs(_SWEEP.value), _INDEX.value, _COUNT.value, ONLY.value)
     root = pathlib.Path(ROOT.value)
     if _DRY_RUN.value:
-        for run in runs:
-            done = finished(root / run.name) is not None
-            log.info("%s", f"{run.name} is finished" if done else shlex.join(command(run, root)))
+        say = lambda run: (
+            f"# {run.name} is finished"
+            if finished(root / run.name)
+            else shlex.join(command(run, root))
+        )
+        print("\n".join(map(say, runs)))
         return 0
     reporting.output_folder("root", root)
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,4 +1,4 @@
-"""Spans of 4, 8, ... tokens of what stories260K models, by m and K, with adapters and without.
+"""Spans of 2, 4, ... tokens of what stories260K models, by m and K, with adapters and without.
 
 A chain stops at the first span that does not come back with 95 % of its tokens right. Needs
 GRADMEM_STORIES, the folder of stories260K.bin and tok512.bin, and GRADMEM_SPANS, a text file drawn
@@ -10,7 +10,7 @@ import os
 from experiments.sweep import Run, chain
 from gradmem_jax.config import require
 
-SPANS = (4, 8, 16, 32, 64)
+SPANS = (2, 4, 8, 16, 32, 64)
 
 
 def get_runs() -> list[Run]:

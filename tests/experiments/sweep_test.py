@@ -310,7 +310,7 @@ class SweepTest(parameterized.TestCase):
         )
         done = start("--dry_run")
         self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertRegex(done.stdout, r"--workdir=\S+/n3 .*--config.init_from=\S+/n2\n")
+        self.assertRegex(done.stdout, r"(?m)^\S+ -m .*=\S+/n3 .*--config.init_from=\S+/n2$")
         self.assertFalse(self.root.exists())
 
         (self.root / "n3").mkdir(parents=True)
