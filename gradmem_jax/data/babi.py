@@ -55,7 +55,8 @@ class BabiConfig(QuestionTask):
         variant: "en-10k" (10,000 training questions) or "en" (1,000).
         renamed_copies: how many times each training story comes again with its people, places and
             things renamed at random, always in the same way; tasks 1 to 5 only. Stories for
-            validation and test stay as they are.
+            validation and test stay as they are, and what would repeat one of their questions
+            about the same context is left out.
     """
 
     qa: int = 1
@@ -95,7 +96,9 @@ class BabiConfig(QuestionTask):
         split_of = split_names((story.content for story in stories), ("validation",))
         stories = [story for story in stories if split_of[story.content] == split]
         if split == "train" and self.renamed_copies:
-            stories += _renamed_copies(stories, self.renamed_copies)
+            others = [self.read(folder, other).kept for other in ("validation", "test")]
+            held_out = {_asked(record) for records in others for record in records}
+            stories += _renamed_copies(stories, self.renamed_copies, held_out)
         return _join(stories)
 
     def _pattern(self, part: str, variant: str = "") -> str:
@@ -159,8 +162,17 @@ def _read_story(lines: Sequence[tuple[str, str]]) -> Story:
     return story
 
 
-def _renamed_copies(stories: Sequence[Story], count: int) -> list[Story]:
-    """Returns each story `count` times with its interchangeable words exchanged."""
+def _asked(record: Record) -> tuple[str, str]:
+    return record.context, record.question
+
+
+def _renamed_copies(
+    stories: Sequence[Story], count: int, held_out: set[tuple[str, str]]
+) -> list[Story]:
+    """Returns each story `count` times with its interchangeable words exchanged.
+
+    Questions about contexts that are `held_out` are left out.
+    """
     text = " ".join(story.content for story in stories)
     known = [[w for w in words if re.search(rf"\b{w}\b", text)] for words in INTERCHANGEABLE]
     require(any(known), f"renamed_copies={count}: the stories have none of {INTERCHANGEABLE}.")
@@ -182,7 +194,8 @@ def _renamed_copies(stories: Sequence[Story], count: int) -> list[Story]:
                 )
                 for record in story.records
             ]
-            copies.append(Story(rename(story.content), renamed, []))
+            kept = [record for record in renamed if _asked(record) not in held_out]
+            copies.append(Story(rename(story.content), kept, []))
     return copies
 
 

@@ -181,6 +181,21 @@ class BabiTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "renamed_copies=2: the stories have none of"):
             self.task(TEST.replace("kitchen", "cellar"), renamed_copies=2).records("train")
 
+    def test_renamed_copies_leave_out_held_out_questions(self):
+        asked = lambda name, place: (
+            f"1 {name} went to the {place}.\n2 Where is {name}? \t{place}\t1\n"
+        )
+        train = asked("Mary", "garden") + TRAIN
+        asks = lambda test: {
+            (record.context, record.question)
+            for record in self.task(train + asked("John", "office"), test, renamed_copies=32)
+            .records("train")
+            .kept
+        }
+        held_out = ("Mary went to the office.", "Where is Mary?")
+        self.assertIn(held_out, asks(TEST))
+        self.assertEqual(asks(TEST) - asks(TEST + asked("Mary", "office")), {held_out})
+
     @parameterized.parameters(
         (dict(qa=21), "qa=21"),
         (dict(renamed_copies=-1), "renamed_copies=-1"),
