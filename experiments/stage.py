@@ -15,7 +15,7 @@ from experiments.reporting import log
 from gradmem_jax import sharding
 from gradmem_jax.config import require
 from gradmem_jax.data.pipeline import make_iterator
-from gradmem_jax.memory.interface import Params
+from gradmem_jax.memory.interface import MemoryModel, Params
 from gradmem_jax.optimizer import make_optimizer
 from gradmem_jax.training import TrainState, jit_train_step
 
@@ -76,15 +76,58 @@ def find_devices(config: ConfigDict) -> Devices:
     return Devices(mesh, batch, NamedSharding(mesh, PartitionSpec()), names)
 
 
+class CompiledSteps:
+    """Training steps of a run, compiled once for each model and shape of batches.
+
+    Attributes:
+        seconds: how long compiling has taken so far.
+    """
+
+    def __init__(self, config: ConfigDict, devices: Devices, state: TrainState):
+        """Compiles nothing yet.
+
+        Args:
+            config: see experiments/configs/default.py.
+            devices: what `find_devices` returned.
+            state: a training state, for its shapes.
+        """
+        self.seconds = 0.0
+        self._state_shapes = jax.eval_shape(lambda: state)
+        self._jit = lambda model: jit_train_step(
+            model,
+            make_optimizer(build_optimizer_config(config)),
+            self._state_shapes,
+            devices.mesh,
+            config.num_micro_batches,
+            config.frozen,
+            config.seed,
+        )
+        self._compiled: dict[tuple[Any, ...], Any] = {}
+
+    def find(self, model: MemoryModel, batch: Mapping[str, jax.Array], name: str) -> Any:
+        """Returns the step of a model for batches like this one; progress lines call it `name`."""
+        lengths = batch["context_ids"].shape[-1], batch["query_ids"].shape[-1]
+        key = (model, batch["context_ids"].shape, batch["query_ids"].shape)
+        if key not in self._compiled:
+            started = time.monotonic()
+            self._compiled[key] = self._jit(model).lower(self._state_shapes, batch).compile()
+            seconds = time.monotonic() - started
+            self.seconds += seconds
+            log.info(
+                "training on %s, contexts of %d, queries of %d tokens; compiled in %.1f s",
+                *(name, *lengths, seconds),
+            )
+        return self._compiled[key]
+
+
 class RunningStage:
-    """Batches of a stage, and its training step, compiled once for each shape of them.
+    """Batches of a stage, and its training step.
 
     Attributes:
         index: number of the stage, from 0.
         name: what progress lines call it.
         num_write_steps: K.
         iterator: grain iterator over this process's part of the training batches.
-        compile_seconds: how long compiling has taken so far.
     """
 
     def __init__(
@@ -93,7 +136,7 @@ class RunningStage:
         stages: list[Stage],
         index: int,
         devices: Devices,
-        state: TrainState,
+        steps: CompiledSteps,
         iterator_state: Any = None,
     ):
         """Opens the data of a stage, where `iterator_state` says, and compiles the first step.
@@ -103,12 +146,12 @@ class RunningStage:
             stages: what `build_stages` returned.
             index: which of them.
             devices: what `find_devices` returned.
-            state: a training state, for its shapes.
+            steps: the steps of the run.
             iterator_state: of an iterator of this stage; None starts from the beginning.
         """
-        model, task, self.name = stages[index]
-        self.index, self.compile_seconds = index, 0.0
-        self.num_write_steps = model.config.num_write_steps
+        self._model, task, self.name = stages[index]
+        self.index, self._steps = index, steps
+        self.num_write_steps = self._model.config.num_write_steps
         self._batch_sharding = devices.batch
         shard_index, num_shards = sharding.process_shard(devices.batch, config.batch_size)
         self.iterator = make_iterator(
@@ -122,19 +165,7 @@ class RunningStage:
         )
         if iterator_state is None:
             iterator_state = self.iterator.get_state()
-        self._step_fn = jit_train_step(
-            model,
-            make_optimizer(build_optimizer_config(config)),
-            state,
-            devices.mesh,
-            config.num_micro_batches,
-            config.frozen,
-            config.seed,
-        )
-        self._state_shapes = jax.eval_shape(lambda: state)
-        self._compiled: dict[tuple[int, ...], Any] = {}
-        first = self._on_devices(self.next_batch())
-        self._compiled_for(first)
+        self._find_step(self._on_devices(self.next_batch()))
         self.iterator.set_state(iterator_state)
 
     def next_batch(self) -> dict[str, np.ndarray]:
@@ -148,19 +179,11 @@ class RunningStage:
     def step(self, state: TrainState, batch: Mapping[str, np.ndarray]) -> tuple[TrainState, Any]:
         """Takes a training step."""
         on_devices = self._on_devices(batch)
-        return self._compiled_for(on_devices)(state, on_devices)
+        return self._find_step(on_devices)(state, on_devices)
 
     def _on_devices(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         put = functools.partial(jax.make_array_from_process_local_data, self._batch_sharding)
         return {name: put(batch[name]) for name in FIELDS}
 
-    def _compiled_for(self, batch: Any) -> Any:
-        shape = (*batch["context_ids"].shape, *batch["query_ids"].shape)
-        if shape not in self._compiled:
-            started = time.monotonic()
-            self._compiled[shape] = self._step_fn.lower(self._state_shapes, batch).compile()
-            seconds = time.monotonic() - started
-            self.compile_seconds += seconds
-            lengths = f"contexts of {batch['context_ids'].shape[-1]}, queries of {shape[-1]} tokens"
-            log.info("training on %s, %s; compiled in %.1f s", self.name, lengths, seconds)
-        return self._compiled[shape]
+    def _find_step(self, batch: Mapping[str, jax.Array]) -> Any:
+        return self._steps.find(self._model, batch, self.name)

@@ -34,7 +34,7 @@ from experiments.final_report import final_report
 from experiments.log_window import LogWindow, TrainedStep
 from experiments.nonfinite import NonFiniteError
 from experiments.reporting import log
-from experiments.stage import Devices, RunningStage, find_devices
+from experiments.stage import CompiledSteps, Devices, RunningStage, find_devices
 from experiments.stopping import EXIT_STOPPED, STORAGE_ERRORS, Stopped, Stopping, catch_signals
 from gradmem_jax import checkpoint, sharding
 from gradmem_jax.config import require
@@ -154,7 +154,6 @@ def _train(
     if hosts.is_first():
         save_tokenizer(workdir, target.task)
     optimizer = make_optimizer(build_optimizer_config(config))
-    compile_seconds = 0.0
     with checkpoint.open_checkpoints(workdir / "checkpoints") as checkpoints:
         host: dict[str, Any] = {"stage": 0, "iterator": None, "seconds": 0.0, "reached": False}
         host |= {"evaluation_due": False, "skipped_steps": 0, "window": []}
@@ -172,8 +171,9 @@ def _train(
         for axis in sharding.undivided(state.params, devices.mesh):
             log.info("every device has the %s", axis)
         trained_before = host["seconds"]
+        steps = CompiledSteps(config, devices, state)
         start_stage = lambda index, iterator=None: RunningStage(
-            config, stages, index, devices, state, iterator
+            config, stages, index, devices, steps, iterator
         )
         running = start_stage(host["stage"], host["iterator"])
         reached, due = host["reached"], host["evaluation_due"]
@@ -209,7 +209,6 @@ def _train(
                         progress.train(step, running.name, means)
                         threshold = config.curriculum.exact_match
                         if running.index < len(stages) - 1 and means["exact_match"] >= threshold:
-                            compile_seconds += running.compile_seconds
                             running = start_stage(running.index + 1)
                         checkpoint.check_for_errors(checkpoints)
                         due = step % config.evaluate_every == 0 or step == config.num_steps
@@ -232,8 +231,7 @@ def _train(
     with stopping.interruptible():
         summary = final_report(config, target, workdir, devices)
     summary["skipped_steps"] = window.skipped
-    compile_seconds += running.compile_seconds
-    summary |= {"steps": step, "compile_seconds": compile_seconds, "devices": devices.names}
+    summary |= {"steps": step, "compile_seconds": steps.seconds, "devices": devices.names}
     summary["seconds"] = trained_before + time.monotonic() - started
     if hosts.is_first():
         reporting.write_json(workdir / "metrics.json", summary)

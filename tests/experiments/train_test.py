@@ -12,9 +12,10 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from experiments import train
+from experiments.build import build_stages
 from experiments.configs import default, kv_paper, kv_quick, kv_scaling, kv_small
 from experiments.nonfinite import NonFiniteError, load_batch
-from experiments.stage import RunningStage
+from experiments.stage import CompiledSteps, RunningStage, find_devices
 from gradmem_jax import checkpoint
 
 
@@ -122,6 +123,19 @@ class TrainTest(parameterized.TestCase):
         tasks = re.findall(r"step \d/8 (N = \d)", "\n".join(logs.output))
         self.assertEqual(tasks, ["N = 1", "N = 2"])
         self.assertEqual(summary["steps"], 4)
+
+    def test_stages_share_compiled_steps(self):
+        config = tiny_config()
+        devices = find_devices(config)
+        state = train.start_state(config, *model_and_optimizer(config))
+        steps = CompiledSteps(config, devices, state)
+        stage = lambda changes: RunningStage(
+            config, build_stages(tiny_config(**changes)), 0, devices, steps
+        )
+        with self.assertLogs("experiments", "INFO") as logs:
+            for changes in ({}, {}, {"model.num_write_steps": 2}, {"data.num_pairs": 3}, {}):
+                stage(changes)
+        self.assertLen(logs.output, 3)
 
     def test_start_from_another_run(self):
         train.train(tiny_config(num_steps=4), self.folder / "first")
