@@ -11,6 +11,8 @@ from experiments import reporting
 from experiments.nonfinite import NonFiniteError, save_batch
 from experiments.reporting import log
 
+MAX_IN_FLIGHT = 2  # steps: enough to keep a device busy, few enough to stop within them
+
 
 class TrainedStep(NamedTuple):
     """A step that the device may still be working on.
@@ -56,8 +58,10 @@ class LogWindow:
         self.skipped, self.done = skipped, [*done]
 
     def add(self, trained: TrainedStep) -> None:
-        """Adds a step."""
+        """Adds a step, and waits until no more than `MAX_IN_FLIGHT` are being worked on."""
         self._in_flight.append(trained)
+        if len(self._in_flight) > MAX_IN_FLIGHT:
+            jax.block_until_ready(self._in_flight[-1 - MAX_IN_FLIGHT].metrics)
 
     def read(self) -> None:
         """Waits for the steps and reads their metrics.

@@ -1,7 +1,7 @@
 """Trains a way of writing memory on a task and evaluates it with the context removed.
 
 Run again with the same --workdir, a stopped run goes on from its last checkpoint. SIGTERM and
-Ctrl-C let it finish the step in flight, save, and exit with status 75. Example:
+Ctrl-C let it finish the steps in flight, save, and exit with status 75. Example:
 
   python -m experiments.train --workdir=runs/kv_quick
   python -m experiments.train --config=experiments/configs/kv_paper.py:n8_k2 --workdir=runs/n8_k2

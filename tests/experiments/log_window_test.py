@@ -1,0 +1,29 @@
+"""How far training may run ahead of the device."""
+
+import pathlib
+
+from absl.testing import absltest
+
+from experiments.log_window import MAX_IN_FLIGHT, LogWindow, TrainedStep
+
+
+class Metric:
+    def __init__(self, step, waited_for):
+        self.step, self.waited_for = step, waited_for
+
+    def block_until_ready(self):
+        self.waited_for.append(self.step)
+        return self
+
+
+class LogWindowTest(absltest.TestCase):
+    def test_waits_for_all_but_the_last_steps(self):
+        window = LogWindow(pathlib.Path(self.create_tempdir().full_path), 0)
+        waited_for = []
+        for step in range(1, 6):
+            window.add(TrainedStep(step, 1, {}, {"loss": Metric(step, waited_for)}))
+            self.assertEqual(waited_for, list(range(1, step + 1 - MAX_IN_FLIGHT)))
+
+
+if __name__ == "__main__":
+    absltest.main()
