@@ -1,6 +1,7 @@
 """Tokenised records as random-access samples."""
 
 import dataclasses
+import functools
 import itertools
 import operator
 from collections.abc import Callable, Iterable, Sequence
@@ -135,8 +136,9 @@ def question_source(
     limit = np.inf if max_context_tokens is None else max_context_tokens
     contexts, queries, starts, kept, skipped = [], [], [], [], list(records.skipped)
     encoded = encode_texts(tokenizer, (record.context for record in records.kept))
+    encode = functools.cache(functools.partial(encode_target, tokenizer))
     for record, context in zip(records.kept, encoded, strict=True):
-        target = encode_target(tokenizer, prompt(record.question), record.answers[0].strip())
+        target = encode(prompt(record.question), record.answers[0].strip())
         reason = ""
         if not len(context):
             reason = "the context has no tokens"

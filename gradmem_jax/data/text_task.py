@@ -72,7 +72,7 @@ class TextTask:
         """The tokenizer of its texts."""
         if self.tokenizer_path:
             return read_tokenizer(self.tokenizer_path)
-        return _word_tokenizer(self.located())
+        return _word_tokenizer(self.record_task())
 
     @property
     def pad_id(self) -> int:
@@ -109,6 +109,13 @@ class TextTask:
         folder = data_folder(self.data_dir, self.folder_name)
         return dataclasses.replace(self, data_dir=str(folder))
 
+    def record_task(self) -> Any:
+        """Returns the task without the fields that do not change its records.
+
+        Tasks that are equal so far, such as the stages of a curriculum, share what is read.
+        """
+        return dataclasses.replace(self.located(), tokenizer_path="")
+
     def records(self, split: str) -> Records:
         """Returns the records of a split, as they are before tokenisation.
 
@@ -116,7 +123,7 @@ class TextTask:
             ValueError: there is no such split, or its files are missing or damaged.
         """
         require_choice("split", split, SPLITS)
-        return _records(self.located(), split)
+        return _records(self.record_task(), split)
 
     def source(self, split: str, num_samples: int | None = None) -> TextSource:
         """Returns the samples of a split, the first `num_samples` only if given.
@@ -154,6 +161,11 @@ class QuestionTask(TextTask):
         if self.max_context_tokens is not None:
             require_integer("max_context_tokens", self.max_context_tokens, 1)
         require_choice("long_contexts", self.long_contexts, ("skip", "error"))
+
+    def record_task(self) -> Any:
+        """Returns the task with contexts of any length; see `TextTask.record_task`."""
+        task = super().record_task()
+        return dataclasses.replace(task, max_context_tokens=None, long_contexts="skip")
 
     def choose_context(self, record: Record) -> Record:
         """Returns a record with the part of its context that the task writes into memory."""
@@ -210,7 +222,7 @@ def _word_tokenizer(task: TextTask) -> TextTokenizer:
 
 @functools.lru_cache(maxsize=12)
 def _source(task: TextTask, split: str) -> TextSource:
-    source = task.make_source(_records(task, split), task.tokenizer)
+    source = task.make_source(task.records(split), task.tokenizer)
     name = f"{type(task).__name__}, {split}"
     log_skipped(name, source.skipped)
     require(
