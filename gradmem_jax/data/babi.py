@@ -85,6 +85,10 @@ class BabiConfig(QuestionTask):
         copies = f"_renamed{self.renamed_copies}" if self.renamed_copies else ""
         return f"qa{self.qa}_{self.variant}{copies}"
 
+    def word_task(self) -> "BabiConfig":
+        """Returns the task without renamed copies, whose words are those of the stories."""
+        return dataclasses.replace(self.record_task(), renamed_copies=0)
+
     def read(self, folder: pathlib.Path, split: str) -> Records:
         """Reads the records of a split; see `TextTask.read`."""
         if split == "test":

@@ -9,6 +9,7 @@ from absl.testing import absltest, parameterized
 
 from gradmem_jax.data.babi import BabiConfig
 from gradmem_jax.data.pipeline import make_iterator
+from gradmem_jax.data.text_tokenizer import UNKNOWN
 from gradmem_jax.losses import IGNORE
 from tests.shared_data import data_dir
 
@@ -159,6 +160,8 @@ class BabiTest(parameterized.TestCase):
         self.assertEqual(records[: len(originals)], originals)
         self.assertLen(records, 9 * len(originals))
         self.assertEqual(task.vocab_size, plain.vocab_size)
+        unknown = task.tokenizer.backend.token_to_id(UNKNOWN)
+        self.assertNotIn(unknown, np.concatenate(task.source("train").contexts))
         groups = (["John", "Mary", "Sandra"], ["garden", "office"], ["apple", "milk"])
         found = set()
         for record in records[len(originals) :]:
