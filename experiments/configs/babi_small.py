@@ -13,9 +13,9 @@ from gradmem_jax.config import require
 
 # Lengths of contexts, in tokens, that the full context learns one after the other; 0 is any.
 CONTEXT_LENGTHS = {1: (16, 40, 0), 2: (28, 40, 64, 100, 0), 5: (40, 64, 128, 0)}
-# Tasks whose questions are too few to learn from: copies with other people, places and things, and
-# for the full context language modelling of the story beside its question.
-RENAMED_COPIES = {2: 16, 3: 32, 5: 4}
+# Tasks whose questions are too few to learn from: copies with other names, verbs and order, and for
+# the full context language modelling of the story beside its question.
+VARIED_COPIES = {2: 16, 3: 32, 5: 4}
 
 
 def get_config(arguments: str = "qa1_gradmem_k2") -> ConfigDict:
@@ -29,7 +29,7 @@ def get_config(arguments: str = "qa1_gradmem_k2") -> ConfigDict:
     assert match is not None
     config = default.get_config(match[2], "babi")
     config.data.qa = int(match[1])
-    config.data.renamed_copies = RENAMED_COPIES.get(config.data.qa, 0)
+    config.data.varied_copies = VARIED_COPIES.get(config.data.qa, 0)
     config.num_steps = 2500
     config.batch_size = 32
     config.evaluate_every = 250
@@ -43,6 +43,6 @@ def get_config(arguments: str = "qa1_gradmem_k2") -> ConfigDict:
     if config.method == "full_context":
         config.curriculum.max_context_tokens = CONTEXT_LENGTHS.get(config.data.qa, ())
         config.curriculum.exact_match = 0.95
-        config.model.inner_loss_weight = float(config.data.qa in RENAMED_COPIES)
+        config.model.inner_loss_weight = float(config.data.qa in VARIED_COPIES)
     recipe.apply(config)
     return config

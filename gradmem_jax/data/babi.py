@@ -2,14 +2,13 @@
 
 import dataclasses
 import pathlib
-import re
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
-import numpy as np
 from absl import logging
 
 from gradmem_jax.config import require, require_choice, require_integer
+from gradmem_jax.data.babi_copies import varied_copies
 from gradmem_jax.data.records import (
     Record,
     Records,
@@ -22,12 +21,6 @@ from gradmem_jax.data.records import (
 from gradmem_jax.data.text_task import QuestionTask
 
 VARIANTS = ("en", "en-10k")
-# Words of tasks 1 to 5 that can change places everywhere in a story and its question.
-INTERCHANGEABLE = (
-    ("Bill", "Daniel", "Fred", "Jeff", "John", "Mary", "Sandra"),
-    ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office"),
-    ("apple", "football", "milk"),
-)
 
 
 class Story(NamedTuple):
@@ -53,15 +46,15 @@ class BabiConfig(QuestionTask):
     Attributes:
         qa: which task, 1 to 20; the paper uses 1 to 5.
         variant: "en-10k" (10,000 training questions) or "en" (1,000).
-        renamed_copies: how many times each training story comes again with its people, places and
-            things renamed at random, always in the same way; tasks 1 to 5 only. Stories for
-            validation and test stay as they are, and what would repeat one of their questions
-            about the same context is left out.
+        varied_copies: how many times each training question comes again with other names, verbs
+            and order of statements, see `babi_copies.py`, always in the same way; tasks 1 to 5
+            only. Questions for validation and test stay as they are, and what would repeat one
+            of them about the same context is left out.
     """
 
     qa: int = 1
     variant: str = "en-10k"
-    renamed_copies: int = 0
+    varied_copies: int = 0
 
     folder_name: ClassVar[str] = "babi"
     urls: ClassVar[dict[str, str]] = {
@@ -72,22 +65,22 @@ class BabiConfig(QuestionTask):
         super().__post_init__()
         require_choice("qa", self.qa, tuple(range(1, 21)))
         require_choice("variant", self.variant, VARIANTS)
-        require_integer("renamed_copies", self.renamed_copies, 0)
+        require_integer("varied_copies", self.varied_copies, 0)
         require(
-            self.qa <= 5 or not self.renamed_copies,
-            f"renamed_copies={self.renamed_copies} needs names that can change places, as they can "
+            self.qa <= 5 or not self.varied_copies,
+            f"varied_copies={self.varied_copies} needs names that can change places, as they can "
             f"in tasks 1 to 5; leave it 0 for qa={self.qa}.",
         )
 
     @property
     def records_name(self) -> str:
-        """Task, variant and renamed copies."""
-        copies = f"_renamed{self.renamed_copies}" if self.renamed_copies else ""
+        """Task, variant and varied copies."""
+        copies = f"_copies{self.varied_copies}" if self.varied_copies else ""
         return f"qa{self.qa}_{self.variant}{copies}"
 
     def word_task(self) -> "BabiConfig":
-        """Returns the task without renamed copies, whose words are those of the stories."""
-        return dataclasses.replace(self.record_task(), renamed_copies=0)
+        """Returns the task without varied copies, whose words are those of the stories."""
+        return dataclasses.replace(self.record_task(), varied_copies=0)
 
     def read(self, folder: pathlib.Path, split: str) -> Records:
         """Reads the records of a split; see `TextTask.read`."""
@@ -99,11 +92,14 @@ class BabiConfig(QuestionTask):
             stories += [story for story in _read_stories(path) if story.content not in known]
         split_of = split_names((story.content for story in stories), ("validation",))
         stories = [story for story in stories if split_of[story.content] == split]
-        if split == "train" and self.renamed_copies:
-            others = [self.read(folder, other).kept for other in ("validation", "test")]
-            held_out = {_asked(record) for records in others for record in records}
-            stories += _renamed_copies(stories, self.renamed_copies, held_out)
-        return _join(stories)
+        records = _join(stories)
+        if split != "train" or not self.varied_copies:
+            return records
+        others = [self.read(folder, other).kept for other in ("validation", "test")]
+        held_out = {_asked(record) for other in others for record in other}
+        copies = varied_copies(records.kept, self.varied_copies)
+        kept = (copy for copy in copies if _asked(copy) not in held_out)
+        return records._replace(kept=(*records.kept, *kept))
 
     def _pattern(self, part: str, variant: str = "") -> str:
         return f"{variant or self.variant}/qa{self.qa}_*{part}.txt"
@@ -168,39 +164,6 @@ def _read_story(lines: Sequence[tuple[str, str]]) -> Story:
 
 def _asked(record: Record) -> tuple[str, str]:
     return record.context, record.question
-
-
-def _renamed_copies(
-    stories: Sequence[Story], count: int, held_out: set[tuple[str, str]]
-) -> list[Story]:
-    """Returns each story `count` times with its interchangeable words exchanged.
-
-    Questions about contexts that are `held_out` are left out.
-    """
-    text = " ".join(story.content for story in stories)
-    known = [[w for w in words if re.search(rf"\b{w}\b", text)] for words in INTERCHANGEABLE]
-    require(any(known), f"renamed_copies={count}: the stories have none of {INTERCHANGEABLE}.")
-    words = re.compile(rf"\b({'|'.join(word for group in known for word in group)})\b")
-    copies = []
-    for index, story in enumerate(stories):
-        rng = np.random.default_rng(index)
-        for copy in range(1, count + 1):
-            new: dict[str, str] = {}
-            for group in known:
-                new |= zip(group, rng.permutation(group).tolist(), strict=True)
-            rename = lambda text, new=new: words.sub(lambda found: new[found[0]], text)
-            renamed = [
-                Record(
-                    f"{record.id}, renamed {copy}",
-                    rename(record.context),
-                    rename(record.question),
-                    tuple(map(rename, record.answers)),
-                )
-                for record in story.records
-            ]
-            kept = [record for record in renamed if _asked(record) not in held_out]
-            copies.append(Story(rename(story.content), kept, []))
-    return copies
 
 
 def _join(stories: Sequence[Story]) -> Records:

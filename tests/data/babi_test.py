@@ -2,7 +2,6 @@
 
 import gzip
 import pathlib
-import re
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -145,7 +144,7 @@ class BabiTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "max_context_tokens=9; allow more"):
             self.task(max_context_tokens=9, long_contexts="error").source("test")
 
-    def test_renamed_copies(self):
+    def test_varied_copies(self):
         train = (
             "1 Mary took the milk to the garden.\n"
             "2 John gave Mary the apple.\n"
@@ -153,7 +152,7 @@ class BabiTest(parameterized.TestCase):
             "4 Where is the milk? \toffice\t1 3\n"
         )
         train += train.replace("Mary", "Sandra") + TRAIN
-        plain, task = self.task(train), self.task(train, renamed_copies=8)
+        plain, task = self.task(train), self.task(train, varied_copies=8)
         for split in ("validation", "test"):
             self.assertEqual(task.records(split), plain.records(split))
         originals, records = (t.records("train").kept for t in (plain, task))
@@ -162,29 +161,12 @@ class BabiTest(parameterized.TestCase):
         self.assertEqual(task.vocab_size, plain.vocab_size)
         unknown = task.tokenizer.backend.token_to_id(UNKNOWN)
         self.assertNotIn(unknown, np.concatenate(task.source("train").contexts))
-        groups = (["John", "Mary", "Sandra"], ["garden", "office"], ["apple", "milk"])
-        found = set()
         for record in records[len(originals) :]:
-            self.assertRegex(record.id, r"qa1_x_train:\d+, renamed [1-8]$")
-            source = next(o for o in originals if record.id.startswith(o.id + ","))
-            words = lambda r: re.findall(r"\w+", " ".join((r.context, r.question, *r.answers)))
-            old, new = words(source), words(record)
-            pairs = set(zip(old, new, strict=True))
-            self.assertLen(pairs, len(set(old)))  # a word always becomes the same word,
-            self.assertLen(pairs, len(set(new)))  # and no two words the same one
-            for before, after in pairs:
-                group = next((group for group in groups if before in group), (before,))
-                self.assertIn(after, group)
-            found |= pairs
-        self.assertContainsSubset(
-            {("milk", "apple"), ("Mary", "John"), ("office", "garden")}, found
-        )
-        again = self.task(train, renamed_copies=8).records("train")
+            self.assertRegex(record.id, r"qa1_x_train:\d+, copy [1-8]$")
+        again = self.task(train, varied_copies=8).records("train")
         self.assertEqual(again.kept, records)
-        with self.assertRaisesRegex(ValueError, "renamed_copies=2: the stories have none of"):
-            self.task(TEST.replace("kitchen", "cellar"), renamed_copies=2).records("train")
 
-    def test_renamed_copies_leave_out_held_out_questions(self):
+    def test_varied_copies_leave_out_held_out_questions(self):
         asked = lambda name, place: (
             f"1 {name} went to the {place}.\n2 Where is {name}? \t{place}\t1\n"
         )
@@ -192,7 +174,7 @@ class BabiTest(parameterized.TestCase):
         train = "".join(asked(*pair) for pair in pairs)
         asks = lambda test: {
             (record.context, record.question)
-            for record in self.task(train, test, renamed_copies=32).records("train").kept
+            for record in self.task(train, test, varied_copies=32).records("train").kept
         }
         held_out = ("Mary went to the kitchen.", "Where is Mary?")
         self.assertIn(held_out, asks(TEST))
@@ -200,8 +182,8 @@ class BabiTest(parameterized.TestCase):
 
     @parameterized.parameters(
         (dict(qa=21), "qa=21"),
-        (dict(renamed_copies=-1), "renamed_copies=-1"),
-        (dict(qa=6, renamed_copies=1), "leave it 0 for qa=6"),
+        (dict(varied_copies=-1), "varied_copies=-1"),
+        (dict(qa=6, varied_copies=1), "leave it 0 for qa=6"),
         (dict(variant="de"), "variant='de'"),
         (dict(max_context_tokens=0), "max_context_tokens=0"),
         (dict(long_contexts="cut"), "long_contexts='cut'"),

@@ -1,0 +1,172 @@
+"""Varied copies of bAbI stories: answers stay right by an interpreter of the stories."""
+
+import re
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from gradmem_jax.data import babi_copies
+from gradmem_jax.data.babi import BabiConfig
+from gradmem_jax.data.babi_copies import PEOPLE, PLACES, SYNONYMS, THINGS, varied_copies
+from gradmem_jax.data.records import Record
+from tests.shared_data import data_dir
+
+MOVES, TAKES, LEAVES, GIVES = ("|".join(group) for group in SYNONYMS)
+COMPASS = {"north": (0, 1), "south": (0, -1), "east": (1, 0), "west": (-1, 0)}
+EXAMPLES = (
+    (
+        "Mary went to the garden. Mary took the milk there. John moved to the office. Mary "
+        "journeyed to the kitchen. John got the apple there. Mary left the milk.",
+        "Where is the milk?",
+        "kitchen",
+    ),
+    ("Mary went to the garden. John moved to the office.", "Where is John?", "office"),
+    (
+        "Fred grabbed the apple there. Fred gave the apple to Bill. Mary passed the milk to Jeff. "
+        "Bill handed the apple to Jeff.",
+        "Who gave the apple to Jeff?",
+        "Bill",
+    ),
+    (
+        "The garden is west of the office. The kitchen is west of the garden.",
+        "What is west of the garden?",
+        "kitchen",
+    ),
+)
+
+
+def answers(context, question):
+    """Plays a story and returns what may be answered."""
+    place, holder, places, gifts, relations = {}, {}, {}, [], []
+
+    def moved(thing, where):
+        if where and places.setdefault(thing, [where])[-1] != where:
+            places[thing].append(where)
+
+    for statement in re.findall(r"[^.]+", context):
+        words = re.fullmatch(rf" ?(\w+) (?:{MOVES}) the (\w+)", statement)
+        if words:
+            place[words[1]] = words[2]
+            for thing in (thing for thing, owner in holder.items() if owner == words[1]):
+                moved(thing, words[2])
+            continue
+        words = re.fullmatch(rf" ?(\w+) (?:{TAKES}) the (\w+)(?: there)?", statement)
+        if words:
+            holder[words[2]] = words[1]
+            moved(words[2], place.get(words[1]))
+            continue
+        words = re.fullmatch(rf" ?(\w+) (?:{LEAVES}) the (\w+)(?: there)?", statement)
+        if words:
+            holder.pop(words[2], None)
+            moved(words[2], place.get(words[1]))
+            continue
+        words = re.fullmatch(rf" ?(\w+) (?:{GIVES}) the (\w+) to (\w+)", statement)
+        if words:
+            holder[words[2]] = words[3]
+            gifts.append((words[1], words[2], words[3]))
+            continue
+        words = re.fullmatch(r" ?The (\w+) is (\w+) of the (\w+)", statement)
+        relations.append((words[1], words[2], words[3]))
+
+    last = lambda *wanted: next(
+        gift
+        for gift in reversed(gifts)
+        if all(w in (None, g) for w, g in zip(wanted, gift, strict=True))
+    )
+    if words := re.fullmatch(r"Where is (\w+)\?", question):
+        return {place[words[1]]}
+    if words := re.fullmatch(r"Where is the (\w+)\?", question):
+        return {places[words[1]][-1]}
+    if words := re.fullmatch(r"Where was the (\w+) before the (\w+)\?", question):
+        visited = places[words[1]]
+        return {visited[max(i for i, p in enumerate(visited) if p == words[2]) - 1]}
+    if words := re.fullmatch(r"What did (\w+) give to (\w+)\?", question):
+        return {last(words[1], None, words[2])[1]}
+    if words := re.fullmatch(r"Who received the (\w+)\?", question):
+        return {last(None, words[1], None)[2]}
+    if words := re.fullmatch(r"Who did (\w+) give the (\w+) to\?", question):
+        return {last(words[1], words[2], None)[2]}
+    if words := re.fullmatch(r"Who gave the (\w+)\?", question):
+        return {last(None, words[1], None)[0]}
+    if words := re.fullmatch(r"Who gave the (\w+) to (\w+)\?", question):
+        return {last(None, words[1], words[2])[0]}
+    at = lambda a, way, b: (a, way, b) in relations
+    opposite = {"north": "south", "south": "north", "east": "west", "west": "east"}
+    is_way = lambda a, way, b: at(a, way, b) or at(b, opposite[way], a)
+    if words := re.fullmatch(r"What is the (\w+) (\w+) of\?", question):
+        return {b for b in PLACES if is_way(words[1], words[2], b)}
+    words = re.fullmatch(r"What is (\w+) of the (\w+)\?", question)
+    return {a for a in PLACES if is_way(a, words[1], words[2])}
+
+
+def is_right(record):
+    return record.answers[0] in answers(record.context, record.question)
+
+
+class BabiCopiesTest(parameterized.TestCase):
+    @parameterized.parameters(*EXAMPLES)
+    def test_answers_stay_right(self, context, question, answer):
+        record = Record("a", context, question, (answer,))
+        self.assertTrue(is_right(record))
+        copies = list(varied_copies([record], 200))
+        self.assertEqual([copy.id for copy in copies[:2]], ["a, copy 1", "a, copy 2"])
+        self.assertGreater(len({copy.context for copy in copies}), 2)
+        for copy in copies:
+            self.assertTrue(is_right(copy), msg=copy)
+        self.assertEqual(list(varied_copies([record], 200)), copies)
+
+    def test_what_varies(self):
+        record = Record("a", *EXAMPLES[0][:2], EXAMPLES[0][2:])
+        copies = list(varied_copies([record], 200))
+        words = lambda text: set(re.findall(r"\w+", text))
+        self.assertEqual(
+            {copy.question for copy in copies}, {"Where is the milk?", "Where is the apple?"}
+        )
+        self.assertEqual({copy.answers[0] for copy in copies}, {"garden", "office", "kitchen"})
+        firsts = {copy.context.split(". ")[0] for copy in copies}
+        self.assertContainsSubset({"Mary went to the garden", "John moved to the office"}, firsts)
+        known = words(record.context)
+        for copy in copies:  # no word that the stories do not have
+            self.assertContainsSubset(words(copy.context), known)
+        verbs = [re.findall(MOVES, copy.context) for copy in copies]
+        self.assertGreater(len(set(map(tuple, verbs))), 3)
+
+    def test_order_is_kept_where_statements_share_something(self):
+        statements = ["Mary got the milk.", "Mary left the milk.", "John got the milk."]
+        order = lambda text: [text.index(verb) for verb in ("Mary", "left", "John")]
+        record = Record("a", " ".join(statements), "Where is the milk?", ("office",))
+        with_names = [c for c in varied_copies([record], 50) if c.context.startswith("Mary")]
+        self.assertNotEmpty(with_names)
+        for copy in with_names:
+            self.assertEqual(copy.context, record.context.replace("got", copy.context.split()[1]))
+            self.assertEqual(order(copy.context), sorted(order(copy.context)))
+
+    def test_every_order_that_is_allowed_occurs(self):
+        rng = np.random.default_rng(0)
+        involved = [frozenset("a"), frozenset("b"), frozenset("a"), frozenset("c")]
+        orders = [tuple(babi_copies._reordered(involved, rng)) for _ in range(500)]
+        self.assertLen(set(orders), 12)  # of 24, those with the first before the third
+        self.assertTrue(all(order.index(0) < order.index(2) for order in orders))
+
+    def test_no_known_name(self):
+        record = Record("a", "Ann went to the cellar.", "Where is Ann?", ("cellar",))
+        with self.assertRaisesRegex(ValueError, "varied_copies=2: the stories have none of"):
+            list(varied_copies([record], 2))
+
+    @parameterized.parameters(1, 2, 3, 4, 5)
+    def test_published_stories(self, qa):
+        task = BabiConfig(data_dir=str(data_dir() / "babi"), qa=qa)
+        records = task.records("test").kept[:500]
+        right = [is_right(record) for record in records]
+        self.assertGreater(
+            sum(right), 480
+        )  # QA5 asks for a gift that was not the last one, at times
+        copies = list(varied_copies(records, 2))
+        self.assertEqual([is_right(copy) for copy in copies], [r for r in right for _ in range(2)])
+        names = set(PEOPLE + PLACES + THINGS)
+        words = lambda texts: {w for r in texts for w in re.findall(r"\w+", r.context)}
+        self.assertEqual(words(copies) & names, words(records) & names)
+
+
+if __name__ == "__main__":
+    absltest.main()
