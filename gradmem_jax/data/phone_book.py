@@ -15,6 +15,7 @@ from gradmem_jax.checks import check_fields
 from gradmem_jax.config import require, require_choice, require_integer
 from gradmem_jax.data.records import SPLITS, Record
 from gradmem_jax.data.text_source import encode_target, length_buckets
+from gradmem_jax.data.text_task import PlainTexts
 from gradmem_jax.data.text_tokenizer import TextTokenizer, character_tokenizer, load_tokenizer
 from gradmem_jax.losses import IGNORE
 
@@ -38,7 +39,7 @@ _MEASURED = 256  # samples whose lengths are measured
 
 
 @dataclasses.dataclass(frozen=True)
-class PhoneBookConfig:
+class PhoneBookConfig(PlainTexts):
     """Retrieval of phone numbers by name; satisfies `task.Task`.
 
     Attributes:
@@ -80,16 +81,6 @@ class PhoneBookConfig:
         return _tokenizer(self.tokenizer_path)
 
     @property
-    def pad_id(self) -> int:
-        """The id that fills contexts and queries."""
-        return self.tokenizer.pad_id
-
-    @property
-    def vocab_size(self) -> int:
-        """V, ids of the tokenizer."""
-        return self.tokenizer.vocab_size
-
-    @property
     def context_buckets(self) -> tuple[int, ...]:
         """A length that holds nearly all contexts, and one that holds any."""
         return _buckets(dataclasses.replace(self, seed=0))[0]
@@ -98,16 +89,6 @@ class PhoneBookConfig:
     def query_buckets(self) -> tuple[int, ...]:
         """One length, which holds any query with its target."""
         return _buckets(dataclasses.replace(self, seed=0))[1]
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """No kinds of context tokens."""
-        return ()
-
-    @property
-    def num_segments(self) -> int:
-        """A context comes in one piece."""
-        return 1
 
     def source(self, split: str, num_samples: int | None = None) -> "PhoneBookSource":
         """Returns the samples of a split, `num_samples` of them if given.

@@ -14,8 +14,37 @@ from gradmem_jax.data.text_source import TextSource, length_buckets, question_so
 from gradmem_jax.data.text_tokenizer import TextTokenizer, load_tokenizer, word_tokenizer
 
 
+class PlainTexts:
+    """Base of tasks whose contexts are texts in one piece, without kinds of tokens."""
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """The tokenizer of its texts."""
+        raise NotImplementedError
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills contexts and queries."""
+        return self.tokenizer.pad_id
+
+    @property
+    def vocab_size(self) -> int:
+        """V, ids of the tokenizer."""
+        return self.tokenizer.vocab_size
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """No kinds of context tokens."""
+        return ()
+
+    @property
+    def num_segments(self) -> int:
+        """A context comes in one piece."""
+        return 1
+
+
 @dataclasses.dataclass(frozen=True)
-class TextTask:
+class TextTask(PlainTexts):
     """Base of the tasks over texts on disk; satisfies `task.Task`.
 
     Files are read and tokenised once for a task and split, when they are first needed. A record
@@ -75,16 +104,6 @@ class TextTask:
         return _word_tokenizer(self.word_task())
 
     @property
-    def pad_id(self) -> int:
-        """The id that fills contexts and queries."""
-        return self.tokenizer.pad_id
-
-    @property
-    def vocab_size(self) -> int:
-        """V, ids of the tokenizer."""
-        return self.tokenizer.vocab_size
-
-    @property
     def context_buckets(self) -> tuple[int, ...]:
         """Lengths that contexts are padded to."""
         raise NotImplementedError
@@ -93,16 +112,6 @@ class TextTask:
     def query_buckets(self) -> tuple[int, ...]:
         """Lengths that queries with targets are padded to."""
         raise NotImplementedError
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """No kinds of context tokens."""
-        return ()
-
-    @property
-    def num_segments(self) -> int:
-        """A context comes in one piece."""
-        return 1
 
     def located(self) -> Any:
         """Returns the task with `data_dir` spelled out, whatever the environment says later."""
