@@ -69,16 +69,15 @@ def mlp(p, x):
 
 
 def naive_armt(params, embeddings, memory):
-    """Loops over tokens, heads and features; returns hidden states and the new memory."""
+    """Loops over tokens and heads; returns hidden states and the new memory."""
     p = params["layers_0"]
     matrix, normalizer = memory
 
     def features(x):
-        both = [max_(v) for v in x] + [max_(-v) for v in x]
-        count = len(both)
-        return jnp.stack([both[i] * both[(i - j) % count] for j in (1, 2, 3) for i in range(count)])
+        both = jnp.concatenate([jnp.where(x > 0, x, 0), jnp.where(x < 0, -x, 0)])
+        earlier = lambda j: both[(np.arange(len(both)) - j) % len(both)]
+        return jnp.concatenate([both * earlier(j) for j in (1, 2, 3)])
 
-    max_ = lambda v: jnp.where(v > 0, v, 0)
     xs = []
     for x in embeddings:
         query = features(x @ p["memory_query"]["kernel"])
@@ -214,6 +213,7 @@ class LayerMemoryLMTest(parameterized.TestCase):
             )
             return hidden[0], memory.matrix[0, 0], memory.normalizer[0, 0]
 
+        @jax.jit
         def naive(params, embeddings, matrix, normalizer):
             hidden, memory = naive_armt(params, embeddings, (matrix, normalizer))
             return hidden, *memory
