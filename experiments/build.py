@@ -55,6 +55,12 @@ def build_task(config: ConfigDict, **changes: object) -> Task:
         fields["seed"] = config.seed
     if config.pretrained and "tokenizer_path" in known and not fields.get("tokenizer_path"):
         fields["tokenizer_path"] = config.pretrained
+    foreign = sorted(fields.keys() - known)
+    require(
+        not foreign,
+        f"task {config.task!r} has no field data.{', data.'.join(foreign)}, only "
+        f"{', '.join(sorted(known))}; a run of another version of the code needs that version.",
+    )
     return task_class(**fields)
 
 

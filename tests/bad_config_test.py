@@ -118,6 +118,13 @@ class BadConfigTest(parameterized.TestCase):
             config.update_from_flattened_dict({name: bad})
             refused("runs", lambda config=config: build_stages(config))
 
+    def test_fields_of_another_version(self):
+        config = kv_quick.get_config()
+        with config.unlocked():
+            config.data.renamed_copies = 4
+        with self.assertRaisesRegex(ValueError, "no field data.renamed_copies, only .*num_pairs"):
+            build_stages(config)
+
     def test_the_pipeline_refuses(self):
         source = KVRetrievalSource(KVRetrievalConfig(num_samples=20))
 
