@@ -91,12 +91,12 @@ class BabiConfig(QuestionTask):
             known = {story.content for story in stories}
             stories += [story for story in _read_stories(path) if story.content not in known]
         split_of = split_names((story.content for story in stories), ("validation",))
-        stories = [story for story in stories if split_of[story.content] == split]
-        records = _join(stories)
+        of_split = lambda name: _join([s for s in stories if split_of[s.content] == name])
+        records = of_split(split)
         if split != "train" or not self.varied_copies:
             return records
-        others = [self.read(folder, other).kept for other in ("validation", "test")]
-        held_out = {_asked(record) for other in others for record in other}
+        others = of_split("validation"), self.read(folder, "test")
+        held_out = {_asked(record) for other in others for record in other.kept}
         copies = varied_copies(records.kept, self.varied_copies)
         kept = (copy for copy in copies if _asked(copy) not in held_out)
         return records._replace(kept=(*records.kept, *kept))

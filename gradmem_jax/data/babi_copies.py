@@ -45,8 +45,9 @@ def varied_copies(records: Sequence[Record], count: int) -> Iterator[Record]:
     )
     names = _any_of(name for group in groups for name in group)
     owners = _any_of((*PEOPLE, *THINGS))
-    synonyms = {word: _known(group, text) for group in SYNONYMS for word in group}
-    verbs = _any_of(synonyms)
+    known_verbs = [_known(group, text) for group in SYNONYMS]
+    synonyms = {word: group for group in known_verbs for word in group}
+    verbs = _any_of(word for group in SYNONYMS for word in group)
     for index, record in enumerate(records):
         rng = np.random.default_rng(index)
         statements = re.split(r"(?<=\.) ", record.context)

@@ -69,15 +69,16 @@ def mlp(p, x):
 
 
 def naive_armt(params, embeddings, memory):
-    """Loops over tokens and heads; returns hidden states and the new memory."""
+    """Loops over tokens, heads and features; returns hidden states and the new memory."""
     p = params["layers_0"]
     matrix, normalizer = memory
 
     def features(x):
-        both = jnp.concatenate([jnp.where(x > 0, x, 0), jnp.where(x < 0, -x, 0)])
-        earlier = lambda j: both[(np.arange(len(both)) - j) % len(both)]
-        return jnp.concatenate([both * earlier(j) for j in (1, 2, 3)])
+        both = [max_(v) for v in x] + [max_(-v) for v in x]
+        count = len(both)
+        return jnp.stack([both[i] * both[(i - j) % count] for j in (1, 2, 3) for i in range(count)])
 
+    max_ = lambda v: jnp.where(v > 0, v, 0)
     xs = []
     for x in embeddings:
         query = features(x @ p["memory_query"]["kernel"])
