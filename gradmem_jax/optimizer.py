@@ -1,19 +1,30 @@
-"""The outer optimizer: AdamW with warm-up, a schedule and clipping."""
+"""The outer optimizer: AdamW or Muon with warm-up, a schedule and clipping."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
 
 from gradmem_jax.checks import check_fields
 from gradmem_jax.config import require, require_choice, require_integer, require_number
 
+NAMES = ("adamw", "muon")
+_ADAM_RMS = 0.2  # root mean square of an update of Adam, in learning rates (arXiv 2502.16982)
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with warm-up.
+    """AdamW or Muon with warm-up.
+
+    Muon (Jordan et al. 2024) makes the momentum of each linear layer orthogonal before it is
+    added, scaled to the size of an update of Adam (Liu et al. 2025, arXiv 2502.16982) so that one
+    learning rate serves both; parameters that are no linear layer have AdamW with Nesterov's
+    momentum.
 
     Attributes:
+        name: "adamw" or "muon".
         learning_rate: peak learning rate.
         warmup_steps: steps of linear warm-up from 0.
         schedule: "constant", or "cosine" down to `final_learning_rate` at `num_steps`.
@@ -22,10 +33,11 @@ class OptimizerConfig:
         b1: first-moment decay.
         b2: second-moment decay.
         epsilon: Adam's epsilon.
-        weight_decay: decoupled weight decay of the matrices.
+        weight_decay: decoupled weight decay of the matrices; with Muon, of the linear layers.
         clip_norm: the gradient is scaled down to this global norm; None does not clip.
     """
 
+    name: str = "adamw"
     learning_rate: float = 1e-4
     warmup_steps: int = 10_000
     schedule: str = "constant"
@@ -39,6 +51,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        require_choice("name", self.name, NAMES)
         require_number("learning_rate", self.learning_rate, above=0)
         require_number("final_learning_rate", self.final_learning_rate)
         require(
@@ -81,14 +94,50 @@ def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """Returns the outer optimizer."""
-    adamw = optax.adamw(
-        learning_rate_schedule(config),
-        b1=config.b1,
-        b2=config.b2,
-        eps=config.epsilon,
-        weight_decay=config.weight_decay,
-        mask=lambda params: jax.tree.map(lambda x: x.ndim >= 2, params),
-    )
+    rate = learning_rate_schedule(config)
+    if config.name == "muon":
+        optimizer = muon(
+            rate,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            muon_weight_dimension_numbers=linear_layers,
+            consistent_rms=_ADAM_RMS,
+        )
+    else:
+        optimizer = optax.adamw(
+            rate,
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+            mask=lambda params: jax.tree.map(lambda x: x.ndim >= 2, params),
+        )
     if config.clip_norm is None:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+        return optimizer
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+
+
+def linear_layers(params: Any) -> Any:
+    """Says which axes of each linear layer are its inputs and which its outputs.
+
+    Args:
+        params: parameters of a model, or a part of them.
+
+    Returns:
+        A tree like `params` with `MuonDimensionNumbers` for kernels and None for everything else.
+        The leading axis of stacked layers is neither input nor output.
+    """
+
+    def axes(path: Any, x: jax.Array) -> MuonDimensionNumbers | None:
+        name = "/" + jax.tree_util.keystr(path, simple=True, separator="/")
+        if not name.endswith("/kernel"):
+            return None
+        if x.ndim - ("/layers/" in name) == 2:
+            return MuonDimensionNumbers(-2, -1)
+        if name.endswith("/output/kernel"):  # takes the heads together
+            return MuonDimensionNumbers((-3, -2), -1)
+        return MuonDimensionNumbers(-3, (-2, -1))
+
+    return jax.tree.map_with_path(axes, params)

@@ -1,5 +1,7 @@
 """The outer loop: metrics, micro-batches, optimizer, steps that are not finite, learning."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,13 @@ import numpy as np
 import optax
 from absl.testing import absltest, parameterized
 
-from gradmem_jax.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
+from experiments.methods import METHODS
+from gradmem_jax.optimizer import (
+    OptimizerConfig,
+    learning_rate_schedule,
+    linear_layers,
+    make_optimizer,
+)
 from gradmem_jax.training import (
     evaluate_batch,
     init_state,
@@ -15,7 +23,7 @@ from gradmem_jax.training import (
     loss_gradient,
     make_train_step,
 )
-from tests.small import random_ids, small_batch, small_model, small_params
+from tests.small import random_ids, small_batch, small_model, small_params, small_writer
 
 MODEL = small_model(inner_loss_weight=0.5)
 PARAMS = small_params(MODEL)
@@ -115,7 +123,72 @@ class OptimizerTest(parameterized.TestCase):
         np.testing.assert_allclose(updates["matrix"], -0.05 * np.ones((2, 2)), rtol=1e-6)
         np.testing.assert_array_equal(updates["vector"], 0)
 
+    def test_muon_updates_of_linear_layers_are_nearly_orthogonal(self):
+        params = small_params(small_model(lm=dict(width=16, mlp_width=24)))
+        rng = np.random.default_rng(0)
+        gradient = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params)
+        optimizer = make_optimizer(
+            OptimizerConfig("muon", learning_rate=0.1, warmup_steps=0, clip_norm=None)
+        )
+        updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+        adam = optax.nadamw(0.1, b2=0.999, weight_decay=0.0)
+        want, _ = adam.update(gradient, adam.init(params), params)
+        for path in ("write_head", "initial_memory"):
+            np.testing.assert_allclose(updates[path], want[path], rtol=1e-5)
+
+        def check(update, gradient, shape):
+            update, gradient = update.reshape(shape), gradient.reshape(shape)
+            left, _, right = np.linalg.svd(gradient, full_matrices=False)
+            want = -0.1 * 0.2 * np.sqrt(max(update.shape)) * left @ right
+            cosine = (update * want).sum() / np.linalg.norm(update) / np.linalg.norm(want)
+            self.assertGreater(cosine, 0.97)
+            self.assertAlmostEqual(np.linalg.norm(update) / np.linalg.norm(want), 1, delta=0.25)
+
+        layer, of_layer = (tree["lm"]["layers_0"] for tree in (updates, gradient))
+        for name in ("query", "key", "value", "output"):
+            part = lambda layer, name=name: layer["attention"][name]["kernel"]
+            check(part(layer), part(of_layer), (-1, 16) if name == "output" else (16, -1))
+        for name in ("gate", "up", "down"):
+            matrix = layer[name]["kernel"]
+            check(matrix, of_layer[name]["kernel"], matrix.shape)
+
+    def test_muon_decays_linear_layers_only(self):
+        optimizer = make_optimizer(
+            OptimizerConfig("muon", learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
+        )
+        params = {"up": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}, "head": jnp.ones((3, 2))}
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+        np.testing.assert_allclose(updates["up"]["kernel"], -0.05 * np.ones((2, 3)), rtol=1e-6)
+        chex.assert_trees_all_equal(
+            (updates["up"]["bias"], updates["head"]), (zeros["up"]["bias"], zeros["head"])
+        )
+
+    @parameterized.parameters(*METHODS)
+    def test_muon_knows_the_linear_layers_of_every_method(self, name):
+        stacked, flat = (
+            small_writer(name, lm=dict(num_layers=2, scan_layers=scan)) for scan in (True, False)
+        )
+        axes = [
+            linear_layers(jax.eval_shape(lambda model=model: model.init(jax.random.key(0))))
+            for model in (stacked, flat)
+        ]
+        for layer in ("layers_0", "layers_1"):
+            self.assertEqual(axes[0]["lm"]["layers"], axes[1]["lm"][layer])
+        params = jax.eval_shape(lambda: flat.init(jax.random.key(0)))
+        for path, x in jax.tree.leaves_with_path(params):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            found = functools.reduce(lambda tree, key: tree[key.key], path, axes[1])
+            self.assertEqual(found is not None, name.endswith("/kernel"), name)
+            if found is not None:
+                used = {
+                    i % x.ndim
+                    for i in np.ravel([*np.atleast_1d(found[0]), *np.atleast_1d(found[1])])
+                }
+                self.assertEqual(used, set(range(x.ndim)), name)
+
     @parameterized.parameters(
+        dict(name="sgd"),
         dict(learning_rate=0.0),
         dict(schedule="linear"),
         dict(b2=1.0),
@@ -130,7 +203,8 @@ class OptimizerTest(parameterized.TestCase):
 
 
 class StepTest(parameterized.TestCase):
-    def test_learns_by_heart(self):
+    @parameterized.parameters("adamw", "muon")
+    def test_learns_by_heart(self, name):
         model = small_model(
             learned_write_learning_rate="shared",
             num_write_steps=1,
@@ -138,7 +212,7 @@ class StepTest(parameterized.TestCase):
             lm=dict(width=16),
         )
         optimizer = make_optimizer(
-            OptimizerConfig(learning_rate=1e-2, warmup_steps=0, b2=0.99, num_steps=200)
+            OptimizerConfig(name, learning_rate=1e-2, warmup_steps=0, b2=0.99, num_steps=200)
         )
         state = init_state(model.init(jax.random.key(0)), optimizer)
         batch = small_batch(4)
