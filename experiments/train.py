@@ -57,24 +57,28 @@ def start_state(config: ConfigDict, model: MemoryModel, optimizer: Any) -> Train
     """Returns the state of step 0.
 
     If `config.init_from` names a run, its parameters are taken; if that run had another method,
-    those of its language model.
+    those of its language model. What it has not, adapters of WRITE for example, starts anew.
     """
     if not config.init_from:
         return init_state(first_params(config, model), optimizer, config.frozen)
     folder = pathlib.Path(config.init_from)
     step, earlier = checkpoint.restore_params(folder / "checkpoints")
     log.info("starting from step %d of %s", step, folder)
-    same_method = reporting.read_json(folder / "config.json")["method"] == config.method
+    if reporting.read_json(folder / "config.json")["method"] != config.method:
+        earlier = {"lm": earlier["lm"]}
     draw = functools.partial(model.init, jax.random.key(config.seed))
     wanted = jax.eval_shape(draw)
-    parts = wanted.keys() if same_method else ("lm",)
-    shapes = lambda tree: {name: jax.tree.map(np.shape, tree.get(name)) for name in parts}
+    shapes = lambda tree: {name: jax.tree.map(np.shape, tree.get(name)) for name in earlier}
+    wrong = [name for name, shape in shapes(earlier).items() if shape != shapes(wanted)[name]]
     require(
-        shapes(earlier) == shapes(wanted),
-        f"the parameters of init_from={config.init_from!r} do not fit this model; lm and model "
-        "must be configured alike.",
+        not wrong,
+        f"the parameters {wrong} of init_from={config.init_from!r} do not fit this model; lm and "
+        "model must be configured alike.",
     )
-    params = earlier if same_method else draw(earlier["lm"])
+    new = sorted(wanted.keys() - earlier.keys())
+    if new:
+        log.info("%s has no %s: they start anew", folder, ", ".join(new))
+    params = draw(earlier["lm"]) | earlier
     return init_state(params, optimizer, config.frozen)
 
 

@@ -144,8 +144,19 @@ class TrainTest(parameterized.TestCase):
         chex.assert_trees_all_equal(state.params, self.params("first", "best")[1])
         self.assertEqual(int(state.step), 0)
         other = tiny_config(**{"init_from": str(self.folder / "first"), "lm.width": 16})
-        with self.assertRaisesRegex(ValueError, "do not fit this model"):
+        with self.assertRaisesRegex(ValueError, r"\['initial_memory', 'lm', .* do not fit this"):
             train.start_state(other, *model_and_optimizer(other))
+        adapted = tiny_config(
+            **{"init_from": str(self.folder / "first"), "model.write_lora_rank": 2}
+        )
+        with self.assertLogs("experiments", "INFO") as logs:
+            params = train.start_state(adapted, *model_and_optimizer(adapted)).params
+        self.assertIn("has no write_lora: they start anew", logs.output[-1])
+        chex.assert_trees_all_equal({name: params[name] for name in state.params}, state.params)
+        train.train(adapted, self.folder / "adapted")
+        less = tiny_config(init_from=str(self.folder / "adapted"))
+        with self.assertRaisesRegex(ValueError, r"\['write_lora'\] .* do not fit this"):
+            train.start_state(less, *model_and_optimizer(less))
         missing = tiny_config(init_from=str(self.folder / "nowhere"))
         with self.assertRaisesRegex(ValueError, "no checkpoints in"):
             train.start_state(missing, *model_and_optimizer(missing))
