@@ -68,8 +68,8 @@ def start_state(config: ConfigDict, model: MemoryModel, optimizer: Any) -> Train
         earlier = {"lm": earlier["lm"]}
     draw = functools.partial(model.init, jax.random.key(config.seed))
     wanted = jax.eval_shape(draw)
-    shapes = lambda tree: {name: jax.tree.map(np.shape, tree.get(name)) for name in earlier}
-    wrong = [name for name, shape in shapes(earlier).items() if shape != shapes(wanted)[name]]
+    shapes = lambda tree, name: jax.tree.map(np.shape, tree.get(name))
+    wrong = [name for name in earlier if shapes(earlier, name) != shapes(wanted, name)]
     require(
         not wrong,
         f"the parameters {wrong} of init_from={config.init_from!r} do not fit this model; lm and "

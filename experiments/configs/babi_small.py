@@ -45,4 +45,7 @@ def get_config(arguments: str = "qa1_gradmem_k2") -> ConfigDict:
         config.curriculum.exact_match = 0.95
         config.model.inner_loss_weight = float(config.data.qa in VARIED_COPIES)
     recipe.apply(config)
+    if config.method == "full_context" and config.data.qa == 2:
+        config.optimizer.name = "muon"
+        config.optimizer.learning_rate = 1e-3
     return config
