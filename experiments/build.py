@@ -232,7 +232,7 @@ def _check_run(config: ConfigDict) -> None:
         for number in numbers:
             require_integer(name, number, minimum)
     require_instance("frozen", config.frozen, tuple[str, ...])
-    for name in ("pretrained", "init_from", "final_split"):
+    for name in ("pretrained", "init_from", "init_checkpoint", "final_split"):
         require_instance(name, config[name], str)
     require_instance("shuffle", config.shuffle, bool)
 

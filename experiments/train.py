@@ -29,11 +29,13 @@ from experiments.build import (
     build_stages,
     first_params,
 )
+from experiments.configs.default import get_config
 from experiments.evaluation import evaluate_params
 from experiments.final_report import final_report
 from experiments.log_window import LogWindow, TrainedStep
 from experiments.nonfinite import NonFiniteError
 from experiments.reporting import log
+from experiments.runs import flatten
 from experiments.stage import CompiledSteps, Devices, RunningStage, find_devices
 from experiments.stopping import EXIT_STOPPED, STORAGE_ERRORS, Stopped, Stopping, catch_signals
 from gradmem_jax import checkpoint, sharding
@@ -62,7 +64,7 @@ def start_state(config: ConfigDict, model: MemoryModel, optimizer: Any) -> Train
     if not config.init_from:
         return init_state(first_params(config, model), optimizer, config.frozen)
     folder = pathlib.Path(config.init_from)
-    step, earlier = checkpoint.restore_params(folder / "checkpoints")
+    step, earlier = checkpoint.restore_params(folder / "checkpoints", config.init_checkpoint)
     log.info("starting from step %d of %s", step, folder)
     if reporting.read_json(folder / "config.json")["method"] != config.method:
         earlier = {"lm": earlier["lm"]}
@@ -83,19 +85,26 @@ def start_state(config: ConfigDict, model: MemoryModel, optimizer: Any) -> Train
 
 
 def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Writes config.json, or refuses a workdir that belongs to another configuration."""
+    """Writes config.json, or refuses a workdir that belongs to another configuration.
+
+    A run that began before a field was there has the field's default.
+    """
     path = workdir / "config.json"
     if path.exists():
-        earlier = ConfigDict(reporting.read_json(path))
-        current = ConfigDict(reporting.to_json(config.to_dict()))
+        defaults = get_config(config.method, config.task, bool(config.pretrained))
+        earlier = flatten(reporting.read_json(path))
+        current, default = (
+            flatten(reporting.to_json(fields.to_dict())) for fields in (config, defaults)
+        )
         ignored = (
-            *("num_steps", "final_num_write_steps", "stop_at_exact_match", "init_from"),
-            *("skip_nonfinite", "mesh"),
+            *("num_steps", "final_num_write_steps", "stop_at_exact_match", "skip_nonfinite"),
+            *("init_from", "init_checkpoint", "mesh"),
         )
         different = [
             name
-            for name in {*earlier.keys(), *current.keys()} - set(ignored)
-            if earlier.get(name) != current.get(name)
+            for name in {*earlier, *current}
+            if name.partition(".")[0] not in ignored
+            and earlier.get(name, default.get(name)) != current.get(name)
         ]
         require(
             not different,

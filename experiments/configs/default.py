@@ -70,9 +70,10 @@ def get_config(
     config.shuffle = task not in GENERATED  # in every epoch another order
     config.final_split = "validation" if task in GENERATED else "test"
     config.frozen = ()  # regular expressions; "^lm/" trains all but the language model
-    # Workdir of another run, whose best parameters this one starts from; those of its language
-    # model only, if it has another method.
+    # Workdir of another run, whose parameters this one starts from; those of its language model
+    # only, if it has another method.
     config.init_from = ""
+    config.init_checkpoint = "best"  # which parameters of that run: best, latest, or a step
 
     config.lm = fields_of(METHODS[method].lm, leave_out=("rope_scaling",))
     if pretrained:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from experiments import train
+from experiments import reporting, train
 from experiments.build import build_stages
 from experiments.configs import default, kv_paper, kv_quick, kv_scaling, kv_small
 from experiments.nonfinite import NonFiniteError, load_batch
@@ -157,6 +157,14 @@ class TrainTest(parameterized.TestCase):
         less = tiny_config(init_from=str(self.folder / "adapted"))
         with self.assertRaisesRegex(ValueError, r"\['write_lora'\] .* do not fit this"):
             train.start_state(less, *model_and_optimizer(less))
+        latest = tiny_config(init_from=str(self.folder / "first"), init_checkpoint="latest")
+        chex.assert_trees_all_equal(
+            train.start_state(latest, *model_and_optimizer(latest)).params,
+            self.params("first", "latest")[1],
+        )
+        latest.init_checkpoint = "7"
+        with self.assertRaisesRegex(ValueError, r"no checkpoint '7'; it has steps \[.*4\]"):
+            train.start_state(latest, *model_and_optimizer(latest))
         missing = tiny_config(init_from=str(self.folder / "nowhere"))
         with self.assertRaisesRegex(ValueError, "no checkpoints in"):
             train.start_state(missing, *model_and_optimizer(missing))
@@ -225,8 +233,20 @@ class TrainTest(parameterized.TestCase):
         (self.folder / "run").mkdir()
         train.check_workdir(self.folder / "run", tiny_config())
         train.check_workdir(self.folder / "run", tiny_config(num_steps=80))
-        with self.assertRaisesRegex(ValueError, r"other values of \['lm'\]"):
+        with self.assertRaisesRegex(ValueError, r"other values of \['lm.width'\]"):
             train.check_workdir(self.folder / "run", tiny_config(**{"lm.width": 16}))
+
+    def test_a_run_from_before_a_field_was_there_goes_on_with_its_default(self):
+        path = self.folder / "run" / "config.json"
+        path.parent.mkdir()
+        earlier = reporting.to_json(tiny_config().to_dict())
+        del earlier["optimizer"]["name"]
+        path.write_text(json.dumps(earlier))
+        muon = tiny_config(**{"optimizer.name": "muon"})
+        with self.assertRaisesRegex(ValueError, r"other values of \['optimizer.name'\]"):
+            train.check_workdir(self.folder / "run", muon)
+        train.check_workdir(self.folder / "run", tiny_config())
+        self.assertEqual(json.loads(path.read_text())["optimizer"]["name"], "adamw")
 
     @parameterized.parameters(
         ({"batch_size": 6}, "batch_size=6 must be a multiple of the 8 parts"),
