@@ -94,8 +94,10 @@ class TrainTest(parameterized.TestCase):
         self.assertEqual(again["steps"], 8)
         self.assertEqual(again["by_num_write_steps"], summary["by_num_write_steps"])
 
-    def test_killed_and_resumed_is_bit_identical(self):
+    @parameterized.parameters("adamw", "muon")
+    def test_killed_and_resumed_is_bit_identical(self, name):
         config = tiny_config(**{"curriculum.num_pairs": (1, 2), "curriculum.exact_match": 0.0})
+        config.optimizer.name = name
         train.train(config, self.folder / "straight")
         # Batch 1 of each start only shows the shapes. Killed after step 6, the checkpoint is of 4.
         self.train_and_kill(config, "killed", at_batch=9)
