@@ -98,6 +98,15 @@ def to_json(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the fields of a configuration by their whole names, such as "lm.width"."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        is_group = isinstance(value, Mapping) and value
+        flat |= flatten(value, f"{prefix}{name}.") if is_group else {prefix + name: value}
+    return flat
+
+
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes a JSON file in one step: readers see the old one or the new one, whole."""
     temporary = path.with_suffix(".tmp")

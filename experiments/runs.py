@@ -203,18 +203,9 @@ def task_name(config: Mapping[str, Any]) -> str:
     return ", ".join([text] * bool(text) + [f"{name} {value}" for name, value in fields.items()])
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns the fields of a configuration by their whole names, such as "lm.width"."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        is_group = isinstance(value, Mapping) and value
-        flat |= flatten(value, f"{prefix}{name}.") if is_group else {prefix + name: value}
-    return flat
-
-
 def differences(runs: Sequence[FinishedRun]) -> dict[str, list[str]]:
     """Returns the values of every field, those NOT_COMPARED aside, that runs do not agree on."""
-    flat = [flatten(run.config) for run in runs]
+    flat = [reporting.flatten(run.config) for run in runs]
     differing = {}
     for name in dict.fromkeys(name for fields in flat for name in fields):
         values = list(dict.fromkeys(repr(fields.get(name, "missing")) for fields in flat))

@@ -35,7 +35,6 @@ from experiments.final_report import final_report
 from experiments.log_window import LogWindow, TrainedStep
 from experiments.nonfinite import NonFiniteError
 from experiments.reporting import log
-from experiments.runs import flatten
 from experiments.stage import CompiledSteps, Devices, RunningStage, find_devices
 from experiments.stopping import EXIT_STOPPED, STORAGE_ERRORS, Stopped, Stopping, catch_signals
 from gradmem_jax import checkpoint, sharding
@@ -92,9 +91,9 @@ def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
     path = workdir / "config.json"
     if path.exists():
         defaults = get_config(config.method, config.task, bool(config.pretrained))
-        earlier = flatten(reporting.read_json(path))
+        earlier = reporting.flatten(reporting.read_json(path))
         current, default = (
-            flatten(reporting.to_json(fields.to_dict())) for fields in (config, defaults)
+            reporting.flatten(reporting.to_json(fields.to_dict())) for fields in (config, defaults)
         )
         ignored = (
             *("num_steps", "final_num_write_steps", "stop_at_exact_match", "skip_nonfinite"),
