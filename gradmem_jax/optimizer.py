@@ -9,6 +9,7 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from gradmem_jax.checks import check_fields
 from gradmem_jax.config import require, require_choice, require_integer, require_number
+from gradmem_jax.lm.language_model import kernel_axes
 
 NAMES = ("adamw", "muon")
 _ADAM_RMS = 0.2  # root mean square of an update of Adam, in learning rates (arXiv 2502.16982)
@@ -131,13 +132,11 @@ def linear_layers(params: Any) -> Any:
     """
 
     def axes(path: Any, x: jax.Array) -> MuonDimensionNumbers | None:
-        name = "/" + jax.tree_util.keystr(path, simple=True, separator="/")
-        if not name.endswith("/kernel"):
+        names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        if names[-1] != "kernel":
             return None
-        if x.ndim - ("/layers/" in name) == 2:
-            return MuonDimensionNumbers(-2, -1)
-        if name.endswith("/output/kernel"):  # takes the heads together
-            return MuonDimensionNumbers((-3, -2), -1)
-        return MuonDimensionNumbers(-3, (-2, -1))
+        leading, inputs = kernel_axes(names, x.ndim)
+        numbers = tuple(range(leading - x.ndim, 0))
+        return MuonDimensionNumbers(numbers[:inputs], numbers[inputs:])
 
     return jax.tree.map_with_path(axes, params)

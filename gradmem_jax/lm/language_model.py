@@ -1,5 +1,6 @@
 """What every causal language model shares: embedding, a stack of layers, final norm, head."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -29,6 +30,20 @@ def dense(config: LMConfig, features: Any, name: str, **options: Any) -> nn.Dens
     return nn.DenseGeneral(
         features, dtype=config.dtype, param_dtype=config.param_dtype, name=name, **options
     )
+
+
+def kernel_axes(path: Sequence[str], num_axes: int) -> tuple[int, int]:
+    """Says how many axes of the kernel of a linear layer are leading ones and how many inputs.
+
+    Leading is the axis of stacked layers; `output` takes heads together; the others are outputs.
+
+    Args:
+        path: names of the modules around it, and its own.
+        num_axes: how many axes it has.
+    """
+    num_leading = int("layers" in path)
+    joins_heads = path[-2] == "output" and num_axes - num_leading == 3
+    return num_leading, 2 if joins_heads else 1
 
 
 def rms_norm(config: LMConfig, name: str | None = None) -> nn.RMSNorm:

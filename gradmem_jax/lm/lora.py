@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gradmem_jax.config import require
+from gradmem_jax.lm.language_model import kernel_axes
 
 Params = dict[str, Any]
 
@@ -19,9 +20,8 @@ def _kernels(
     """Path, kernel, leading axes (the layers, if they are stacked), inputs, outputs of each."""
     for path, kernel in flatten_dict(lm_params).items():
         if path[-1] == "kernel" and path[-2] in targets:
-            num_leading = int(path[0] == "layers")
+            num_leading, split = kernel_axes(path, kernel.ndim)
             leading, shape = kernel.shape[:num_leading], kernel.shape[num_leading:]
-            split = 2 if path[-2] == "output" and len(shape) == 3 else 1
             yield path[:-1], kernel, leading, math.prod(shape[:split]), math.prod(shape[split:])
 
 
