@@ -1,14 +1,17 @@
 """bAbI: questions about short stories (Weston et al. 2015, arXiv 1502.05698)."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
+import numpy as np
 from absl import logging
 
 from gradmem_jax.config import require, require_choice, require_integer
 from gradmem_jax.data.babi_copies import varied_copies
+from gradmem_jax.data.babi_questions import questions
 from gradmem_jax.data.records import (
     Record,
     Records,
@@ -18,7 +21,9 @@ from gradmem_jax.data.records import (
     require_file,
     split_names,
 )
+from gradmem_jax.data.text_source import Query, TextSource, encode_target
 from gradmem_jax.data.text_task import QuestionTask
+from gradmem_jax.data.text_tokenizer import TextTokenizer
 
 VARIANTS = ("en", "en-10k")
 
@@ -50,11 +55,16 @@ class BabiConfig(QuestionTask):
             and order of statements, see `babi_copies.py`, always in the same way; tasks 1 to 5
             only. Questions for validation and test stay as they are, and what would repeat one
             of them about the same context is left out.
+        queries_per_context: R, queries of a training context: the published question and others of
+            the task's forms, drawn among those that the story answers, see `babi_questions.py`;
+            tasks 1 to 5 only. Where a story answers fewer, the rest is left empty; questions of
+            validation and test are left out.
     """
 
     qa: int = 1
     variant: str = "en-10k"
     varied_copies: int = 0
+    queries_per_context: int = 1
 
     folder_name: ClassVar[str] = "babi"
     urls: ClassVar[dict[str, str]] = {
@@ -71,12 +81,22 @@ class BabiConfig(QuestionTask):
             f"varied_copies={self.varied_copies} needs names that can change places, as they can "
             f"in tasks 1 to 5; leave it 0 for qa={self.qa}.",
         )
+        require_integer("queries_per_context", self.queries_per_context, 1)
+        require(
+            self.qa <= 5 or self.queries_per_context == 1,
+            f"queries_per_context={self.queries_per_context} needs stories that can be played, as "
+            f"those of tasks 1 to 5 can; leave it 1 for qa={self.qa}.",
+        )
 
     @property
     def records_name(self) -> str:
         """Task, variant and varied copies."""
         copies = f"_copies{self.varied_copies}" if self.varied_copies else ""
         return f"qa{self.qa}_{self.variant}{copies}"
+
+    def record_task(self) -> "BabiConfig":
+        """Returns the task with the published questions only; see `TextTask.record_task`."""
+        return dataclasses.replace(super().record_task(), queries_per_context=1)
 
     def word_task(self) -> "BabiConfig":
         """Returns the task without varied copies, whose words are those of the stories."""
@@ -100,6 +120,41 @@ class BabiConfig(QuestionTask):
         copies = varied_copies(records.kept, self.varied_copies)
         kept = (copy for copy in copies if _asked(copy) not in held_out)
         return records._replace(kept=(*records.kept, *kept))
+
+    def source(self, split: str, num_samples: int | None = None) -> TextSource:
+        """Returns the samples of a split; see `TextTask.source`."""
+        task = self if split == "train" else dataclasses.replace(self, queries_per_context=1)
+        return super(BabiConfig, task).source(split, num_samples)
+
+    def make_source(self, records: Records, tokenizer: TextTokenizer) -> TextSource:
+        """Makes a sample of each question; see `TextTask.make_source`."""
+        source = super().make_source(records, tokenizer)
+        if self.queries_per_context == 1:
+            return source
+        held_out = {
+            _asked(record)
+            for split in ("validation", "test")
+            for record in self.records(split).kept
+        }
+        encode = functools.cache(functools.partial(encode_target, tokenizer))
+        longest = source.query_lengths.max(initial=0)
+        empty = Query(np.zeros(0, np.int32), 0)
+
+        def more_queries(index: int) -> list[Query]:
+            record = source.record(index)
+            answers = questions(record.context, self.qa)
+            others = [
+                question
+                for question in answers
+                if question != record.question and (record.context, question) not in held_out
+            ]
+            drawn = np.random.default_rng(index).permutation(len(others))
+            encoded = [encode(self.prompt(others[i]), answers[others[i]]) for i in drawn]
+            fitting = [query for query in encoded if query and len(query.ids) <= longest]
+            count = self.queries_per_context - 1
+            return (fitting + [empty] * count)[:count]
+
+        return dataclasses.replace(source, more_queries=more_queries, pad_id=tokenizer.pad_id)
 
     def _pattern(self, part: str, variant: str = "") -> str:
         return f"{variant or self.variant}/qa{self.qa}_*{part}.txt"

@@ -5,7 +5,7 @@ import functools
 import itertools
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from typing import SupportsIndex
+from typing import NamedTuple, SupportsIndex
 
 import numpy as np
 
@@ -18,6 +18,13 @@ _AT_ONCE = 256  # texts handed to the tokenizer together
 _MAX_CANDIDATES = 64
 
 
+class Query(NamedTuple):
+    """A query with its target: the ids, and where among them the target begins."""
+
+    ids: np.ndarray
+    target_start: int
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextSource:
     """Random access to the samples of a split; see `task.Source`.
@@ -28,6 +35,8 @@ class TextSource:
         target_starts: int [n], where in a query its target begins.
         record: gives the texts of sample i.
         skipped: the records that no sample was made of, and why.
+        more_queries: gives the other queries of sample i, equally many of each sample.
+        pad_id: the id that fills the shorter of a sample's queries.
     """
 
     contexts: Sequence[np.ndarray] | np.ndarray
@@ -35,6 +44,8 @@ class TextSource:
     target_starts: np.ndarray
     record: Callable[[int], Record]
     skipped: tuple[Skipped, ...] = ()
+    more_queries: Callable[[int], Sequence[Query]] = lambda index: ()
+    pad_id: int = 0
 
     def __len__(self) -> int:
         return len(self.contexts)
@@ -46,14 +57,18 @@ class TextSource:
         index = operator.index(index)
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is outside [0, {len(self)}).")
-        query, start = self.queries[index], self.target_starts[index]
-        labels = np.full_like(query, IGNORE)
-        labels[start:] = query[start:]
+        first = Query(self.queries[index], self.target_starts[index])
+        queries = [first, *self.more_queries(index)]
+        shape = len(queries), max(len(query.ids) for query in queries)
+        query_ids, labels = np.full(shape, self.pad_id, np.int32), np.full(shape, IGNORE, np.int32)
+        for row, (ids, start) in enumerate(queries):
+            query_ids[row, : len(ids)] = ids
+            labels[row, start : len(ids)] = ids[start:]
         return {
             "context_ids": self.contexts[index],
-            "query_ids": query[None],
-            "labels": labels[None],
-            "value_mask": labels[None] >= 0,
+            "query_ids": query_ids,
+            "labels": labels,
+            "value_mask": labels >= 0,
         }
 
     @property
@@ -89,9 +104,7 @@ def encode_texts(tokenizer: TextTokenizer, texts: Iterable[str]) -> list[np.ndar
     return [ids[text] for text in texts]
 
 
-def encode_target(
-    tokenizer: TextTokenizer, prompt: str, answer: str
-) -> tuple[np.ndarray, int] | None:
+def encode_target(tokenizer: TextTokenizer, prompt: str, answer: str) -> Query | None:
     """Tokenises an answer as the continuation of a prompt.
 
     Args:
@@ -100,15 +113,15 @@ def encode_target(
         answer: the answer; a blank comes before it.
 
     Returns:
-        Ids of prompt, answer and end token, and where the answer begins. None if a token holds
-        the end of the prompt and the start of the answer, or if one of them has no tokens.
+        Ids of prompt, answer and end token, the answer the target. None if a token holds the end
+        of the prompt and the start of the answer, or if one of them has no tokens.
     """
     ids, offsets = tokenizer.encode_with_offsets(f"{prompt} {answer}")
     is_answer = offsets[:, 1] > len(prompt)
     start = len(ids) - int(is_answer.sum())
     if not 0 < start < len(ids) or offsets[start, 0] < len(prompt) or is_answer[:start].any():
         return None
-    return np.append(ids, tokenizer.end_id).astype(np.int32), start
+    return Query(np.append(ids, tokenizer.end_id).astype(np.int32), start)
 
 
 def question_source(
@@ -156,8 +169,8 @@ def question_source(
             skipped.append(Skipped(record.id, reason))
             continue
         contexts.append(context)
-        queries.append(target[0])
-        starts.append(target[1])
+        queries.append(target.ids)
+        starts.append(target.target_start)
         kept.append(record)
     return TextSource(
         contexts, queries, np.array(starts, int), tuple(kept).__getitem__, tuple(skipped)
