@@ -37,18 +37,19 @@ class Products(NamedTuple):
         return weights * self.weights + attention * self.attention
 
 
-def forward_products(lm: LlamaConfig, length: int, predictions: int) -> Products:
+def forward_products(lm: LlamaConfig, length: int, predictions: int, cached: int = 0) -> Products:
     """Counts one forward pass.
 
     Args:
         lm: the language model.
         length: tokens of the sequence, memory included.
         predictions: tokens whose logits are computed.
+        cached: tokens before them whose keys and values are there.
     """
     heads, kv_heads = lm.num_heads * lm.head_size, lm.kv_heads * lm.head_size
     layer = lm.width * (2 * heads + 2 * kv_heads + 3 * lm.mlp_size)
     head = lm.width * lm.vocab_size
-    pairs = sum((end - start) * end for start, end in causal_blocks(length))
+    pairs = sum((end - start) * (cached + end) for start, end in causal_blocks(length))
     return Products(
         weights=2 * (length * lm.num_layers * layer + predictions * head),
         attention=4 * lm.num_layers * heads * pairs,
@@ -56,11 +57,19 @@ def forward_products(lm: LlamaConfig, length: int, predictions: int) -> Products
 
 
 def sample_products(setting: Setting) -> tuple[Products, Products]:
-    """Counts the forward passes of a sample's WRITE, and of one query's READ."""
+    """Counts the forward passes of a sample's WRITE, and of its READs of all queries.
+
+    Several queries share one pass over the memory.
+    """
     s, lm, prefix = setting, setting.lm_config(), setting.model_config().prefix_length
-    return (
-        forward_products(lm, prefix + s.context_tokens - 1, s.context_tokens),
-        forward_products(lm, prefix + s.query_tokens, s.query_tokens + 1),
+    write = forward_products(lm, prefix + s.context_tokens - 1, s.context_tokens)
+    queries, tokens = s.queries_per_context, s.query_tokens
+    if queries == 1:
+        return write, forward_products(lm, prefix + tokens, tokens + 1)
+    shared = forward_products(lm, prefix, 0)
+    each = forward_products(lm, tokens, tokens + 1, cached=prefix)
+    return write, Products(
+        *(once + queries * count for once, count in zip(shared, each, strict=True))
     )
 
 
@@ -80,8 +89,7 @@ def training_flops(write: Products, reads: Products, write_steps: int, mixed: bo
 def step_flops(setting: Setting) -> int:
     """Operations of one training step on a whole batch."""
     s = setting
-    write, read = sample_products(s)
-    reads = Products(*(s.queries_per_context * count for count in read))
+    write, reads = sample_products(s)
     mixed = s.meta_gradient == "mixed"
     return s.batch_size * training_flops(write, reads, s.write_steps, mixed)
 
@@ -89,5 +97,5 @@ def step_flops(setting: Setting) -> int:
 def inference_flops(setting: Setting) -> int:
     """Operations of WRITE and READ of a whole batch."""
     s = setting
-    write, read = sample_products(s)
-    return s.batch_size * (s.write_steps * write.times(2, 3) + s.queries_per_context * sum(read))
+    write, reads = sample_products(s)
+    return s.batch_size * (s.write_steps * write.times(2, 3) + sum(reads))

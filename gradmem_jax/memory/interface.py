@@ -289,8 +289,14 @@ class MemoryModel:
             ValueError: wrong shapes, or ids outside the vocabulary.
         """
         query_ids = self.check_read(params, memory, query_ids)
+        if query_ids.ndim == 2:
+            return self.read_logits(params, memory, query_ids)[0]
+        return self.read_several(params, memory, query_ids)
+
+    def read_several(self, params: Params, memory: Memory, query_ids: jax.Array) -> jax.Array:
+        """Logits [B, R, Q + 1, V] of R queries [B, R, Q] of each sample; see `read_logits`."""
         read = lambda ids: self.read_logits(params, memory, ids)[0]
-        return read(query_ids) if query_ids.ndim == 2 else jax.vmap(read, 1, 1)(query_ids)
+        return jax.vmap(read, 1, 1)(query_ids)
 
     def check_params(self, params: Params) -> None:
         """Raises ValueError unless `params` are those of `init`; more beside them do no harm."""

@@ -19,7 +19,13 @@ class FlopsTest(parameterized.TestCase):
         expected = Products(2 * (5 * 3 * layer + 2 * 8 * 7), 2 * 2 * 3 * 5 * 5 * 8)
         self.assertEqual(forward_products(lm, 5, 2), expected)
 
-    @parameterized.product(meta_gradient=["mixed", "reverse"], context_tokens=[32, 128])
+    @parameterized.parameters(
+        dict(meta_gradient="mixed", context_tokens=32),
+        dict(meta_gradient="mixed", context_tokens=128),
+        dict(meta_gradient="mixed", context_tokens=32, queries_per_context=8),
+        dict(meta_gradient="reverse", context_tokens=32),
+        dict(meta_gradient="reverse", context_tokens=128),
+    )
     def test_step_is_what_xla_counts(self, **changes):
         setting = dataclasses.replace(SMALL, **changes)
         model = GradMem(setting.model_config())
@@ -29,8 +35,10 @@ class FlopsTest(parameterized.TestCase):
         # XLA counts a little arithmetic beside the products, and its loop of one step once.
         self.assertBetween(step_flops(setting) / counted, 0.95, 1.0)
 
-    def test_inference_is_what_xla_counts(self):
-        model = GradMem(SMALL.model_config())
+    @parameterized.parameters(1, 8)
+    def test_inference_is_what_xla_counts(self, queries):
+        setting = dataclasses.replace(SMALL, queries_per_context=queries)
+        model = GradMem(setting.model_config())
         params = jax.eval_shape(lambda: model.init(jax.random.key(0)))
 
         @jax.jit
@@ -38,8 +46,8 @@ class FlopsTest(parameterized.TestCase):
             memory, _ = model.write_memory(params, batch["context_ids"])
             return model.read_memory(params, memory, batch["query_ids"])
 
-        counted = answer.lower(params, SMALL.batch()).cost_analysis()["flops"]
-        self.assertBetween(inference_flops(SMALL) / counted, 0.95, 1.0)
+        counted = answer.lower(params, setting.batch()).cost_analysis()["flops"]
+        self.assertBetween(inference_flops(setting) / counted, 0.95, 1.0)
 
     def test_grows_with_steps_and_batch(self):
         twice = dataclasses.replace(SMALL, batch_size=4)
