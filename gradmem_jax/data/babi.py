@@ -56,15 +56,18 @@ class BabiConfig(QuestionTask):
             only. Questions for validation and test stay as they are, and what would repeat one
             of them about the same context is left out.
         queries_per_context: R, queries of a training context: the published question and others of
-            the task's forms, drawn among those that the story answers, see `babi_questions.py`;
-            tasks 1 to 5 only. Where a story answers fewer, the rest is left empty; questions of
+            `query_tasks`, drawn among those that the story answers, see `babi_questions.py`; tasks
+            1 to 5 only. Where a story answers fewer, the rest is left empty; questions of
             validation and test are left out.
+        query_tasks: the tasks, 1 to 5, whose forms of questions the others have; () is `qa` alone.
+            A story of task 2 answers the questions of task 1 too, one of task 3 those of 1 and 2.
     """
 
     qa: int = 1
     variant: str = "en-10k"
     varied_copies: int = 0
     queries_per_context: int = 1
+    query_tasks: tuple[int, ...] = ()
 
     folder_name: ClassVar[str] = "babi"
     urls: ClassVar[dict[str, str]] = {
@@ -87,6 +90,8 @@ class BabiConfig(QuestionTask):
             f"queries_per_context={self.queries_per_context} needs stories that can be played, as "
             f"those of tasks 1 to 5 can; leave it 1 for qa={self.qa}.",
         )
+        for qa in self.query_tasks:
+            require_choice("query_tasks", qa, tuple(range(1, 6)))
 
     @property
     def records_name(self) -> str:
@@ -96,11 +101,17 @@ class BabiConfig(QuestionTask):
 
     def record_task(self) -> "BabiConfig":
         """Returns the task with the published questions only; see `TextTask.record_task`."""
-        return dataclasses.replace(super().record_task(), queries_per_context=1)
+        return dataclasses.replace(super().record_task(), queries_per_context=1, query_tasks=())
 
     def word_task(self) -> "BabiConfig":
         """Returns the task without varied copies, whose words are those of the stories."""
-        return dataclasses.replace(self.record_task(), varied_copies=0)
+        task = dataclasses.replace(self.record_task(), varied_copies=0)
+        return dataclasses.replace(task, query_tasks=self.query_tasks)
+
+    def texts(self, record: Record) -> tuple[str, ...]:
+        """Returns context, question and answers, and other questions of `query_tasks`."""
+        others = (questions(record.context, qa) for qa in self.query_tasks)
+        return (*super().texts(record), *(question for asked in others for question in asked))
 
     def read(self, folder: pathlib.Path, split: str) -> Records:
         """Reads the records of a split; see `TextTask.read`."""
@@ -142,7 +153,9 @@ class BabiConfig(QuestionTask):
 
         def more_queries(index: int) -> list[Query]:
             record = source.record(index)
-            answers = questions(record.context, self.qa)
+            answers: dict[str, str] = {}
+            for qa in self.query_tasks or (self.qa,):
+                answers |= questions(record.context, qa)
             others = [
                 question
                 for question in answers

@@ -91,10 +91,10 @@ class QuestionsTest(parameterized.TestCase):
 
 
 class QueriesPerContextTest(parameterized.TestCase):
-    @parameterized.parameters((1, 3), (2, 3), (3, 4), (4, 5), (5, 4))
-    def test_samples(self, qa, count):
+    @parameterized.parameters((1, 3), (2, 3), (2, 5, (1, 2)), (3, 4), (4, 5), (5, 4), (5, 6, (1,)))
+    def test_samples(self, qa, count, query_tasks=()):
         one = BabiConfig(data_dir=str(data_dir() / "babi"), qa=qa, variant="en")
-        task = dataclasses.replace(one, queries_per_context=count)
+        task = dataclasses.replace(one, queries_per_context=count, query_tasks=query_tasks)
         source, tokenizer = task.source("train"), task.tokenizer
         self.assertLen(source, len(one.source("train")))
         self.assertEqual(one.context_buckets, task.context_buckets)
@@ -109,7 +109,9 @@ class QueriesPerContextTest(parameterized.TestCase):
             np.testing.assert_array_equal(
                 sample["labels"][has_target], sample["query_ids"][has_target]
             )
-            story = questions(record.context, qa)
+            story = {record.question: record.answers[0]}
+            for asked_qa in query_tasks or (qa,):
+                story |= questions(record.context, asked_qa)
             self.assertEqual(has_target.any(axis=1).sum(), min(count, len(story)), msg=record)
             told = []
             for ids, target in zip(sample["query_ids"], has_target, strict=True):
@@ -153,6 +155,8 @@ class QueriesPerContextTest(parameterized.TestCase):
             BabiConfig(qa=6, queries_per_context=2)
         with self.assertRaisesRegex(ValueError, "queries_per_context"):
             BabiConfig(queries_per_context=0)
+        with self.assertRaisesRegex(ValueError, "query_tasks"):
+            BabiConfig(query_tasks=(6,))
 
 
 if __name__ == "__main__":
