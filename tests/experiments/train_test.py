@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from experiments import reporting, train
+from experiments import reporting, run_start, train
 from experiments.build import build_stages
 from experiments.configs import default, kv_paper, kv_quick, kv_scaling, kv_small
 from experiments.nonfinite import NonFiniteError, load_batch
@@ -107,7 +107,7 @@ class TrainTest(parameterized.TestCase):
             chex.assert_trees_all_equal(
                 self.params("straight", which), self.params("killed", which)
             )
-        initial = train.start_state(config, *model_and_optimizer(config)).params
+        initial = run_start.start_state(config, *model_and_optimizer(config)).params
         moved = np.abs(initial["lm"]["embedding"] - self.params("killed")[1]["lm"]["embedding"])
         self.assertGreater(moved.max(), 1e-3)
 
@@ -129,7 +129,7 @@ class TrainTest(parameterized.TestCase):
     def test_stages_share_compiled_steps(self):
         config = tiny_config()
         devices = find_devices(config)
-        state = train.start_state(config, *model_and_optimizer(config))
+        state = run_start.start_state(config, *model_and_optimizer(config))
         steps = CompiledSteps(config, devices, state)
         stage = lambda changes: RunningStage(
             config, build_stages(tiny_config(**changes)), 0, devices, steps
@@ -142,34 +142,34 @@ class TrainTest(parameterized.TestCase):
     def test_start_from_another_run(self):
         train.train(tiny_config(num_steps=4), self.folder / "first")
         config = tiny_config(init_from=str(self.folder / "first"))
-        state = train.start_state(config, *model_and_optimizer(config))
+        state = run_start.start_state(config, *model_and_optimizer(config))
         chex.assert_trees_all_equal(state.params, self.params("first", "best")[1])
         self.assertEqual(int(state.step), 0)
         other = tiny_config(**{"init_from": str(self.folder / "first"), "lm.width": 16})
         with self.assertRaisesRegex(ValueError, r"\['initial_memory', 'lm', .* do not fit this"):
-            train.start_state(other, *model_and_optimizer(other))
+            run_start.start_state(other, *model_and_optimizer(other))
         adapted = tiny_config(
             **{"init_from": str(self.folder / "first"), "model.write_lora_rank": 2}
         )
         with self.assertLogs("experiments", "INFO") as logs:
-            params = train.start_state(adapted, *model_and_optimizer(adapted)).params
+            params = run_start.start_state(adapted, *model_and_optimizer(adapted)).params
         self.assertIn("has no write_lora: they start anew", logs.output[-1])
         chex.assert_trees_all_equal({name: params[name] for name in state.params}, state.params)
         train.train(adapted, self.folder / "adapted")
         less = tiny_config(init_from=str(self.folder / "adapted"))
         with self.assertRaisesRegex(ValueError, r"\['write_lora'\] .* do not fit this"):
-            train.start_state(less, *model_and_optimizer(less))
+            run_start.start_state(less, *model_and_optimizer(less))
         latest = tiny_config(init_from=str(self.folder / "first"), init_checkpoint="latest")
         chex.assert_trees_all_equal(
-            train.start_state(latest, *model_and_optimizer(latest)).params,
+            run_start.start_state(latest, *model_and_optimizer(latest)).params,
             self.params("first", "latest")[1],
         )
         latest.init_checkpoint = "7"
         with self.assertRaisesRegex(ValueError, r"no checkpoint '7'; it has steps \[.*4\]"):
-            train.start_state(latest, *model_and_optimizer(latest))
+            run_start.start_state(latest, *model_and_optimizer(latest))
         missing = tiny_config(init_from=str(self.folder / "nowhere"))
         with self.assertRaisesRegex(ValueError, "no checkpoints in"):
-            train.start_state(missing, *model_and_optimizer(missing))
+            run_start.start_state(missing, *model_and_optimizer(missing))
 
         self.assertEqual(train.train(config, self.folder / "second")["steps"], config.num_steps)
         shutil.rmtree(self.folder / "first")  # a run that goes on needs nothing of it
@@ -180,7 +180,7 @@ class TrainTest(parameterized.TestCase):
     def test_start_from_the_language_model_of_another_method(self):
         train.train(tiny_config("rmt", num_steps=4), self.folder / "first")
         config = tiny_config(init_from=str(self.folder / "first"))
-        params = train.start_state(config, *model_and_optimizer(config)).params
+        params = run_start.start_state(config, *model_and_optimizer(config)).params
         trained = self.params("first", "best")[1]
         chex.assert_trees_all_equal(params["lm"], trained["lm"])
         np.testing.assert_array_equal(params["write_head"], trained["lm"]["head"])
@@ -215,7 +215,7 @@ class TrainTest(parameterized.TestCase):
             }
         )
         self.assertEqual(train.train(config, self.folder / "run")["steps"], 2)
-        start = train.start_state(config, *model_and_optimizer(config))
+        start = run_start.start_state(config, *model_and_optimizer(config))
         _, params = self.params("run")
         jax.tree.map(np.testing.assert_array_equal, params["lm"], start.params["lm"])
 
@@ -233,10 +233,10 @@ class TrainTest(parameterized.TestCase):
 
     def test_workdir_of_another_run_is_refused(self):
         (self.folder / "run").mkdir()
-        train.check_workdir(self.folder / "run", tiny_config())
-        train.check_workdir(self.folder / "run", tiny_config(num_steps=80))
+        run_start.check_workdir(self.folder / "run", tiny_config())
+        run_start.check_workdir(self.folder / "run", tiny_config(num_steps=80))
         with self.assertRaisesRegex(ValueError, r"other values of \['lm.width'\]"):
-            train.check_workdir(self.folder / "run", tiny_config(**{"lm.width": 16}))
+            run_start.check_workdir(self.folder / "run", tiny_config(**{"lm.width": 16}))
 
     def test_a_run_from_before_a_field_was_there_goes_on_with_its_default(self):
         path = self.folder / "run" / "config.json"
@@ -246,8 +246,8 @@ class TrainTest(parameterized.TestCase):
         path.write_text(json.dumps(earlier))
         muon = tiny_config(**{"optimizer.name": "muon"})
         with self.assertRaisesRegex(ValueError, r"other values of \['optimizer.name'\]"):
-            train.check_workdir(self.folder / "run", muon)
-        train.check_workdir(self.folder / "run", tiny_config())
+            run_start.check_workdir(self.folder / "run", muon)
+        run_start.check_workdir(self.folder / "run", tiny_config())
         self.assertEqual(json.loads(path.read_text())["optimizer"]["name"], "adamw")
 
     @parameterized.parameters(

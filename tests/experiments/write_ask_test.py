@@ -16,7 +16,7 @@ import optax
 from absl.testing import absltest, parameterized
 
 import gradmem_jax
-from experiments import train
+from experiments import run_start, train
 from experiments.answering import answer, choose_contexts, open_memories
 from experiments.build import build_model
 from experiments.contexts import Context, read_contexts
@@ -45,8 +45,8 @@ def words(folder):
 def random_run(folder, config):
     """A run that was stopped before its first step."""
     folder.mkdir()
-    train.check_workdir(folder, config)
-    state = train.start_state(config, build_model(config), optax.identity())
+    run_start.check_workdir(folder, config)
+    state = run_start.start_state(config, build_model(config), optax.identity())
     with checkpoint.open_checkpoints(folder / "checkpoints") as checkpoints:
         checkpoint.save(checkpoints, 1, state, {}, {"score": 0.0})
 

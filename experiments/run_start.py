@@ -1,0 +1,85 @@
+"""How a run starts: its folder, its tokenizer, and the parameters of step 0."""
+
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import hosts, reporting
+from experiments.build import first_params
+from experiments.configs.default import get_config
+from experiments.reporting import log
+from gradmem_jax import checkpoint
+from gradmem_jax.config import require
+from gradmem_jax.data.text_tokenizer import TextTokenizer
+from gradmem_jax.memory.interface import MemoryModel
+from gradmem_jax.training import TrainState, init_state
+
+
+def start_state(config: ConfigDict, model: MemoryModel, optimizer: Any) -> TrainState:
+    """Returns the state of step 0.
+
+    If `config.init_from` names a run, its parameters are taken; if that run had another method,
+    those of its language model. What it has not, adapters of WRITE for example, starts anew.
+    """
+    if not config.init_from:
+        return init_state(first_params(config, model), optimizer, config.frozen)
+    folder = pathlib.Path(config.init_from)
+    step, earlier = checkpoint.restore_params(folder / "checkpoints", config.init_checkpoint)
+    log.info("starting from step %d of %s", step, folder)
+    if reporting.read_json(folder / "config.json")["method"] != config.method:
+        earlier = {"lm": earlier["lm"]}
+    draw = functools.partial(model.init, jax.random.key(config.seed))
+    wanted = jax.eval_shape(draw)
+    shapes = lambda tree, name: jax.tree.map(np.shape, tree.get(name))
+    wrong = [name for name in earlier if shapes(earlier, name) != shapes(wanted, name)]
+    require(
+        not wrong,
+        f"the parameters {wrong} of init_from={config.init_from!r} do not fit this model; lm and "
+        "model must be configured alike.",
+    )
+    new = sorted(wanted.keys() - earlier.keys())
+    if new:
+        log.info("%s has no %s: they start anew", folder, ", ".join(new))
+    params = draw(earlier["lm"]) | earlier
+    return init_state(params, optimizer, config.frozen)
+
+
+def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Writes config.json, or refuses a workdir that belongs to another configuration.
+
+    A run that began before a field was there has the field's default.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        defaults = get_config(config.method, config.task, bool(config.pretrained))
+        earlier = reporting.flatten(reporting.read_json(path))
+        current, default = (
+            reporting.flatten(reporting.to_json(fields.to_dict())) for fields in (config, defaults)
+        )
+        ignored = (
+            *("num_steps", "final_num_write_steps", "stop_at_exact_match", "skip_nonfinite"),
+            *("init_from", "init_checkpoint", "mesh"),
+        )
+        different = [
+            name
+            for name in {*earlier, *current}
+            if name.partition(".")[0] not in ignored
+            and earlier.get(name, default.get(name)) != current.get(name)
+        ]
+        require(
+            not different,
+            f"{workdir} holds a run with other values of {sorted(different)}; choose another "
+            "--workdir, or the same configuration to go on.",
+        )
+    if hosts.is_first():
+        reporting.write_json(path, config.to_dict())
+
+
+def save_tokenizer(workdir: pathlib.Path, task: Any) -> None:
+    """Keeps a tokenizer made of the task's texts, so that the run can be asked without them."""
+    if isinstance(task.tokenizer, TextTokenizer) and not task.tokenizer_path:
+        task.tokenizer.save(workdir / "tokenizer.json")
