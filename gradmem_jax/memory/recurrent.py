@@ -176,9 +176,15 @@ class RMT(PrefixMemory):
                 losses = jnp.zeros(batch_size)
             return jnp.where(k < last, new, memory), jnp.where(k <= last, losses, 0)
 
+        def maybe_pass(memory: jax.Array, k: jax.Array) -> tuple[jax.Array, Any]:
+            losses = jax.eval_shape(one_pass, memory, k)[1]
+            skip = lambda memory, k: (memory, jnp.zeros(losses.shape, losses.dtype))
+            return jax.lax.cond(k < last + with_losses, one_pass, skip, memory, k)
+
         from_initial = memory is None
         with_losses = bool(c.inner_loss_weight)
-        written, losses = jax.lax.scan(one_pass, start, jnp.arange(steps + with_losses))
+        passes = one_pass if isinstance(last, int) else maybe_pass
+        written, losses = jax.lax.scan(passes, start, jnp.arange(steps + with_losses))
         taken = jnp.full(batch_size, last, jnp.int32)
         return written, WriteInfo(losses if with_losses else losses[:0], (), taken)
 
