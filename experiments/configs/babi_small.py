@@ -16,6 +16,9 @@ CONTEXT_LENGTHS = {1: (16, 40, 0), 2: (28, 40, 64, 100, 0), 5: (40, 64, 128, 0)}
 # Tasks whose questions are too few to learn from: copies with other names, verbs and order, and for
 # the full context language modelling of the story beside its question.
 VARIED_COPIES = {2: 16, 3: 32, 5: 4}
+# Questions of a story after each WRITE, and tasks whose forms those beside the published one have.
+QUERIES_PER_CONTEXT = {1: 4, 2: 5, 5: 4}
+QUERY_TASKS = {2: (1, 2)}
 
 
 def get_config(arguments: str = "qa1_gradmem_k2") -> ConfigDict:
@@ -44,6 +47,9 @@ def get_config(arguments: str = "qa1_gradmem_k2") -> ConfigDict:
         config.curriculum.max_context_tokens = CONTEXT_LENGTHS.get(config.data.qa, ())
         config.curriculum.exact_match = 0.95
         config.model.inner_loss_weight = float(config.data.qa in VARIED_COPIES)
+    else:
+        config.data.queries_per_context = QUERIES_PER_CONTEXT.get(config.data.qa, 1)
+        config.data.query_tasks = QUERY_TASKS.get(config.data.qa, ())
     recipe.apply(config)
     if config.method == "full_context" and config.data.qa == 2:
         config.optimizer.name = "muon"
