@@ -110,8 +110,8 @@ class BabiConfig(QuestionTask):
 
     def texts(self, record: Record) -> tuple[str, ...]:
         """Returns context, question and answers, and other questions of `query_tasks`."""
-        others = (questions(record.context, qa) for qa in self.query_tasks)
-        return (*super().texts(record), *(question for asked in others for question in asked))
+        others = questions(record.context, *self.query_tasks) if self.query_tasks else ()
+        return (*super().texts(record), *others)
 
     def read(self, folder: pathlib.Path, split: str) -> Records:
         """Reads the records of a split; see `TextTask.read`."""
@@ -153,9 +153,7 @@ class BabiConfig(QuestionTask):
 
         def more_queries(index: int) -> list[Query]:
             record = source.record(index)
-            answers: dict[str, str] = {}
-            for qa in self.query_tasks or (self.qa,):
-                answers |= questions(record.context, qa)
+            answers = questions(record.context, *(self.query_tasks or (self.qa,)))
             others = [
                 question
                 for question in answers

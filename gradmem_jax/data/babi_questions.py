@@ -43,12 +43,12 @@ class _World:
             visited.append(place)
 
 
-def questions(context: str, qa: int) -> dict[str, str]:
+def questions(context: str, *tasks: int) -> dict[str, str]:
     """Plays a story.
 
     Args:
         context: its statements.
-        qa: the bAbI task, 1 to 5, whose forms of questions are asked.
+        *tasks: the bAbI tasks, 1 to 5, whose forms of questions are asked.
 
     Returns:
         All questions that have one answer, with their answers.
@@ -57,23 +57,10 @@ def questions(context: str, qa: int) -> dict[str, str]:
         ValueError: a statement is not one of these tasks.
     """
     world = _play(context)
-    match qa:
-        case 1:
-            return {f"Where is {person}?": place for person, place in world.place.items()}
-        case 2:
-            return {
-                f"Where is the {t}?": places[-1] for t, places in world.visited.items() if places
-            }
-        case 3:
-            return {
-                f"Where was the {thing} before the {place}?": before
-                for thing, places in world.visited.items()
-                for before, place in zip(places, places[1:], strict=False)
-            }
-        case 4:
-            return _about_ways(world)
-        case _:
-            return _about_gifts(world)
+    answers: dict[str, str] = {}
+    for qa in tasks:
+        answers |= _QUESTIONS[qa](world)
+    return answers
 
 
 def _play(context: str) -> _World:
@@ -101,6 +88,24 @@ def _play(context: str) -> _World:
     return world
 
 
+def _where_people_are(world: _World) -> dict[str, str]:
+    return {f"Where is {person}?": place for person, place in world.place.items()}
+
+
+def _where_things_are(world: _World) -> dict[str, str]:
+    return {
+        f"Where is the {thing}?": places[-1] for thing, places in world.visited.items() if places
+    }
+
+
+def _where_things_were(world: _World) -> dict[str, str]:
+    return {
+        f"Where was the {thing} before the {place}?": before
+        for thing, places in world.visited.items()
+        for before, place in zip(places, places[1:], strict=False)
+    }
+
+
 def _about_ways(world: _World) -> dict[str, str]:
     answers: dict[str, set[str]] = {}
     for one, way, other in world.ways:
@@ -121,3 +126,12 @@ def _about_gifts(world: _World) -> dict[str, str]:
             f"Who gave the {thing} to {receiver}?": giver,
         }
     return answers
+
+
+_QUESTIONS = {
+    1: _where_people_are,
+    2: _where_things_are,
+    3: _where_things_were,
+    4: _about_ways,
+    5: _about_gifts,
+}

@@ -14,10 +14,9 @@ import numpy as np
 from gradmem_jax.checks import check_fields
 from gradmem_jax.config import require, require_choice, require_integer
 from gradmem_jax.data.records import SPLITS, Record
-from gradmem_jax.data.text_source import encode_target, length_buckets
+from gradmem_jax.data.text_source import encode_target, length_buckets, query_arrays
 from gradmem_jax.data.text_task import PlainTexts
 from gradmem_jax.data.text_tokenizer import TextTokenizer, character_tokenizer, load_tokenizer
-from gradmem_jax.losses import IGNORE
 
 _FIRST = """
     Ada Alan Amina Anton Aria Bela Bruno Carla Cem Clara Dario Dina Edgar Elena Emil Esther Farid
@@ -146,18 +145,8 @@ class PhoneBookSource:
             f"the tokenizer {self.config.tokenizer_path!r} makes one token of the end of a name "
             "and the start of a number; use another.",
         )
-        length = max(len(ids) for ids, _ in found)
-        queries = np.full((len(found), length), self._tokenizer.pad_id, np.int32)
-        labels = np.full_like(queries, IGNORE)
-        for row, (ids, start) in enumerate(found):
-            queries[row, : len(ids)] = ids
-            labels[row, start : len(ids)] = ids[start:]
-        return {
-            "context_ids": self._tokenizer.encode(records[0].context),
-            "query_ids": queries,
-            "labels": labels,
-            "value_mask": labels >= 0,
-        }
+        context_ids = self._tokenizer.encode(records[0].context)
+        return {"context_ids": context_ids} | query_arrays(found, self._tokenizer.pad_id)
 
 
 def _draw_entries(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:

@@ -25,6 +25,16 @@ class Query(NamedTuple):
     target_start: int
 
 
+def query_arrays(queries: Sequence[Query], pad_id: int) -> dict[str, np.ndarray]:
+    """Returns query_ids, labels and value_mask [R, Q] of R queries, padded to the longest one."""
+    shape = len(queries), max(len(query.ids) for query in queries)
+    query_ids, labels = np.full(shape, pad_id, np.int32), np.full(shape, IGNORE, np.int32)
+    for row, (ids, start) in enumerate(queries):
+        query_ids[row, : len(ids)] = ids
+        labels[row, start : len(ids)] = ids[start:]
+    return {"query_ids": query_ids, "labels": labels, "value_mask": labels >= 0}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextSource:
     """Random access to the samples of a split; see `task.Source`.
@@ -59,17 +69,7 @@ class TextSource:
             raise IndexError(f"index {index} is outside [0, {len(self)}).")
         first = Query(self.queries[index], self.target_starts[index])
         queries = [first, *self.more_queries(index)]
-        shape = len(queries), max(len(query.ids) for query in queries)
-        query_ids, labels = np.full(shape, self.pad_id, np.int32), np.full(shape, IGNORE, np.int32)
-        for row, (ids, start) in enumerate(queries):
-            query_ids[row, : len(ids)] = ids
-            labels[row, start : len(ids)] = ids[start:]
-        return {
-            "context_ids": self.contexts[index],
-            "query_ids": query_ids,
-            "labels": labels,
-            "value_mask": labels >= 0,
-        }
+        return {"context_ids": self.contexts[index]} | query_arrays(queries, self.pad_id)
 
     @property
     def context_lengths(self) -> np.ndarray:

@@ -41,6 +41,7 @@ class ContractTest(parameterized.TestCase):
         chex.assert_shape(logits, (3, 2, 6, VOCAB_SIZE))
         chex.assert_type(logits, jnp.float32)
         one_query = read(params, memory, QUERIES[:, 0])
+        chex.assert_shape(one_query, (3, 6, VOCAB_SIZE))
         np.testing.assert_allclose(one_query, logits[:, 0], rtol=1e-4, atol=1e-5)
         chex.assert_trees_all_equal(params, before)
         floats = [x for x in jax.tree.leaves(memory) if jnp.issubdtype(x.dtype, jnp.floating)]
