@@ -142,30 +142,30 @@ class BabiConfig(QuestionTask):
         source = super().make_source(records, tokenizer)
         if self.queries_per_context == 1:
             return source
-        held_out = {
-            _asked(record)
-            for split in ("validation", "test")
-            for record in self.records(split).kept
-        }
-        encode = functools.cache(functools.partial(encode_target, tokenizer))
-        longest = source.query_lengths.max(initial=0)
+        tasks = self.query_tasks or (self.qa,)
+        others = [r for split in ("validation", "test") for r in self.records(split).kept]
+        held_out = {_asked(record) for record in others}
+        encode = functools.cache(lambda q, a: encode_target(tokenizer, self.prompt(q), a))
+        samples = [encode(*asked) for r in others for asked in questions(r.context, *tasks).items()]
+        longest = max([source.longest_query, *(len(query.ids) for query in samples if query)])
         empty = Query(np.zeros(0, np.int32), 0)
 
         def more_queries(index: int) -> list[Query]:
             record = source.record(index)
-            answers = questions(record.context, *(self.query_tasks or (self.qa,)))
-            others = [
-                question
-                for question in answers
+            asked = [
+                (question, answer)
+                for question, answer in questions(record.context, *tasks).items()
                 if question != record.question and (record.context, question) not in held_out
             ]
-            drawn = np.random.default_rng(index).permutation(len(others))
-            encoded = [encode(self.prompt(others[i]), answers[others[i]]) for i in drawn]
+            drawn = np.random.default_rng(index).permutation(len(asked))
+            encoded = [encode(*asked[i]) for i in drawn]
             fitting = [query for query in encoded if query and len(query.ids) <= longest]
             count = self.queries_per_context - 1
             return (fitting + [empty] * count)[:count]
 
-        return dataclasses.replace(source, more_queries=more_queries, pad_id=tokenizer.pad_id)
+        return dataclasses.replace(
+            source, more_queries=more_queries, longest_other=longest, pad_id=tokenizer.pad_id
+        )
 
     def _pattern(self, part: str, variant: str = "") -> str:
         return f"{variant or self.variant}/qa{self.qa}_*{part}.txt"

@@ -46,6 +46,7 @@ class TextSource:
         record: gives the texts of sample i.
         skipped: the records that no sample was made of, and why.
         more_queries: gives the other queries of sample i, equally many of each sample.
+        longest_other: no query of `more_queries` has more tokens.
         pad_id: the id that fills the shorter of a sample's queries.
     """
 
@@ -55,6 +56,7 @@ class TextSource:
     record: Callable[[int], Record]
     skipped: tuple[Skipped, ...] = ()
     more_queries: Callable[[int], Sequence[Query]] = lambda index: ()
+    longest_other: int = 0
     pad_id: int = 0
 
     def __len__(self) -> int:
@@ -77,9 +79,9 @@ class TextSource:
         return np.array([len(context) for context in self.contexts])
 
     @property
-    def query_lengths(self) -> np.ndarray:
-        """Tokens of each query with its target, int64 [n]."""
-        return np.array([len(query) for query in self.queries])
+    def longest_query(self) -> int:
+        """Tokens of the longest query with its target."""
+        return max([self.longest_other, *map(len, self.queries)])
 
     def first(self, count: int | None) -> "TextSource":
         """Returns the first `count` samples; all if it is None."""

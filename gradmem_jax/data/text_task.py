@@ -249,5 +249,5 @@ def _source(task: TextTask, split: str) -> TextSource:
 def _buckets(task: QuestionTask) -> tuple[tuple[int, ...], tuple[int, ...]]:
     sources = [_source(task, split) for split in SPLITS]
     contexts = np.concatenate([source.context_lengths for source in sources])
-    queries = np.concatenate([source.query_lengths for source in sources])
+    queries = np.array([source.longest_query for source in sources])
     return length_buckets(contexts), length_buckets(queries, count=1)
