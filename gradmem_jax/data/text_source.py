@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, SupportsIndex
@@ -220,7 +219,7 @@ def chunk_source(
     )
 
 
-def length_buckets(lengths: np.ndarray, count: int = 3, multiple: int = 8) -> tuple[int, ...]:
+def length_buckets(lengths: np.ndarray, count: int = 5, multiple: int = 8) -> tuple[int, ...]:
     """Chooses the lengths to pad to that need the least padding.
 
     Args:
@@ -235,12 +234,18 @@ def length_buckets(lengths: np.ndarray, count: int = 3, multiple: int = 8) -> tu
     if len(rounded) > _MAX_CANDIDATES:
         return length_buckets(lengths, count, multiple * 2)
     up_to = np.cumsum(numbers)
-    last = len(rounded) - 1
-    size = min(count, len(rounded))
 
-    def padded_tokens(chosen: tuple[int, ...]) -> int:
-        inside = np.diff(up_to[[*chosen, last]], prepend=0)
-        return int((inside * rounded[[*chosen, last]]).sum())
+    @functools.cache
+    def best(last: int, size: int) -> tuple[int, tuple[int, ...]]:
+        """Padded tokens of the lengths up to that of index `last`, and the indices chosen."""
+        if size == 1:
+            return int(up_to[last] * rounded[last]), (last,)
+        options = []
+        for previous in range(size - 2, last):
+            tokens, chosen = best(previous, size - 1)
+            tokens += int((up_to[last] - up_to[previous]) * rounded[last])
+            options.append((tokens, (*chosen, last)))
+        return min(options)
 
-    best = min(itertools.combinations(range(last), size - 1), key=padded_tokens)
-    return tuple(int(length) for length in rounded[[*best, last]])
+    chosen = best(len(rounded) - 1, min(count, len(rounded)))[1]
+    return tuple(int(length) for length in rounded[list(chosen)])

@@ -202,7 +202,7 @@ class QuestionTask(TextTask):
 
     @property
     def context_buckets(self) -> tuple[int, ...]:
-        """The three lengths that pad the contexts of all splits least."""
+        """The five lengths that pad the contexts of all splits least."""
         return _buckets(self.located())[0]
 
     @property

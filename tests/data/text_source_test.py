@@ -79,17 +79,21 @@ class TextSourceTest(parameterized.TestCase):
         self.assertIs(first, third)
         self.assertEqual(second.tolist(), tokenizer.encode("b").tolist())
 
-    def test_buckets_need_the_least_padding(self):
+    @parameterized.parameters(1, 2, 3, 5)
+    def test_buckets_need_the_least_padding(self, count):
         lengths = np.array([3, 5, 8, 9, 20, 22, 23, 40, 41, 100])
-        got = length_buckets(lengths)
-        self.assertLen(got, 3)
+        got = length_buckets(lengths, count)
+        self.assertLen(got, count)
         self.assertEqual(got[-1], 104)
         cost = lambda buckets: sum(min(b for b in buckets if b >= n) for n in lengths)
-        pairs = itertools.combinations(range(8, 104, 8), 2)
-        self.assertEqual(cost(got), min(cost((*pair, 104)) for pair in pairs))
+        others = itertools.combinations(range(8, 104, 8), count - 1)
+        self.assertEqual(cost(got), min(cost((*chosen, 104)) for chosen in others))
+
+    def test_buckets_are_few(self):
         self.assertEqual(length_buckets(np.array([4, 4])), (8,))
+        self.assertEqual(length_buckets(np.array([4, 9, 40])), (8, 16, 40))
         many = length_buckets(np.arange(1, 5000))
-        self.assertLen(many, 3)
+        self.assertLen(many, 5)
         self.assertGreaterEqual(many[-1], 4999)
         self.assertTrue(all(length % 64 == 0 for length in many))
 
