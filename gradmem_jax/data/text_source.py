@@ -8,7 +8,6 @@ from typing import NamedTuple, SupportsIndex
 
 import numpy as np
 
-from gradmem_jax.config import require
 from gradmem_jax.data.records import Record, Records, Skipped
 from gradmem_jax.data.text_tokenizer import TextTokenizer
 from gradmem_jax.losses import IGNORE
@@ -84,11 +83,17 @@ class TextSource:
 
     def first(self, count: int | None) -> "TextSource":
         """Returns the first `count` samples; all if it is None."""
+        return self if count is None else self.select(np.arange(len(self))[:count])
+
+    def select(self, indices: np.ndarray) -> "TextSource":
+        """Returns the samples of indices [n] in this order."""
         return dataclasses.replace(
             self,
-            contexts=self.contexts[:count],
-            queries=self.queries[:count],
-            target_starts=self.target_starts[:count],
+            contexts=[self.contexts[i] for i in indices],
+            queries=[self.queries[i] for i in indices],
+            target_starts=self.target_starts[indices],
+            record=lambda index: self.record(indices[index]),
+            more_queries=lambda index: self.more_queries(indices[index]),
         )
 
 
@@ -129,8 +134,6 @@ def question_source(
     records: Records,
     tokenizer: TextTokenizer,
     prompt: Callable[[str], str],
-    max_context_tokens: int | None = None,
-    long_contexts: str = "skip",
 ) -> TextSource:
     """Makes the samples of questions, their first answers the targets.
 
@@ -138,16 +141,10 @@ def question_source(
         records: the questions.
         tokenizer: the tokenizer.
         prompt: from a question to the text that the answer continues.
-        max_context_tokens: longest context allowed; None allows any.
-        long_contexts: "skip" leaves longer ones out, "error" refuses them.
 
     Returns:
         The samples, with the records skipped here added to those skipped before.
-
-    Raises:
-        ValueError: a context is too long and `long_contexts` is "error".
     """
-    limit = np.inf if max_context_tokens is None else max_context_tokens
     contexts, queries, starts, kept, skipped = [], [], [], [], list(records.skipped)
     encoded = encode_texts(tokenizer, (record.context for record in records.kept))
     encode = functools.cache(functools.partial(encode_target, tokenizer))
@@ -158,12 +155,6 @@ def question_source(
             reason = "the context has no tokens"
         elif tokenizer.pad_id in context:
             reason = "the context holds the padding token"
-        elif len(context) > limit:
-            reason = f"{len(context)} tokens of context, max_context_tokens={limit}"
-            require(
-                long_contexts == "skip",
-                f"{record.id}: {reason}; allow more, or leave it out with long_contexts='skip'.",
-            )
         elif target is None:
             reason = f"the tokens of the answer {record.answers[0]!r} cannot be told from the rest"
         if target is None or reason:
@@ -176,6 +167,37 @@ def question_source(
     return TextSource(
         contexts, queries, np.array(starts, int), tuple(kept).__getitem__, tuple(skipped)
     )
+
+
+def limit_contexts(
+    source: TextSource, max_context_tokens: int | None, long_contexts: str = "skip"
+) -> TextSource:
+    """Leaves out samples with long contexts.
+
+    Args:
+        source: the samples.
+        max_context_tokens: longest context allowed; None allows any.
+        long_contexts: "skip" leaves longer ones out, "error" refuses them.
+
+    Returns:
+        The others, with those left out added to the records skipped before.
+
+    Raises:
+        ValueError: a context is too long and `long_contexts` is "error".
+    """
+    if max_context_tokens is None:
+        return source
+    lengths = source.context_lengths
+    reason = "{} tokens of context, max_context_tokens={}"
+    skipped = tuple(
+        Skipped(source.record(i).id, reason.format(lengths[i], max_context_tokens))
+        for i in np.flatnonzero(lengths > max_context_tokens).tolist()
+    )
+    if skipped and long_contexts == "error":
+        remedy = "allow more, or leave it out with long_contexts='skip'"
+        raise ValueError(f"{skipped[0].id}: {skipped[0].reason}; {remedy}.")
+    fitting = source.select(np.flatnonzero(lengths <= max_context_tokens))
+    return dataclasses.replace(fitting, skipped=source.skipped + skipped)
 
 
 def chunk_source(

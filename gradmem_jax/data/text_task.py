@@ -10,7 +10,12 @@ import numpy as np
 from gradmem_jax.checks import check_fields
 from gradmem_jax.config import require, require_choice, require_integer
 from gradmem_jax.data.records import SPLITS, Record, Records, data_folder, log_skipped
-from gradmem_jax.data.text_source import TextSource, length_buckets, question_source
+from gradmem_jax.data.text_source import (
+    TextSource,
+    length_buckets,
+    limit_contexts,
+    question_source,
+)
 from gradmem_jax.data.text_tokenizer import TextTokenizer, load_tokenizer, word_tokenizer
 
 
@@ -92,6 +97,10 @@ class TextTask(PlainTexts):
         """Makes the samples of records."""
         raise NotImplementedError
 
+    def allowed(self, source: TextSource) -> TextSource:
+        """Returns the samples of `make_source` that the task allows: here, all."""
+        return source
+
     def texts(self, record: Record) -> tuple[str, ...]:
         """Returns the texts of a record that are tokenised."""
         return (record.context,)
@@ -124,6 +133,10 @@ class TextTask(PlainTexts):
         Tasks that are equal so far, such as the stages of a curriculum, share what is read.
         """
         return dataclasses.replace(self.located(), tokenizer_path="")
+
+    def sample_task(self) -> Any:
+        """Returns the task without the fields that only `allowed` looks at."""
+        return self
 
     def word_task(self) -> Any:
         """Returns a task whose records have the same words; the one that is quickest to read."""
@@ -177,8 +190,11 @@ class QuestionTask(TextTask):
 
     def record_task(self) -> Any:
         """Returns the task with contexts of any length; see `TextTask.record_task`."""
-        task = super().record_task()
-        return dataclasses.replace(task, max_context_tokens=None, long_contexts="skip")
+        return super().record_task().sample_task()
+
+    def sample_task(self) -> Any:
+        """Returns the task with contexts of any length; see `TextTask.sample_task`."""
+        return dataclasses.replace(self, max_context_tokens=None, long_contexts="skip")
 
     def choose_context(self, record: Record) -> Record:
         """Returns a record with the part of its context that the task writes into memory."""
@@ -191,9 +207,11 @@ class QuestionTask(TextTask):
     def make_source(self, records: Records, tokenizer: TextTokenizer) -> TextSource:
         """Makes a sample of each question; see `TextTask.make_source`."""
         chosen = records._replace(kept=tuple(map(self.choose_context, records.kept)))
-        return question_source(
-            chosen, tokenizer, self.prompt, self.max_context_tokens, self.long_contexts
-        )
+        return question_source(chosen, tokenizer, self.prompt)
+
+    def allowed(self, source: TextSource) -> TextSource:
+        """Returns the samples with contexts short enough; see `TextTask.allowed`."""
+        return limit_contexts(source, self.max_context_tokens, self.long_contexts)
 
     def texts(self, record: Record) -> tuple[str, ...]:
         """Returns context, question with its template, and answers."""
@@ -211,7 +229,7 @@ class QuestionTask(TextTask):
         return _buckets(self.located())[1]
 
 
-@functools.lru_cache(maxsize=len(SPLITS))
+@functools.lru_cache(maxsize=2 * len(SPLITS))  # those of `record_task` and `word_task`
 def _records(task: TextTask, split: str) -> Records:
     folder = pathlib.Path(task.data_dir)
     if (folder / "dataset_info.json").exists():
@@ -233,9 +251,14 @@ def _word_tokenizer(task: TextTask) -> TextTokenizer:
     return word_tokenizer(words)
 
 
+@functools.lru_cache(maxsize=2 * len(SPLITS))
+def _samples(task: TextTask, split: str) -> TextSource:
+    return task.make_source(task.records(split), task.tokenizer)
+
+
 @functools.lru_cache(maxsize=12)
 def _source(task: TextTask, split: str) -> TextSource:
-    source = task.make_source(task.records(split), task.tokenizer)
+    source = task.allowed(_samples(task.sample_task(), split))
     name = f"{type(task).__name__}, {split}"
     log_skipped(name, source.skipped)
     require(

@@ -1,8 +1,12 @@
 """bAbI: stories and questions, splits, stand-ins for a missing file, damaged lines."""
 
+import dataclasses
 import gzip
+import itertools
 import pathlib
+from unittest import mock
 
+import chex
 import numpy as np
 from absl.testing import absltest, parameterized
 
@@ -143,6 +147,30 @@ class BabiTest(parameterized.TestCase):
         )
         with self.assertRaisesRegex(ValueError, "max_context_tokens=9; allow more"):
             self.task(max_context_tokens=9, long_contexts="error").source("test")
+
+    def test_stages_share_what_is_read_and_tokenised(self):
+        places = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
+        stories = [
+            f"1 John went to the {a}.\n2 Where is John?\t{a}\t1\n"
+            f"3 Mary went to the {b}.\n4 Where is Mary?\t{b}\t3\n"
+            for a, b in itertools.permutations(places, 2)
+        ]
+        whole = self.task("".join(stories[1:]), stories[0], varied_copies=2, queries_per_context=2)
+        short = dataclasses.replace(whole, max_context_tokens=6)
+        read = BabiConfig.read
+        with mock.patch.object(BabiConfig, "read", autospec=True, side_effect=read) as reading:
+            got, expected = short.source("train"), whole.source("train")
+            self.assertEqual(short.context_buckets, (8,))
+            self.assertEqual(whole.context_buckets, (8, 16))
+        calls = [call.args for call in reading.call_args_list if "train" in call.args]
+        self.assertLen(calls, len(set(calls)))
+        fitting = [i for i, context in enumerate(expected.contexts) if len(context) <= 6]
+        self.assertLen(got, len(fitting))
+        self.assertBetween(len(got), 1, len(expected) - 1)
+        for index, whole_index in enumerate(fitting):
+            self.assertIs(got.contexts[index], expected.contexts[whole_index])
+            self.assertEqual(got.record(index), expected.record(whole_index))
+            chex.assert_trees_all_equal(got[index], expected[whole_index])
 
     def test_varied_copies(self):
         train = (
