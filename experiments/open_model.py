@@ -72,6 +72,14 @@ def open_model(path: str, options: Mapping[str, Any]) -> OpenModel:
     return opened._replace(notes={"model": str(folder.absolute()), "options": dict(options)})
 
 
+def run_config(workdir: pathlib.Path) -> ConfigDict:
+    """Returns the configuration of a run of experiments.train, with the tokenizer it kept."""
+    config = ConfigDict(reporting.read_json(workdir / "config.json"))
+    if (workdir / "tokenizer.json").is_file():
+        config.data.tokenizer_path = str(workdir / "tokenizer.json")
+    return config
+
+
 def open_run(workdir: pathlib.Path, checkpoint_name: str = "best") -> OpenModel:
     """Opens a run of experiments.train.
 
@@ -82,9 +90,7 @@ def open_run(workdir: pathlib.Path, checkpoint_name: str = "best") -> OpenModel:
     Raises:
         ValueError: there is no such run or checkpoint.
     """
-    config = ConfigDict(reporting.read_json(workdir / "config.json"))
-    if (workdir / "tokenizer.json").is_file():
-        config.data.tokenizer_path = str(workdir / "tokenizer.json")
+    config = run_config(workdir)
     task: Any = build_task(config)
     model = build_model(config)
     _, params = checkpoint.restore_params(workdir / "checkpoints", checkpoint_name)

@@ -2,20 +2,23 @@
 
 import functools
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import hosts, reporting
-from experiments.build import first_params
+from experiments.build import build_task, first_params
 from experiments.configs.default import get_config
+from experiments.open_model import run_config
 from experiments.reporting import log
-from gradmem_jax import checkpoint
+from gradmem_jax import checkpoint, sharding
 from gradmem_jax.config import require
+from gradmem_jax.data.text_task import PlainTexts, read_tokenizer
 from gradmem_jax.data.text_tokenizer import TextTokenizer
-from gradmem_jax.memory.interface import MemoryModel
+from gradmem_jax.lm.vocabulary import change_vocabulary
+from gradmem_jax.memory.interface import MemoryModel, Params
 from gradmem_jax.training import TrainState, init_state
 
 
@@ -23,7 +26,8 @@ def start_state(config: ConfigDict, model: MemoryModel, optimizer: Any) -> Train
     """Returns the state of step 0.
 
     If `config.init_from` names a run, its parameters are taken; if that run had another method,
-    those of its language model. What it has not, adapters of WRITE for example, starts anew.
+    those of its language model. What it has not, adapters of WRITE or words for example, starts
+    anew.
     """
     if not config.init_from:
         return init_state(first_params(config, model), optimizer, config.frozen)
@@ -34,18 +38,46 @@ def start_state(config: ConfigDict, model: MemoryModel, optimizer: Any) -> Train
         earlier = {"lm": earlier["lm"]}
     draw = functools.partial(model.init, jax.random.key(config.seed))
     wanted = jax.eval_shape(draw)
-    shapes = lambda tree, name: jax.tree.map(np.shape, tree.get(name))
-    wrong = [name for name in earlier if shapes(earlier, name) != shapes(wanted, name)]
+    shapes, wanted_shapes = map(_shapes_beside_vocabulary, (earlier, wanted))
+    wrong = [name for name in earlier if shapes[name] != wanted_shapes.get(name)]
     require(
         not wrong,
         f"the parameters {wrong} of init_from={config.init_from!r} do not fit this model; lm and "
         "model must be configured alike.",
     )
+    earlier = _with_our_tokens(config, earlier, draw)
     new = sorted(wanted.keys() - earlier.keys())
     if new:
         log.info("%s has no %s: they start anew", folder, ", ".join(new))
     params = draw(earlier["lm"]) | earlier
+    model.check_params(params)
     return init_state(params, optimizer, config.frozen)
+
+
+def _shapes_beside_vocabulary(params: Params) -> Params:
+    """The shape of every parameter, without the axis of token ids."""
+
+    def shape(path: Any, x: Any) -> tuple[int, ...]:
+        axes = sharding.logical_axes(sharding.path_name(path), x.ndim)
+        return tuple(n for n, axis in zip(x.shape, axes, strict=True) if axis != "vocab")
+
+    return jax.tree.map_with_path(shape, params)
+
+
+def _with_our_tokens(config: ConfigDict, earlier: Params, draw: Callable[[], Params]) -> Params:
+    """Returns parameters of the run `config.init_from` with the ids of this run's tokens."""
+    folder, task = pathlib.Path(config.init_from), build_task(config)
+    run = run_config(folder)
+    path = run.data.get("tokenizer_path") or run.pretrained
+    if not path or not isinstance(task, PlainTexts):
+        return earlier
+    tokens, wanted = (t.backend.get_vocab() for t in (read_tokenizer(path), task.tokenizer))
+    if tokens == wanted:
+        return earlier
+    new = sorted(wanted.keys() - tokens.keys())
+    log.info("%s has other ids of tokens; new are %d: %s", folder, len(new), " ".join(new[:20]))
+    drawn = draw()
+    return change_vocabulary(earlier, {n: drawn[n] for n in earlier}, tokens, wanted)
 
 
 def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:

@@ -120,7 +120,7 @@ def partition(tree: PyTree, mesh: Mesh) -> PyTree:
     """
 
     def spec(path: Any, x: Any) -> PartitionSpec:
-        names = logical_axes(_name(path), x.ndim)
+        names = logical_axes(path_name(path), x.ndim)
         axes = [MESH_AXES.get(name or "") for name in names]
         splits = lambda axis, size: axis and mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0
         fitting = [a if splits(a, size) else None for a, size in zip(axes, x.shape, strict=True)]
@@ -133,10 +133,10 @@ def undivided(tree: PyTree, mesh: Mesh) -> list[str]:
     """Says which axes of parameters stay whole because the devices do not divide them."""
     found = []
     for path, x in jax.tree.leaves_with_path(tree):
-        for name, size in zip(logical_axes(_name(path), x.ndim), x.shape, strict=True):
+        for name, size in zip(logical_axes(path_name(path), x.ndim), x.shape, strict=True):
             axis = MESH_AXES.get(name or "")
             if axis and size % mesh.shape[axis]:
-                found.append(f"{name} of {_name(path)}, {size} by {axis}={mesh.shape[axis]}")
+                found.append(f"{name} of {path_name(path)}, {size} by {axis}={mesh.shape[axis]}")
     return found
 
 
@@ -275,7 +275,7 @@ def gradient_on_mesh(
     )(params, batch, totals)
 
 
-def _name(path: Any) -> str:
+def path_name(path: Any) -> str:
     """A path of JAX as `lm/layers_0/attention/query/kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 

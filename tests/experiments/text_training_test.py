@@ -7,12 +7,13 @@ import shutil
 
 import chex
 import numpy as np
+import optax
 import pytest
 from absl.testing import absltest, parameterized
 
-from experiments import train
+from experiments import run_start, train
 from experiments.answering import answer
-from experiments.build import build_model, build_stages
+from experiments.build import build_model, build_stages, build_task
 from experiments.configs import babi_small, text_paper
 from experiments.open_model import open_model
 from gradmem_jax import checkpoint, save_pretrained
@@ -56,6 +57,32 @@ class TextTrainingTest(parameterized.TestCase):
         }
         config.update_from_flattened_dict(small | changes)
         return config
+
+    def test_start_from_a_run_with_other_words(self):
+        small = {"lm.width": 8, "lm.num_layers": 1, "lm.num_heads": 2, "num_steps": 2}
+        first = self.tiny(babi_small.get_config("qa1_gradmem_k2"), **small)
+        train.train(first, self.folder / "run")
+        other = self.folder / "other"
+        (other / "en-10k").mkdir(parents=True)
+        for path in self.folder.glob("en-10k/*.txt"):
+            (other / "en-10k" / path.name).write_text(path.read_text().replace("attic", "Alps"))
+        started = {"init_from": str(self.folder / "run"), "data.data_dir": str(other)}
+        config = self.tiny(babi_small.get_config("qa1_gradmem_k2"), **small | started)
+        with self.assertLogs("experiments", "INFO") as logs:
+            state = run_start.start_state(config, build_model(config), optax.sgd(0.1))
+        self.assertRegex("\n".join(logs.output), "other ids of tokens; new are 1: Alps")
+        before = open_model(str(self.folder / "run"), {"checkpoint_name": "best"})
+        now = build_task(config).tokenizer
+        words = ("Ann", "bridge", ".", "?")
+        self.assertNotEqual(*(int(t.encode("Ann")[0]) for t in (before.tokenizer, now)))
+        for word in words:
+            old, new = int(before.tokenizer.encode(word)[0]), int(now.encode(word)[0])
+            np.testing.assert_array_equal(
+                state.params["lm"]["embedding"][new], before.params["lm"]["embedding"][old]
+            )
+            np.testing.assert_array_equal(
+                state.params["write_head"][:, new], before.params["write_head"][:, old]
+            )
 
     def test_from_scratch(self):
         small = {"lm.width": 8, "lm.num_layers": 1, "lm.num_heads": 2}
