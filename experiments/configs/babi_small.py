@@ -12,13 +12,20 @@ from experiments.methods import METHODS
 from gradmem_jax.config import require
 
 # Lengths of contexts, in tokens, that the full context learns one after the other; 0 is any.
-CONTEXT_LENGTHS = {1: (16, 40, 0), 2: (28, 40, 64, 100, 0), 5: (40, 64, 128, 0)}
+CONTEXT_LENGTHS = {
+    1: (16, 40, 0),
+    2: (28, 40, 64, 100, 0),
+    3: (64, 100, 160, 0),
+    5: (40, 64, 128, 0),
+}
 # Tasks whose questions are too few to learn from: copies with other names, verbs and order, and for
 # the full context language modelling of the story beside its question.
 VARIED_COPIES = {2: 16, 3: 32, 5: 4}
-# Questions of a story after each WRITE, and tasks whose forms those beside the published one have.
-QUERIES_PER_CONTEXT = {1: 4, 2: 5, 5: 4}
-QUERY_TASKS = {2: (1, 2)}
+# Questions of a story after each WRITE.
+QUERIES_PER_CONTEXT = {1: 4, 2: 8, 3: 8, 5: 4}
+# Tasks that take several steps from fact to fact: questions about single steps are asked too, and
+# the full context learns from several questions as well, with Muon as all methods there.
+QUERY_TASKS = {2: (1, 2), 3: (1, 2, 3)}
 
 
 def get_config(arguments: str = "qa1_gradmem_k2") -> ConfigDict:
@@ -47,11 +54,12 @@ def get_config(arguments: str = "qa1_gradmem_k2") -> ConfigDict:
         config.curriculum.max_context_tokens = CONTEXT_LENGTHS.get(config.data.qa, ())
         config.curriculum.exact_match = 0.95
         config.model.inner_loss_weight = float(config.data.qa in VARIED_COPIES)
-    else:
+    if config.method != "full_context" or config.data.qa in QUERY_TASKS:
         config.data.queries_per_context = QUERIES_PER_CONTEXT.get(config.data.qa, 1)
-        config.data.query_tasks = QUERY_TASKS.get(config.data.qa, ())
     recipe.apply(config)
-    if config.method == "full_context" and config.data.qa == 2:
+    if config.data.qa in QUERY_TASKS:
+        config.data.query_tasks = QUERY_TASKS[config.data.qa]
+        config.data.ask_holders = True
         config.optimizer.name = "muon"
         config.optimizer.learning_rate = 1e-3
     return config

@@ -61,6 +61,8 @@ class BabiConfig(QuestionTask):
             validation and test are left out.
         query_tasks: the tasks, 1 to 5, whose forms of questions the others have; () is `qa` alone.
             A story of task 2 answers the questions of task 1 too, one of task 3 those of 1 and 2.
+        ask_holders: whether the others may ask who has a thing ("Who has the milk?", perhaps
+            "nobody"): no question of the tasks, but half of the way to where a thing is.
     """
 
     qa: int = 1
@@ -68,6 +70,7 @@ class BabiConfig(QuestionTask):
     varied_copies: int = 0
     queries_per_context: int = 1
     query_tasks: tuple[int, ...] = ()
+    ask_holders: bool = False
 
     folder_name: ClassVar[str] = "babi"
     urls: ClassVar[dict[str, str]] = {
@@ -101,17 +104,20 @@ class BabiConfig(QuestionTask):
 
     def record_task(self) -> "BabiConfig":
         """Returns the task with the published questions only; see `TextTask.record_task`."""
-        return dataclasses.replace(super().record_task(), queries_per_context=1, query_tasks=())
+        task = super().record_task()
+        return dataclasses.replace(task, queries_per_context=1, query_tasks=(), ask_holders=False)
 
     def word_task(self) -> "BabiConfig":
         """Returns the task without varied copies, whose words are those of the stories."""
         task = dataclasses.replace(self.record_task(), varied_copies=0)
-        return dataclasses.replace(task, query_tasks=self.query_tasks)
+        return dataclasses.replace(task, query_tasks=self.query_tasks, ask_holders=self.ask_holders)
 
     def texts(self, record: Record) -> tuple[str, ...]:
-        """Returns context, question and answers, and other questions of `query_tasks`."""
-        others = questions(record.context, *self.query_tasks) if self.query_tasks else ()
-        return (*super().texts(record), *others)
+        """Returns context, question and answers, and other questions with their answers."""
+        if not (self.query_tasks or self.ask_holders):
+            return super().texts(record)
+        others = self._questions(record.context)
+        return (*super().texts(record), *others, *others.values())
 
     def read(self, folder: pathlib.Path, split: str) -> Records:
         """Reads the records of a split; see `TextTask.read`."""
@@ -142,11 +148,10 @@ class BabiConfig(QuestionTask):
         source = super().make_source(records, tokenizer)
         if self.queries_per_context == 1:
             return source
-        tasks = self.query_tasks or (self.qa,)
         others = [r for split in ("validation", "test") for r in self.records(split).kept]
         held_out = {_asked(record) for record in others}
         encode = functools.cache(lambda q, a: encode_target(tokenizer, self.prompt(q), a))
-        samples = [encode(*asked) for r in others for asked in questions(r.context, *tasks).items()]
+        samples = [encode(*asked) for r in others for asked in self._questions(r.context).items()]
         longest = max([source.longest_query, *(len(query.ids) for query in samples if query)])
         empty = Query(np.zeros(0, np.int32), 0)
 
@@ -154,7 +159,7 @@ class BabiConfig(QuestionTask):
             record = source.record(index)
             asked = [
                 (question, answer)
-                for question, answer in questions(record.context, *tasks).items()
+                for question, answer in self._questions(record.context).items()
                 if question != record.question and (record.context, question) not in held_out
             ]
             drawn = np.random.default_rng(index).permutation(len(asked))
@@ -166,6 +171,11 @@ class BabiConfig(QuestionTask):
         return dataclasses.replace(
             source, more_queries=more_queries, longest_other=longest, pad_id=tokenizer.pad_id
         )
+
+    def _questions(self, context: str) -> dict[str, str]:
+        """What a training story may be asked, with the answers."""
+        tasks = self.query_tasks or (self.qa,)
+        return questions(context, *tasks, holders=self.ask_holders)
 
     def _pattern(self, part: str, variant: str = "") -> str:
         return f"{variant or self.variant}/qa{self.qa}_*{part}.txt"

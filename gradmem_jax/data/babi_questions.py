@@ -14,6 +14,7 @@ _STATEMENT = re.compile(
     rf"|(?P<giver>\w+) (?:{_GAVE}) the (?P<given>\w+) to (?P<receiver>\w+)"
     r"|The (?P<one>\w+) is (?P<way>\w+) of the (?P<other>\w+)"
 )
+NOBODY = "nobody"
 _OPPOSITE = {"north": "south", "south": "north", "east": "west", "west": "east"}
 
 
@@ -23,7 +24,7 @@ class _World:
 
     Attributes:
         place: where each person is.
-        holder: who has each thing that somebody has.
+        holder: who has each thing, or `NOBODY`.
         visited: the places of each thing, one after the other.
         gifts: who gave what to whom, the last one last.
         ways: what lies in which direction of what.
@@ -43,12 +44,13 @@ class _World:
             visited.append(place)
 
 
-def questions(context: str, *tasks: int) -> dict[str, str]:
+def questions(context: str, *tasks: int, holders: bool = False) -> dict[str, str]:
     """Plays a story.
 
     Args:
         context: its statements.
         *tasks: the bAbI tasks, 1 to 5, whose forms of questions are asked.
+        holders: whether it is asked too who has each thing.
 
     Returns:
         All questions that have one answer, with their answers.
@@ -60,7 +62,7 @@ def questions(context: str, *tasks: int) -> dict[str, str]:
     answers: dict[str, str] = {}
     for qa in tasks:
         answers |= _QUESTIONS[qa](world)
-    return answers
+    return answers | _who_has_things(world) if holders else answers
 
 
 def _play(context: str) -> _World:
@@ -78,7 +80,7 @@ def _play(context: str) -> _World:
             world.holder[found["taken"]] = found["taker"]
             world.put(found["taken"], found["taker"])
         elif found["leaver"]:
-            world.holder.pop(found["left"], None)
+            world.holder[found["left"]] = NOBODY
             world.put(found["left"], found["leaver"])
         elif found["giver"]:
             world.holder[found["given"]] = found["receiver"]
@@ -104,6 +106,10 @@ def _where_things_were(world: _World) -> dict[str, str]:
         for thing, places in world.visited.items()
         for before, place in zip(places, places[1:], strict=False)
     }
+
+
+def _who_has_things(world: _World) -> dict[str, str]:
+    return {f"Who has the {thing}?": holder for thing, holder in world.holder.items()}
 
 
 def _about_ways(world: _World) -> dict[str, str]:

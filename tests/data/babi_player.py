@@ -29,7 +29,7 @@ def answers(context, question):
             continue
         words = re.fullmatch(rf" ?(\w+) (?:{LEAVES}) the (\w+)(?: there)?", statement)
         if words:
-            holder.pop(words[2], None)
+            holder[words[2]] = "nobody"
             moved(words[2], place.get(words[1]))
             continue
         words = re.fullmatch(rf" ?(\w+) (?:{GIVES}) the (\w+) to (\w+)", statement)
@@ -49,6 +49,8 @@ def answers(context, question):
         return {place[words[1]]}
     if words := re.fullmatch(r"Where is the (\w+)\?", question):
         return {places[words[1]][-1]}
+    if words := re.fullmatch(r"Who has the (\w+)\?", question):
+        return {holder[words[1]]}
     if words := re.fullmatch(r"Where was the (\w+) before the (\w+)\?", question):
         visited = places[words[1]]
         return {visited[max(i for i, p in enumerate(visited) if p == words[2]) - 1]}

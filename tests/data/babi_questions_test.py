@@ -71,6 +71,12 @@ class QuestionsTest(parameterized.TestCase):
     def test_answers(self, qa, story, expected):
         self.assertEqual(questions(story, qa), expected)
 
+    def test_holders(self):
+        asked = {"Where is the milk?": "office", "Who has the milk?": "nobody"}
+        self.assertEqual(questions(STORY, 2, holders=True), asked)
+        before = STORY.removesuffix(" John put down the milk.")
+        self.assertEqual(questions(before, holders=True), {"Who has the milk?": "John"})
+
     def test_unknown_statement(self):
         with self.assertRaisesRegex(ValueError, "'Mary sang' is no statement of bAbI tasks 1 to 5"):
             questions("Mary went to the garden. Mary sang.", 1)
@@ -79,7 +85,7 @@ class QuestionsTest(parameterized.TestCase):
     def test_published_stories(self, qa):
         task = BabiConfig(data_dir=str(data_dir() / "babi"), qa=qa)
         records = task.records("test").kept[:500]
-        found = [questions(record.context, qa) for record in records]
+        found = [questions(record.context, qa, holders=True) for record in records]
         right = [
             played.get(record.question) == record.answers[0]
             for played, record in zip(found, records, strict=True)
@@ -91,10 +97,14 @@ class QuestionsTest(parameterized.TestCase):
 
 
 class QueriesPerContextTest(parameterized.TestCase):
-    @parameterized.parameters((1, 3), (2, 3), (2, 5, (1, 2)), (3, 4), (4, 5), (5, 4), (5, 6, (1,)))
-    def test_samples(self, qa, count, query_tasks=()):
+    @parameterized.parameters(
+        *((1, 3), (2, 3), (2, 5, (1, 2)), (3, 4), (4, 5), (5, 4), (5, 6, (1,))),
+        *((2, 6, (1, 2), True), (5, 3, (), True)),
+    )
+    def test_samples(self, qa, count, query_tasks=(), ask_holders=False):
         one = BabiConfig(data_dir=str(data_dir() / "babi"), qa=qa, variant="en")
-        task = dataclasses.replace(one, queries_per_context=count, query_tasks=query_tasks)
+        others = {"query_tasks": query_tasks, "ask_holders": ask_holders}
+        task = dataclasses.replace(one, queries_per_context=count, **others)
         source, tokenizer = task.source("train"), task.tokenizer
         self.assertLen(source, len(one.source("train")))
         self.assertEqual(one.context_buckets, task.context_buckets)
@@ -111,7 +121,7 @@ class QueriesPerContextTest(parameterized.TestCase):
             )
             story = {record.question: record.answers[0]}
             for asked_qa in query_tasks or (qa,):
-                story |= questions(record.context, asked_qa)
+                story |= questions(record.context, asked_qa, holders=ask_holders)
             self.assertEqual(has_target.any(axis=1).sum(), min(count, len(story)), msg=record)
             told = []
             for ids, target in zip(sample["query_ids"], has_target, strict=True):
