@@ -88,11 +88,17 @@ class BabiConfig(QuestionTask):
             f"in tasks 1 to 5; leave it 0 for qa={self.qa}.",
         )
         require_integer("queries_per_context", self.queries_per_context, 1)
-        require(
-            self.qa <= 5 or self.queries_per_context == 1,
-            f"queries_per_context={self.queries_per_context} needs stories that can be played, as "
-            f"those of tasks 1 to 5 can; leave it 1 for qa={self.qa}.",
-        )
+        for name, default in (
+            ("queries_per_context", 1),
+            ("query_tasks", ()),
+            ("ask_holders", False),
+        ):
+            value = getattr(self, name)
+            require(
+                self.qa <= 5 or value == default,
+                f"{name}={value} needs stories that can be played, as those of tasks 1 to 5 can; "
+                f"leave it {default} for qa={self.qa}.",
+            )
         for qa in self.query_tasks:
             require_choice("query_tasks", qa, tuple(range(1, 6)))
 
