@@ -241,20 +241,25 @@ def chunk_source(
     )
 
 
-def length_buckets(lengths: np.ndarray, count: int = 5, multiple: int = 8) -> tuple[int, ...]:
+def length_buckets(
+    lengths: np.ndarray, count: int = 8, multiple: int = 8, saving: float = 0.05
+) -> tuple[int, ...]:
     """Chooses the lengths to pad to that need the least padding.
+
+    Every length costs a compilation, so another one must be worth it.
 
     Args:
         lengths: int [n], at least one.
-        count: how many to choose, or fewer if there are fewer different ones.
+        count: how many to choose at most.
         multiple: what they are multiples of; a larger power of two for very different lengths.
+        saving: the part of all padded tokens that one more must save.
 
     Returns:
         The lengths, ascending; the last one holds all.
     """
     rounded, numbers = np.unique(-(-lengths // multiple) * multiple, return_counts=True)
     if len(rounded) > _MAX_CANDIDATES:
-        return length_buckets(lengths, count, multiple * 2)
+        return length_buckets(lengths, count, multiple * 2, saving)
     up_to = np.cumsum(numbers)
 
     @functools.cache
@@ -269,5 +274,10 @@ def length_buckets(lengths: np.ndarray, count: int = 5, multiple: int = 8) -> tu
             options.append((tokens, (*chosen, last)))
         return min(options)
 
-    chosen = best(len(rounded) - 1, min(count, len(rounded)))[1]
+    tokens, chosen = best(len(rounded) - 1, 1)
+    for size in range(2, min(count, len(rounded)) + 1):
+        fewer_tokens, more = best(len(rounded) - 1, size)
+        if fewer_tokens > (1 - saving) * tokens:
+            break
+        tokens, chosen = fewer_tokens, more
     return tuple(int(length) for length in rounded[list(chosen)])

@@ -220,7 +220,7 @@ class QuestionTask(TextTask):
 
     @property
     def context_buckets(self) -> tuple[int, ...]:
-        """The five lengths that pad the contexts of all splits least."""
+        """The few lengths that pad the contexts of all splits least."""
         return _buckets(self.located())[0]
 
     @property

@@ -82,7 +82,7 @@ class TextSourceTest(parameterized.TestCase):
     @parameterized.parameters(1, 2, 3, 5)
     def test_buckets_need_the_least_padding(self, count):
         lengths = np.array([3, 5, 8, 9, 20, 22, 23, 40, 41, 100])
-        got = length_buckets(lengths, count)
+        got = length_buckets(lengths, count, saving=0)
         self.assertLen(got, count)
         self.assertEqual(got[-1], 104)
         cost = lambda buckets: sum(min(b for b in buckets if b >= n) for n in lengths)
@@ -92,8 +92,11 @@ class TextSourceTest(parameterized.TestCase):
     def test_buckets_are_few(self):
         self.assertEqual(length_buckets(np.array([4, 4])), (8,))
         self.assertEqual(length_buckets(np.array([4, 9, 40])), (8, 16, 40))
+        near = np.array([16] * 97 + [8] * 3)
+        self.assertEqual(length_buckets(near), (16,))
+        self.assertEqual(length_buckets(near, saving=0.01), (8, 16))
         many = length_buckets(np.arange(1, 5000))
-        self.assertLen(many, 5)
+        self.assertLen(many, 4)
         self.assertGreaterEqual(many[-1], 4999)
         self.assertTrue(all(length % 64 == 0 for length in many))
 
