@@ -38,30 +38,33 @@ def start_state(config: ConfigDict, model: MemoryModel, optimizer: Any) -> Train
         earlier = {"lm": earlier["lm"]}
     draw = functools.partial(model.init, jax.random.key(config.seed))
     wanted = jax.eval_shape(draw)
-    shapes, wanted_shapes = map(_shapes_beside_vocabulary, (earlier, wanted))
-    wrong = [name for name in earlier if shapes[name] != wanted_shapes.get(name)]
-    require(
-        not wrong,
-        f"the parameters {wrong} of init_from={config.init_from!r} do not fit this model; lm and "
-        "model must be configured alike.",
-    )
+    _check_fit(config, earlier, wanted, _shape_beside_vocabulary)
     earlier = _with_our_tokens(config, earlier, draw)
+    _check_fit(config, earlier, wanted, lambda path, x: x.shape)
     new = sorted(wanted.keys() - earlier.keys())
     if new:
         log.info("%s has no %s: they start anew", folder, ", ".join(new))
     params = draw(earlier["lm"]) | earlier
-    model.check_params(params)
     return init_state(params, optimizer, config.frozen)
 
 
-def _shapes_beside_vocabulary(params: Params) -> Params:
-    """The shape of every parameter, without the axis of token ids."""
+def _shape_beside_vocabulary(path: Any, x: Any) -> tuple[int, ...]:
+    """The shape of a parameter without the axis of token ids."""
+    axes = sharding.logical_axes(sharding.path_name(path), x.ndim)
+    return tuple(n for n, axis in zip(x.shape, axes, strict=True) if axis != "vocab")
 
-    def shape(path: Any, x: Any) -> tuple[int, ...]:
-        axes = sharding.logical_axes(sharding.path_name(path), x.ndim)
-        return tuple(n for n, axis in zip(x.shape, axes, strict=True) if axis != "vocab")
 
-    return jax.tree.map_with_path(shape, params)
+def _check_fit(
+    config: ConfigDict, earlier: Params, wanted: Params, shape: Callable[[Any, Any], Any]
+) -> None:
+    """Refuses parameters of the run `config.init_from` whose shapes are not those wanted."""
+    shapes, wanted_shapes = (jax.tree.map_with_path(shape, tree) for tree in (earlier, wanted))
+    wrong = [name for name in earlier if shapes[name] != wanted_shapes.get(name)]
+    require(
+        not wrong,
+        f"the parameters {wrong} of init_from={config.init_from!r} do not fit this model; lm, "
+        "model and the vocabulary must be configured alike.",
+    )
 
 
 def _with_our_tokens(config: ConfigDict, earlier: Params, draw: Callable[[], Params]) -> Params:

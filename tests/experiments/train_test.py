@@ -148,6 +148,9 @@ class TrainTest(parameterized.TestCase):
         other = tiny_config(**{"init_from": str(self.folder / "first"), "lm.width": 16})
         with self.assertRaisesRegex(ValueError, r"\['initial_memory', 'lm', .* do not fit this"):
             run_start.start_state(other, *model_and_optimizer(other))
+        other = tiny_config(**{"init_from": str(self.folder / "first"), "data.alphabet_size": 9})
+        with self.assertRaisesRegex(ValueError, r"\['lm', 'write_head'\] .* do not fit"):
+            run_start.start_state(other, *model_and_optimizer(other))
         adapted = tiny_config(
             **{"init_from": str(self.folder / "first"), "model.write_lora_rank": 2}
         )
