@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from experiments import figures, reporting
 from experiments.build import build_model, build_task, one_query
 from experiments.evaluation import evaluate_params, table
+from experiments.open_model import run_config
 from experiments.reporting import log
 from experiments.tasks import size_name
 from gradmem_jax import checkpoint
@@ -53,7 +54,7 @@ def main(_: Sequence[str]) -> None:
     reporting.set_up_logging()
     workdir = pathlib.Path(_WORKDIR.value)
     out = pathlib.Path(_OUT.value) if _OUT.value else workdir / "evaluation"
-    config = ConfigDict(reporting.read_json(workdir / "config.json"))
+    config = run_config(workdir)
     reporting.output_file("out", out.with_suffix(".json"))
     if _DTYPE.value:
         config.lm.dtype = _DTYPE.value

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 from absl import app, flags
-from ml_collections import ConfigDict
 
 from experiments import reporting
 from experiments.build import build_model
 from experiments.nonfinite import load_batch, sample_results
+from experiments.open_model import run_config
 from experiments.reporting import log
 from gradmem_jax import checkpoint
 from gradmem_jax.training import step_params
@@ -29,7 +29,7 @@ def main(_: Sequence[str]) -> None:
     """Runs the program."""
     reporting.set_up_logging()
     workdir = pathlib.Path(_WORKDIR.value)
-    config = ConfigDict(reporting.read_json(workdir / "config.json"))
+    config = run_config(workdir)
     batch = load_batch(_BATCH.value)
     step, params = checkpoint.restore_params(workdir / "checkpoints", _CHECKPOINT.value)
     k = int(batch["num_write_steps"])

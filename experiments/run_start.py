@@ -15,7 +15,7 @@ from experiments.open_model import run_config
 from experiments.reporting import log
 from gradmem_jax import checkpoint, sharding
 from gradmem_jax.config import require
-from gradmem_jax.data.text_task import PlainTexts, read_tokenizer
+from gradmem_jax.data.text_task import read_tokenizer
 from gradmem_jax.data.text_tokenizer import TextTokenizer
 from gradmem_jax.lm.vocabulary import change_vocabulary
 from gradmem_jax.memory.interface import MemoryModel, Params
@@ -34,12 +34,13 @@ def start_state(config: ConfigDict, model: MemoryModel, optimizer: Any) -> Train
     folder = pathlib.Path(config.init_from)
     step, earlier = checkpoint.restore_params(folder / "checkpoints", config.init_checkpoint)
     log.info("starting from step %d of %s", step, folder)
-    if reporting.read_json(folder / "config.json")["method"] != config.method:
+    run = run_config(folder)
+    if run.method != config.method:
         earlier = {"lm": earlier["lm"]}
     draw = functools.partial(model.init, jax.random.key(config.seed))
     wanted = jax.eval_shape(draw)
     _check_fit(config, earlier, wanted, _shape_beside_vocabulary)
-    earlier = _with_our_tokens(config, earlier, draw)
+    earlier = _with_our_tokens(config, run, earlier, draw)
     _check_fit(config, earlier, wanted, lambda path, x: x.shape)
     new = sorted(wanted.keys() - earlier.keys())
     if new:
@@ -67,18 +68,20 @@ def _check_fit(
     )
 
 
-def _with_our_tokens(config: ConfigDict, earlier: Params, draw: Callable[[], Params]) -> Params:
-    """Returns parameters of the run `config.init_from` with the ids of this run's tokens."""
-    folder, task = pathlib.Path(config.init_from), build_task(config)
-    run = run_config(folder)
+def _with_our_tokens(
+    config: ConfigDict, run: ConfigDict, earlier: Params, draw: Callable[[], Params]
+) -> Params:
+    """Returns parameters of a run configured by `run` with the ids of this run's tokens."""
     path = run.data.get("tokenizer_path") or run.pretrained
-    if not path or not isinstance(task, PlainTexts):
+    tokenizer = build_task(config).tokenizer
+    if not path or not isinstance(tokenizer, TextTokenizer):
         return earlier
-    tokens, wanted = (t.backend.get_vocab() for t in (read_tokenizer(path), task.tokenizer))
+    tokens, wanted = (t.backend.get_vocab() for t in (read_tokenizer(path), tokenizer))
     if tokens == wanted:
         return earlier
     new = sorted(wanted.keys() - tokens.keys())
-    log.info("%s has other ids of tokens; new are %d: %s", folder, len(new), " ".join(new[:20]))
+    text = "%s has other ids of tokens; new are %d: %s"
+    log.info(text, config.init_from, len(new), " ".join(new[:20]))
     drawn = draw()
     return change_vocabulary(earlier, {n: drawn[n] for n in earlier}, tokens, wanted)
 

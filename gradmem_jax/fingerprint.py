@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from gradmem_jax.memory.interface import MemoryModel, Params
+from gradmem_jax.sharding import path_name
 
 # Fields that say how parameters start and how WRITE runs; READ does not know them.
 _NOT_IN_READ = (
@@ -44,7 +45,7 @@ def hash_bytes(*parts: bytes | memoryview) -> str:
 def named_leaves(tree: Any) -> dict[str, Any]:
     """Leaves of a pytree by their path, as in `state/0`; a tree of one array has `memory`."""
     leaves, _ = jax.tree.flatten_with_path(tree)
-    name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/") or "memory"
+    name = lambda path: path_name(path) or "memory"
     return {name(path): leaf for path, leaf in leaves}
 
 

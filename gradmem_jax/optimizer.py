@@ -10,6 +10,7 @@ from optax.contrib import MuonDimensionNumbers, muon
 from gradmem_jax.checks import check_fields
 from gradmem_jax.config import require, require_choice, require_integer, require_number
 from gradmem_jax.lm.language_model import kernel_axes
+from gradmem_jax.sharding import path_name
 
 NAMES = ("adamw", "muon")
 _ADAM_RMS = 0.2  # root mean square of an update of Adam, in learning rates (arXiv 2502.16982)
@@ -132,7 +133,7 @@ def linear_layers(params: Any) -> Any:
     """
 
     def axes(path: Any, x: jax.Array) -> MuonDimensionNumbers | None:
-        names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        names = path_name(path).split("/")
         if names[-1] != "kernel":
             return None
         leading, inputs = kernel_axes(names, x.ndim)

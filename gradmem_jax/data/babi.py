@@ -88,12 +88,8 @@ class BabiConfig(QuestionTask):
             f"in tasks 1 to 5; leave it 0 for qa={self.qa}.",
         )
         require_integer("queries_per_context", self.queries_per_context, 1)
-        for name, default in (
-            ("queries_per_context", 1),
-            ("query_tasks", ()),
-            ("ask_holders", False),
-        ):
-            value = getattr(self, name)
+        for name in ("queries_per_context", "query_tasks", "ask_holders"):
+            value, default = getattr(self, name), getattr(type(self), name)
             require(
                 self.qa <= 5 or value == default,
                 f"{name}={value} needs stories that can be played, as those of tasks 1 to 5 can; "
@@ -115,8 +111,7 @@ class BabiConfig(QuestionTask):
 
     def word_task(self) -> "BabiConfig":
         """Returns the task without varied copies, whose words are those of the stories."""
-        task = dataclasses.replace(self.record_task(), varied_copies=0)
-        return dataclasses.replace(task, query_tasks=self.query_tasks, ask_holders=self.ask_holders)
+        return dataclasses.replace(super().record_task(), queries_per_context=1, varied_copies=0)
 
     def texts(self, record: Record) -> tuple[str, ...]:
         """Returns context, question and answers, and other questions with their answers."""

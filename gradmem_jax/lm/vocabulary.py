@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gradmem_jax.checks import require
 from gradmem_jax.sharding import logical_axes, path_name
@@ -27,7 +28,8 @@ def change_vocabulary(
         wanted: the id of each token of the other vocabulary.
 
     Raises:
-        ValueError: the structures differ, or no token is in both.
+        ValueError: `params` and `drawn` differ in more than the number of tokens, they have no row
+            of an id, or no token is in both vocabularies.
     """
     names = [path_name(path) for path, _ in jax.tree.leaves_with_path(params)]
     drawn_names = [path_name(path) for path, _ in jax.tree.leaves_with_path(drawn)]
@@ -38,16 +40,27 @@ def change_vocabulary(
     )
     shared = [(tokens[token], new) for token, new in wanted.items() if token in tokens]
     require(bool(shared), "the two vocabularies have no token in common; start anew.")
-    old_ids, new_ids = map(jnp.array, zip(*shared, strict=True))
+    old_ids, new_ids = map(np.array, zip(*shared, strict=True))
 
     def change(path: Any, x: jax.Array, fresh: jax.Array) -> jax.Array:
-        axes = logical_axes(path_name(path), x.ndim)
-        if "vocab" not in axes:
-            return x
-        axis = axes.index("vocab")
-        rows = jnp.take(x, old_ids, axis)
-        return jnp.moveaxis(
-            jnp.moveaxis(fresh, axis, 0).at[new_ids].set(jnp.moveaxis(rows, axis, 0)), 0, axis
+        name = path_name(path)
+        axes = logical_axes(name, x.ndim)
+        axis = axes.index("vocab") if "vocab" in axes else None
+        beside = lambda shape: tuple(n for i, n in enumerate(shape) if i != axis)
+        require(
+            beside(x.shape) == beside(fresh.shape),
+            f"{name} has shape {x.shape} in params and {fresh.shape} in drawn; only the number of "
+            "tokens may differ.",
         )
+        if axis is None:
+            return x
+        for ids, size in ((old_ids, x.shape[axis]), (new_ids, fresh.shape[axis])):
+            require(
+                bool((ids >= 0).all() and (ids < size).all()),
+                f"{name} has rows of {size} ids, the tokens have {ids.min()} to {ids.max()}; is "
+                "this the vocabulary of these parameters?",
+            )
+        rows, moved = jnp.moveaxis(x, axis, 0), jnp.moveaxis(fresh, axis, 0)
+        return jnp.moveaxis(moved.at[new_ids].set(rows[old_ids]), 0, axis)
 
     return jax.tree.map_with_path(change, params, drawn)

@@ -137,6 +137,19 @@ class QueriesPerContextTest(parameterized.TestCase):
         for split in ("validation", "test"):
             self.assertLen(task.source(split)[0]["query_ids"], 1)
 
+    def test_other_questions_may_be_longer(self):
+        one = BabiConfig(data_dir=str(data_dir() / "babi"), qa=2, variant="en")
+        task = dataclasses.replace(one, queries_per_context=4, query_tasks=(3,))
+        self.assertEqual((one.query_buckets, task.query_buckets), ((8,), (16,)))
+        source, before = task.source("train"), task.tokenizer.encode("before")[0]
+        asked = sum(int((source[i]["query_ids"] == before).any(axis=1).sum()) for i in range(100))
+        expected = sum(
+            min(3, len(questions(source.record(i).context, 3).keys() - {source.record(i).question}))
+            for i in range(100)
+        )
+        self.assertGreater(expected, 50)
+        self.assertEqual(asked, expected)
+
     def test_what_is_held_out_is_not_asked(self):
         task = BabiConfig(
             data_dir=str(data_dir() / "babi"), variant="en", varied_copies=3, queries_per_context=4

@@ -6,17 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from gradmem_jax.config import GradMemConfig, LlamaConfig
 from gradmem_jax.lm.vocabulary import change_vocabulary
-from gradmem_jax.memory.gradient import GradMem
+from tests.small import small_model
 
 TOKENS = {"[PAD]": 0, "a": 1, "b": 2, "c": 3, "only here": 4}
 WANTED = {"[PAD]": 0, "c": 1, "new": 2, "a": 3, "b": 4, "newer": 5}
 
 
 def gradmem(vocab_size, **fields):
-    lm = LlamaConfig(vocab_size=vocab_size, width=8, num_layers=2, num_heads=2, **fields)
-    return GradMem(GradMemConfig(lm=lm, num_memory_tokens=2, num_write_steps=2))
+    return small_model(lm={"vocab_size": vocab_size, "num_layers": 2} | fields)
 
 
 class VocabularyTest(parameterized.TestCase):
@@ -58,6 +56,13 @@ class VocabularyTest(parameterized.TestCase):
         _, _, params, drawn, _ = self.changed()
         with self.assertRaisesRegex(ValueError, "no token in common"):
             change_vocabulary(params, drawn, TOKENS, {"other": 0})
+        with self.assertRaisesRegex(
+            ValueError, "lm/embedding has rows of 5 ids, .* 0 to 5; is this"
+        ):
+            change_vocabulary(params, drawn, WANTED, WANTED)
+        wider = gradmem(len(WANTED), width=16).init(jax.random.key(1))
+        with self.assertRaisesRegex(ValueError, r"shape .* only the number of tokens may differ"):
+            change_vocabulary(params, wider, TOKENS, WANTED)
         del drawn["write_head"]
         with self.assertRaisesRegex(ValueError, r"same parts; \['write_head'\] are in one"):
             change_vocabulary(params, drawn, TOKENS, WANTED)
