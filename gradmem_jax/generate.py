@@ -92,8 +92,7 @@ def _generate(
         ids = jnp.where(done, c.pad_id, chosen.astype(jnp.int32))
         return (ids, done, state), ids
 
-    def decode(query_ids: jax.Array, key: jax.Array) -> jax.Array:
-        logits, state = model.read_logits(params, memory, query_ids, room=max_new_tokens)
+    def decode(logits: jax.Array, query_ids: jax.Array, state: Any, key: jax.Array) -> jax.Array:
         last = model.query_lengths(query_ids)[:, None, None]
         logits = jnp.take_along_axis(logits, last, axis=1)[:, 0]
         keys = jax.random.split(key, max_new_tokens)
@@ -102,5 +101,8 @@ def _generate(
         return jnp.concatenate([first[None], others]).T
 
     if query_ids.ndim == 2:
-        return decode(query_ids, key)
-    return jax.vmap(decode, (1, 0), 1)(query_ids, jax.random.split(key, query_ids.shape[1]))
+        logits, state = model.read_logits(params, memory, query_ids, max_new_tokens)
+        return decode(logits, query_ids, state, key)
+    logits, states = model.read_several(params, memory, query_ids, max_new_tokens)
+    keys = jax.random.split(key, query_ids.shape[1])
+    return jax.vmap(decode, (1, 1, 0, 0), 1)(logits, query_ids, states, keys)

@@ -36,6 +36,7 @@ class GenerateTest(parameterized.TestCase):
 
     def test_many_queries(self):
         queries = random_ids(4, 3, 2, 4)
+        queries[0, 1, 2:] = queries[2, 0, 1:] = 0
         got = generate(MODEL, PARAMS, MEMORY, queries, 3)
         self.assertEqual(got.shape, (3, 2, 3))
         for r in range(2):

@@ -291,12 +291,24 @@ class MemoryModel:
         query_ids = self.check_read(params, memory, query_ids)
         if query_ids.ndim == 2:
             return self.read_logits(params, memory, query_ids)[0]
-        return self.read_several(params, memory, query_ids)
+        return self.read_several(params, memory, query_ids)[0]
 
-    def read_several(self, params: Params, memory: Memory, query_ids: jax.Array) -> jax.Array:
-        """Logits [B, R, Q + 1, V] of R queries [B, R, Q] of each sample; see `read_logits`."""
-        read = lambda ids: self.read_logits(params, memory, ids)[0]
-        return jax.vmap(read, 1, 1)(query_ids)
+    def read_several(
+        self, params: Params, memory: Memory, query_ids: jax.Array, room: int | None = None
+    ) -> tuple[jax.Array, DecodingState]:
+        """Runs R queries of each sample; see `read_logits`.
+
+        Args:
+            params: parameters of `init`.
+            memory: a memory of B samples.
+            query_ids: int [B, R, Q], padded on the right.
+            room: if decoding follows, how many more tokens it may add to each.
+
+        Returns:
+            Logits [B, R, Q + 1, V]; and with `room` R states, along a first axis of their leaves.
+        """
+        read = lambda ids: self.read_logits(params, memory, ids, room)
+        return jax.vmap(read, 1, (1, 0))(query_ids)
 
     def check_params(self, params: Params) -> None:
         """Raises ValueError unless `params` are those of `init`; more beside them do no harm."""

@@ -170,21 +170,25 @@ class PrefixMemory(MemoryModel):
         hidden = hidden[:, prefix.shape[1] - 1 :]
         return self.apply_lm(params, hidden, method="unembed"), cache
 
-    def read_several(self, params: Params, memory: Memory, query_ids: jax.Array) -> jax.Array:
+    def read_several(
+        self, params: Params, memory: Memory, query_ids: jax.Array, room: int | None = None
+    ) -> tuple[jax.Array, KVCache | None]:
         """Runs `[read_start; M; read_end]` once and each of the R queries behind it."""
         if query_ids.shape[1] == 1:
-            return super().read_several(params, memory, query_ids)
+            return super().read_several(params, memory, query_ids, room)
         prefix = self._prefix(params, memory, "read")
         cache = self._cache(memory, prefix.shape[1], decoding=True)
         before, cache = self.apply_lm(params, prefix, cache=cache)
-        cache = add_room(cache, query_ids.shape[-1])
+        cache = add_room(cache, query_ids.shape[-1] + (room or 0))
 
-        def read(ids: jax.Array) -> jax.Array:
-            hidden, _ = self.apply_lm(params, self.embed(params, ids), cache=cache)
+        def read(ids: jax.Array) -> tuple[jax.Array, KVCache | None]:
+            hidden, grown = self.apply_lm(params, self.embed(params, ids), cache=cache)
             hidden = jnp.concatenate([before[:, -1:], hidden], axis=1)
-            return self.apply_lm(params, hidden, method="unembed")
+            state = grown._replace(length=cache.length + self.query_lengths(ids))
+            logits = self.apply_lm(params, hidden, method="unembed")
+            return logits, None if room is None else state
 
-        return jax.vmap(read, 1, 1)(query_ids)
+        return jax.vmap(read, 1, (1, 0))(query_ids)
 
     def _control(self, params: Params, name: str, batch_size: int) -> jax.Array:
         """Control tokens [B, c, d]; c may be 0."""
