@@ -97,5 +97,6 @@ def get_config(
     config.curriculum.exact_match = 0.9  # of the last log_every training batches, to go on
 
     # At the end the best checkpoint is evaluated with these numbers of WRITE steps.
-    config.final_num_write_steps = (0, 1, 2, 3, 5, 8)
+    one_pass = METHODS[method].model.one_pass
+    config.final_num_write_steps = (0, 1) if one_pass else (0, 1, 2, 3, 5, 8)
     return config

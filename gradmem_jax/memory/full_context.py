@@ -54,6 +54,8 @@ class FullContext(MemoryModel):
         config: the model.
     """
 
+    one_pass: ClassVar[bool] = True
+
     config: FullContextConfig
 
     def init(self, key: jax.Array, lm_params: Params | None = None) -> Params:

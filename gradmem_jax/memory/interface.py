@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import typing
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +86,10 @@ class MemoryModel:
 
     Attributes:
         config: the model.
+        one_pass: whether WRITE reads a context once, so that K > 1 is no more than K = 1.
     """
+
+    one_pass: ClassVar[bool] = False
 
     config: MemoryConfig
 

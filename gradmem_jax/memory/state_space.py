@@ -42,6 +42,8 @@ class StateSpace(MemoryModel):
         config: the model.
     """
 
+    one_pass: ClassVar[bool] = True
+
     config: StateSpaceConfig
 
     def init(self, key: jax.Array, lm_params: Params | None = None) -> Params:

@@ -72,6 +72,16 @@ class ContractTest(parameterized.TestCase):
         written = read(params, write(params, CONTEXT, num_steps=1)[0], QUERIES)
         self.assertGreater(np.abs(written - first).max(), 1e-3)
 
+    def test_more_steps_change_what_is_written_in_more_than_one_pass(self, name):
+        model, params, write, read = writer(name)
+        once, twice = (
+            read(params, write(params, CONTEXT, num_steps=k)[0], QUERIES) for k in (1, 2)
+        )
+        if model.one_pass:
+            np.testing.assert_array_equal(once, twice)
+        else:
+            self.assertGreater(np.abs(once - twice).max(), 1e-3)
+
     def test_writing_on(self, name):
         model, params, write, read = writer(name)
         memory, _ = write(params, CONTEXT, num_steps=1)
