@@ -6,7 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gradmem_jax.checks import require, require_instance, require_integer, require_number
+from gradmem_jax.checks import (
+    is_traced,
+    require,
+    require_instance,
+    require_integer,
+    require_number,
+)
 from gradmem_jax.memory.interface import Memory, MemoryModel, Params
 from gradmem_jax.validation import check_key, check_length
 
@@ -63,12 +69,22 @@ def generate(
     length = ids.shape[-1] + max_new_tokens
     positions = model.num_memory_positions(memory)
     check_length("query_ids with max_new_tokens", length, positions, c.lm.max_positions)
-    decode = functools.partial(_generate, model, max_new_tokens, stop, temperature > 0)
-    unused = jax.random.key(0)
-    return decode(params, memory, ids, unused if key is None else key, temperature)
+    arrays = (params, memory, ids, jax.random.key(0) if key is None else key, temperature)
+    traced = any(is_traced(x) for x in jax.tree.leaves(arrays))
+    decode = _compiled("any" if traced else jax.default_backend())
+    return decode(model, max_new_tokens, stop, temperature > 0, *arrays)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.cache
+def _compiled(platform: str) -> Any:
+    """`_generate`, compiled; on CPU by an analysis that finds no need to copy caches twice a token.
+
+    XLA takes options for what is compiled by itself only, not inside of another program.
+    """
+    options = {"xla_cpu_copy_insertion_use_region_analysis": True} if platform == "cpu" else None
+    return jax.jit(_generate, static_argnums=(0, 1, 2, 3), compiler_options=options)
+
+
 def _generate(
     model: MemoryModel,
     max_new_tokens: int,
