@@ -8,9 +8,9 @@ Every question is put to every memory of the file, or to those that --context na
 
 from collections.abc import Iterable, Sequence
 
-from absl import app, flags
+from absl import flags
 
-from experiments import reporting
+from experiments import program, reporting
 from experiments.answering import answer, ask_in_a_loop, choose_contexts, open_memories, show
 from experiments.open_model import open_model
 from gradmem_jax.config import require
@@ -57,4 +57,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    program.run(main)

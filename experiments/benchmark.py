@@ -16,9 +16,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
-from experiments import children, reporting, setting
+from experiments import children, program, reporting, setting
 from experiments.reporting import log
 from experiments.setting import Setting
 from gradmem_jax.checks import require, require_choice
@@ -150,4 +150,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    program.run(main)

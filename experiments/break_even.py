@@ -13,9 +13,9 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
-from experiments import children, reporting, setting, speed_figures
+from experiments import children, program, reporting, setting, speed_figures
 from experiments.latency import crossing, describe, tables, totals
 from experiments.reporting import log
 
@@ -66,4 +66,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    program.run(main)

@@ -8,9 +8,9 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
-from experiments import figures, reporting
+from experiments import figures, program, reporting
 from experiments.events import read_scalars
 from experiments.reporting import log
 from experiments.runs import ONLY, ROOT
@@ -47,4 +47,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    program.run(main)

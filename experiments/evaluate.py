@@ -8,10 +8,10 @@ Writes evaluation.json and evaluation.png into the run's folder. Example:
 import pathlib
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import figures, reporting
+from experiments import figures, program, reporting
 from experiments.build import build_model, build_task, one_query
 from experiments.evaluation import evaluate_params, table
 from experiments.open_model import run_config
@@ -85,4 +85,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    program.run(main)

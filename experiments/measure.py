@@ -14,10 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments import heap
+from experiments import heap, program
 from experiments.flops import inference_flops, step_flops
 from experiments.reference_runner import process_peak_bytes
 from experiments.setting import MIB, Setting
@@ -224,4 +223,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    program.run(main)

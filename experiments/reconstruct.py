@@ -7,9 +7,9 @@ python -m experiments.reconstruct --model=smollm2.gguf --context=text.txt --out=
 import pathlib
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
-from experiments import figures, reporting
+from experiments import figures, program, reporting
 from experiments.contexts import encode_context, read_contexts
 from experiments.open_model import open_model
 from experiments.reporting import log
@@ -54,4 +54,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    program.run(main)

@@ -11,9 +11,9 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
-from experiments import figures, paper_results, reporting
+from experiments import figures, paper_results, program, reporting
 from experiments.runs import (
     NAMES,
     ONLY,
@@ -319,4 +319,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    program.run(main)

@@ -189,4 +189,6 @@ def read_json(path: pathlib.Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
+        raise ValueError(
+            f"cannot read {path} ({error}); is {path.parent} the workdir of a run?"
+        ) from error

@@ -10,9 +10,9 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
-from experiments import reporting
+from experiments import program, reporting
 from experiments.build import build_model
 from experiments.nonfinite import load_batch, sample_results
 from experiments.open_model import run_config
@@ -43,4 +43,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    program.run(main)

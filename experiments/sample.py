@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
-from experiments import reporting
+from experiments import program, reporting
 from experiments.reporting import log
 from gradmem_jax import FullContext, FullContextConfig, Pretrained, generate, load_pretrained
 from gradmem_jax.config import TransformerConfig
@@ -84,4 +84,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    program.run(main)

@@ -13,9 +13,9 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
-from experiments import children, reporting, setting, speed_figures
+from experiments import children, program, reporting, setting, speed_figures
 from experiments.growth import SYMBOLS, growth, memory_by_context, parse_sweeps, tables
 from experiments.reporting import log
 from experiments.setting import Setting
@@ -77,4 +77,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    program.run(main)

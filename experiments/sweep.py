@@ -21,9 +21,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TextIO
 
 import jax
-from absl import app, flags
+from absl import flags
 
-from experiments import locks, reporting
+from experiments import locks, program, reporting
 from experiments.build import LOWER_IS_BETTER, build_stages
 from experiments.reporting import log
 from experiments.runs import ONLY, ROOT, name_pattern
@@ -308,4 +308,4 @@ def main(_: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     sys.modules["experiments.sweep"] = sys.modules["__main__"]  # sweep files import Run from it
-    app.run(main)
+    program.run(main)

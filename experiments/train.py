@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import heap, hosts, locks, reporting
+from experiments import heap, hosts, locks, program, reporting
 from experiments.build import (
     LOWER_IS_BETTER,
     Stage,
@@ -246,4 +246,4 @@ def main(_: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    program.run(main)

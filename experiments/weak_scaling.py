@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import reporting
+from experiments import program, reporting
 from experiments.build import build_model, build_optimizer_config, build_task, first_params
 from experiments.communication import sent_bytes
 from experiments.projection import Chip, project, step_flops
@@ -133,4 +133,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    program.run(main)

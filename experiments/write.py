@@ -10,9 +10,9 @@ The model is a run of experiments.train, or a pretrained language model as it is
 import pathlib
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
-from experiments import figures, reporting
+from experiments import figures, program, reporting
 from experiments.contexts import read_contexts
 from experiments.open_model import open_model
 from experiments.reporting import log
@@ -80,4 +80,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    program.run(main)

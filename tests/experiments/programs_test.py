@@ -88,8 +88,8 @@ class ProgramsTest(absltest.TestCase):
     def test_evaluate_refuses(self):
         folder = self.create_tempdir().full_path
         done = start("evaluate", f"--workdir={folder}")
-        self.assertNotEqual(done.returncode, 0)
-        self.assertIn("cannot read", done.stderr)
+        self.assertEqual(done.returncode, 1)
+        self.assertRegex(done.stderr, "^error: cannot read .* the workdir of a run")
 
 
 if __name__ == "__main__":
