@@ -38,7 +38,8 @@ def generate(
         memory: what `write_memory` returned for B samples.
         query_ids: int [B, Q] or [B, R, Q], padded on the right with `config.pad_id`.
         max_new_tokens: T, how many tokens to add.
-        stop_id: after this token a sample is filled with `config.pad_id`.
+        stop_id: after this token a sample is filled with `config.pad_id`; decoding ends when all
+            have stopped.
         temperature: 0 takes the most probable token, 1 draws from the model's distribution.
         key: a JAX random key, needed to draw.
 
@@ -96,29 +97,43 @@ def _generate(
     key: jax.Array,
     temperature: jax.typing.ArrayLike,
 ) -> jax.Array:
-    c = model.config
-
-    def step(carry: Any, key: jax.Array) -> Any:
-        ids, done, state = carry
-        logits, state = model.decode_token(params, state, ids)
-        return pick(logits, done | (ids == stop_id), state, key)
-
-    def pick(logits: jax.Array, done: jax.Array, state: Any, key: jax.Array) -> Any:
-        chosen = jax.random.categorical(key, logits / temperature) if draws else logits.argmax(-1)
-        ids = jnp.where(done, c.pad_id, chosen.astype(jnp.int32))
-        return (ids, done, state), ids
-
-    def decode(logits: jax.Array, query_ids: jax.Array, state: Any, key: jax.Array) -> jax.Array:
-        last = model.query_lengths(query_ids)[:, None, None]
-        logits = jnp.take_along_axis(logits, last, axis=1)[:, 0]
-        keys = jax.random.split(key, max_new_tokens)
-        carry, first = pick(logits, jnp.zeros(len(query_ids), bool), state, keys[0])
-        _, others = jax.lax.scan(step, carry, keys[1:])
-        return jnp.concatenate([first[None], others]).T
-
+    pad_id = model.config.pad_id
+    keys = jax.random.split(key, max_new_tokens)
     if query_ids.ndim == 2:
+        each = lambda function: function
         logits, state = model.read_logits(params, memory, query_ids, max_new_tokens)
-        return decode(logits, query_ids, state, key)
-    logits, states = model.read_several(params, memory, query_ids, max_new_tokens)
-    keys = jax.random.split(key, query_ids.shape[1])
-    return jax.vmap(decode, (1, 1, 0, 0), 1)(logits, query_ids, states, keys)
+    else:  # queries first, as the states are
+        each = jax.vmap
+        logits, state = model.read_several(params, memory, query_ids, max_new_tokens)
+        logits, query_ids = jnp.moveaxis(logits, 1, 0), jnp.moveaxis(query_ids, 1, 0)
+        keys = jax.vmap(lambda key: jax.random.split(key, len(query_ids)))(keys)
+
+    @each
+    def last(logits: jax.Array, query_ids: jax.Array) -> jax.Array:
+        lengths = model.query_lengths(query_ids)[:, None, None]
+        return jnp.take_along_axis(logits, lengths, axis=1)[:, 0]
+
+    @each
+    def advance(state: Any, ids: jax.Array) -> tuple[jax.Array, Any]:
+        return model.decode_token(params, state, ids)
+
+    @each
+    def choose(key: jax.Array, logits: jax.Array) -> jax.Array:
+        chosen = jax.random.categorical(key, logits / temperature) if draws else logits.argmax(-1)
+        return chosen.astype(jnp.int32)
+
+    def goes_on(carry: Any) -> jax.Array:
+        index, done, *_ = carry
+        return (index < max_new_tokens) & ~done.all()
+
+    def step(carry: Any) -> Any:
+        index, done, tokens, state = carry
+        logits, state = advance(state, tokens[index - 1])
+        ids = jnp.where(done, pad_id, choose(keys[index], logits))
+        return index + 1, done | (ids == stop_id), tokens.at[index].set(ids), state
+
+    ids = choose(keys[0], last(logits, query_ids))
+    tokens = jnp.full((max_new_tokens, *ids.shape), pad_id, jnp.int32).at[0].set(ids)
+    carry = (1, ids == stop_id, tokens, state)
+    _, _, tokens, _ = jax.lax.while_loop(goes_on, step, carry)
+    return tokens.T

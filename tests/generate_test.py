@@ -61,6 +61,27 @@ class GenerateTest(parameterized.TestCase):
             np.testing.assert_array_equal(after[:end], before[:end])
             np.testing.assert_array_equal(after[end:], 0)
 
+    def test_decodes_until_all_have_stopped(self):
+        tokens = []
+
+        class Counting(type(MODEL)):
+            def decode_token(self, params, state, ids):
+                jax.debug.callback(tokens.append, ids)
+                return super().decode_token(params, state, ids)
+
+        queries = random_ids(3, 3, 5)
+        model = Counting(MODEL.config)
+        free = np.asarray(generate(model, PARAMS, MEMORY, queries, 6))
+        jax.effects_barrier()
+        self.assertLen(tokens, 5)
+        tokens.clear()
+        stop = int(free[0, 1])
+        self.assertNotEqual(stop, free[0, 0])
+        got = generate(model, PARAMS, MEMORY[:1], queries[:1], 6, stop_id=stop)
+        np.testing.assert_array_equal(got, [[*free[0, :2], 0, 0, 0, 0]])
+        jax.effects_barrier()
+        self.assertLen(tokens, 1)
+
     def test_draws_from_the_distribution(self):
         memory = np.repeat(MEMORY[:1], 2000, axis=0)
         queries = np.tile([[[1, 2], [3, 4]]], (2000, 1, 1))
