@@ -156,8 +156,12 @@ class Progress:
             self._writer.close()
 
     def restart_clock(self, step: int) -> None:
-        """Leaves out of the speed what happened since the last line: a compile, an evaluation."""
+        """Leaves out of the speed what happened since the last line, such as an evaluation."""
         self._last = (time.monotonic(), step)
+
+    def leave_out(self, seconds: float) -> None:
+        """Leaves so many seconds since the last line out of the speed, of a compile for example."""
+        self._last = (self._last[0] + seconds, self._last[1])
 
     def train(self, step: int, task: str, metrics: Mapping[str, float]) -> None:
         """Reports the mean metrics of the training steps since the last line."""

@@ -142,7 +142,9 @@ def _train(
                         if jax.process_count() == 1 or step % config.log_every == 0:
                             stopping.check()
                         batch = running.next_batch()
+                        compiling = steps.seconds
                         state, metrics = running.step(state, batch)
+                        progress.leave_out(steps.seconds - compiling)
                         step += 1
                         window.add(TrainedStep(step, running.num_write_steps, batch, metrics))
                         if step % config.log_every and step < config.num_steps:
