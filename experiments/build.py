@@ -197,10 +197,17 @@ def _curriculum(config: ConfigDict, model: MemoryModel, task: Any) -> tuple[list
         f"the curriculum ends at {name}={sizes[-1]}, num_write_steps={steps[-1]}; its last "
         f"stage must be the task itself, {last} and {own_steps}.",
     )
-    return [_resized(task, name, size) for size in sizes], steps
+    return [resize(task, name, size) for size in sizes], steps
 
 
-def _resized(task: Any, name: str, size: int) -> Any:
+def resize(task: Any, name: str, size: int) -> Any:
+    """The task in another size.
+
+    Args:
+        task: the task.
+        name: its field, one of `CURRICULUM_SIZES`.
+        size: the field's value; 0 max_context_tokens are any number.
+    """
     if name == "max_context_tokens":
         return dataclasses.replace(task, max_context_tokens=size or None, long_contexts="skip")
     queries = min(size, task.queries_per_context)
@@ -237,7 +244,12 @@ def _check_run(config: ConfigDict) -> None:
     require_instance("shuffle", config.shuffle, bool)
 
 
-def _stage_name(config: ConfigDict, model: MemoryModel, task: Any) -> str:
+def task_name(config: ConfigDict, task: Any) -> str:
+    """Names a task and its size, such as "N = 8" or "QA2, contexts to 64 tokens"."""
     longest = getattr(task, "max_context_tokens", None)
     contexts = f", contexts to {longest} tokens" if longest else ""
-    return f"{size_name(config.task, vars(task))}{contexts}, K = {model.config.num_write_steps}"
+    return size_name(config.task, vars(task)) + contexts
+
+
+def _stage_name(config: ConfigDict, model: MemoryModel, task: Any) -> str:
+    return f"{task_name(config, task)}, K = {model.config.num_write_steps}"

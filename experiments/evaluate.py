@@ -1,8 +1,9 @@
-"""Evaluates a trained run with the context removed, over numbers of WRITE steps (and of pairs).
+"""Evaluates a trained run with the context removed, over numbers of WRITE steps and sizes.
 
 Writes evaluation.json and evaluation.png into the run's folder. Example:
 
   python -m experiments.evaluate --workdir=runs/kv_quick --num_write_steps=0,1,2,4,8
+  python -m experiments.evaluate --workdir=runs/qa1 --max_context_tokens=16,40,0
 """
 
 import pathlib
@@ -12,11 +13,10 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import figures, program, reporting
-from experiments.build import build_model, build_task, one_query
+from experiments.build import build_model, build_task, one_query, resize, task_name
 from experiments.evaluation import evaluate_params, table
 from experiments.open_model import run_config
 from experiments.reporting import log
-from experiments.tasks import size_name
 from gradmem_jax import checkpoint
 from gradmem_jax.config import DTYPES, require
 from gradmem_jax.data.task import Task
@@ -29,24 +29,25 @@ _NUM_WRITE_STEPS = flags.DEFINE_list(
 _NUM_PAIRS = flags.DEFINE_list(
     "num_pairs", None, "Numbers of pairs N, of KV retrieval; default: as trained."
 )
+_MAX_CONTEXT_TOKENS = flags.DEFINE_list(
+    "max_context_tokens", None, "Longest contexts, of a text task, 0 for any; default: as trained."
+)
 _SPLIT = flags.DEFINE_string("split", "", "Split of the data; default: config.final_split.")
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 2000, "Contexts, at most.", lower_bound=1)
 _DTYPE = flags.DEFINE_enum("dtype", None, DTYPES, "Compute dtype; default: as trained.")
 _OUT = flags.DEFINE_string("out", None, "Path of the results without suffix; in --workdir.")
 
 
-def _tasks(config: ConfigDict) -> dict[str, Task]:
-    """The trained task, or the same one with the numbers of pairs that the flag asks for."""
-    changes: list[dict[str, int]] = [{}]
-    if _NUM_PAIRS.value is not None:
-        require("num_pairs" in config.data, f"--num_pairs: {config.task!r} has no pairs.")
-        changes = [{"num_pairs": n} for n in reporting.integers("num_pairs", _NUM_PAIRS.value)]
-        changes = [change | {"queries_per_context": 1} for change in changes]
-    fields = config.data.to_dict()
-    return {
-        size_name(config.task, fields | change): one_query(build_task(config, **change))
-        for change in changes
-    }
+def _sizes(config: ConfigDict, task: Task) -> dict[str, Task]:
+    """The trained task, or the same one in the sizes that a flag asks for, by name."""
+    flag_values = {"num_pairs": _NUM_PAIRS.value, "max_context_tokens": _MAX_CONTEXT_TOKENS.value}
+    sizes = {name: values for name, values in flag_values.items() if values is not None}
+    require(len(sizes) < 2, "--num_pairs and --max_context_tokens exclude each other.")
+    tasks = [task]
+    for name, values in sizes.items():
+        require(hasattr(task, name), f"--{name}: task {config.task!r} has no {name}.")
+        tasks = [resize(task, name, size) for size in reporting.integers(name, values)]
+    return {task_name(config, task): task for task in tasks}
 
 
 def main(_: Sequence[str]) -> None:
@@ -59,16 +60,17 @@ def main(_: Sequence[str]) -> None:
     if _DTYPE.value:
         config.lm.dtype = _DTYPE.value
     step, params = checkpoint.restore_params(workdir / "checkpoints", _CHECKPOINT.value)
+    task = one_query(build_task(config))
     model, split = build_model(config), _SPLIT.value or config.final_split
     steps = reporting.integers("num_write_steps", _NUM_WRITE_STEPS.value)
     results = {}
-    for name, task in _tasks(config).items():
+    for name, size in _sizes(config, task).items():
         results[name] = evaluate_params(
-            model, params, task, steps, num_samples=_NUM_SAMPLES.value, split=split
+            model, params, size, steps, num_samples=_NUM_SAMPLES.value, split=split
         )
         log.info("%s, checkpoint of step %d\n%s", name, step, table(results[name]))
     trained = {
-        "task": size_name(config.task, config.data),
+        "task": task_name(config, task),
         "num_write_steps": config.model.num_write_steps,
     }
     report = {

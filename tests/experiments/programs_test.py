@@ -84,6 +84,11 @@ class ProgramsTest(absltest.TestCase):
                 self.assertTrue(0 <= low <= row["exact_match"] <= high <= 1)
                 self.assertEqual(set(row["write_loss_of"]), {"key", "value", "delimiter"})
         self.assertStartsWith((workdir / "evaluation.png").read_bytes(), b"\x89PNG")
+        self.assertEqual(report["trained"]["task"], "N = 2")
+
+        done = start("evaluate", f"--workdir={workdir}", "--max_context_tokens=8", devices=1)
+        self.assertEqual(done.returncode, 1)
+        self.assertRegex(done.stderr, "^error: --max_context_tokens: .* has no max_context_tokens")
 
     def test_evaluate_refuses(self):
         folder = self.create_tempdir().full_path
