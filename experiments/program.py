@@ -18,10 +18,10 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     Args:
         main: gets the command line behind the flags and returns the exit status, or None for 0.
     """
-    app.run(lambda arguments: _without_traceback(main, arguments))
+    app.run(lambda arguments: without_traceback(main, arguments))
 
 
-def _without_traceback(
+def without_traceback(
     main: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
 ) -> int | None:
     """Ends the process with status 1 and the message of an error that our own code raised.

@@ -142,7 +142,9 @@ class UnwritableTest(parameterized.TestCase):
         )
         self.assertEqual(done.returncode, 1)
         flag = OUTPUTS[program][-1].partition("=")[0]
-        self.assertRegex(done.stderr, rf"ValueError: {flag}: files .*{self.folder}/file.* another")
+        message = rf"(?m)^error: {flag}: files .*{self.folder}/file.* another"
+        self.assertRegex(done.stderr, message)
+        self.assertNotIn("Traceback", done.stderr)
         self.assertNotIn("compil", done.stdout)
 
 
