@@ -70,9 +70,10 @@ def generate(
     length = ids.shape[-1] + max_new_tokens
     positions = model.num_memory_positions(memory)
     check_length("query_ids with max_new_tokens", length, positions, c.lm.max_positions)
-    arrays = (params, memory, ids, jax.random.key(0) if key is None else key, temperature)
-    traced = any(is_traced(x) for x in jax.tree.leaves(arrays))
-    decode = _compiled("any" if traced else jax.default_backend())
+    unused = jax.random.key(0)
+    arrays = (params, memory, ids, unused if key is None else key, temperature)
+    inside = any(is_traced(x) for x in jax.tree.leaves((arrays, unused)))
+    decode = _compiled("any" if inside else jax.default_backend())
     return decode(model, max_new_tokens, stop, temperature > 0, *arrays)
 
 
@@ -80,9 +81,14 @@ def generate(
 def _compiled(platform: str) -> Any:
     """`_generate`, compiled; on CPU by an analysis that finds no need to copy caches twice a token.
 
-    XLA takes options for what is compiled by itself only, not inside of another program.
+    XLA takes options for what is compiled by itself only, not inside of another program, and only
+    those that its version knows.
     """
     options = {"xla_cpu_copy_insertion_use_region_analysis": True} if platform == "cpu" else None
+    try:
+        jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:
+        options = None
     return jax.jit(_generate, static_argnums=(0, 1, 2, 3), compiler_options=options)
 
 
