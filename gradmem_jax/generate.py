@@ -84,11 +84,13 @@ def _compiled(platform: str) -> Any:
     XLA takes options for what is compiled by itself only, not inside of another program, and only
     those that its version knows.
     """
-    options = {"xla_cpu_copy_insertion_use_region_analysis": True} if platform == "cpu" else None
-    try:
-        jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
-    except jax.errors.JaxRuntimeError:
-        options = None
+    options = None
+    if platform == "cpu":
+        options = {"xla_cpu_copy_insertion_use_region_analysis": True}
+        try:
+            jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
+        except jax.errors.JaxRuntimeError:
+            options = None
     return jax.jit(_generate, static_argnums=(0, 1, 2, 3), compiler_options=options)
 
 
