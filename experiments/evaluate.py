@@ -15,9 +15,8 @@ from ml_collections import ConfigDict
 from experiments import figures, program, reporting
 from experiments.build import build_model, build_task, one_query, resize, task_name
 from experiments.evaluation import evaluate_params, table
-from experiments.open_model import run_config
+from experiments.open_model import run_config, run_params
 from experiments.reporting import log
-from gradmem_jax import checkpoint
 from gradmem_jax.config import DTYPES, require
 from gradmem_jax.data.task import Task
 
@@ -59,7 +58,7 @@ def main(_: Sequence[str]) -> None:
     reporting.output_file("out", out.with_suffix(".json"))
     if _DTYPE.value:
         config.lm.dtype = _DTYPE.value
-    step, params = checkpoint.restore_params(workdir / "checkpoints", _CHECKPOINT.value)
+    step, params = run_params(workdir, _CHECKPOINT.value)
     task = one_query(build_task(config))
     model, split = build_model(config), _SPLIT.value or config.final_split
     steps = reporting.integers("num_write_steps", _NUM_WRITE_STEPS.value)

@@ -19,6 +19,7 @@ from gradmem_jax.data.task import Tokenizer
 from gradmem_jax.lm.pretrained import load_pretrained
 from gradmem_jax.memory.gradient import GradMem
 from gradmem_jax.memory.interface import MemoryModel, Params
+from gradmem_jax.params_file import load_params
 
 # Learning rates of a WRITE that nobody trained; Adam's is in units of the embeddings' size.
 WRITE_LEARNING_RATES = {"adam": 0.3, "sgd": 1.0}
@@ -26,6 +27,10 @@ PRETRAINED_OPTIONS = (
     *("num_memory_tokens", "num_write_steps", "write_optimizer", "write_learning_rate"),
     *("tokenizer_path", "scan_layers"),
 )
+
+
+# What experiments.export writes in place of checkpoints.
+PARAMS, EXPORTED = "params.safetensors", "exported.json"
 
 
 class OpenModel(NamedTuple):
@@ -63,7 +68,7 @@ def open_model(path: str, options: Mapping[str, Any]) -> OpenModel:
         os.path.exists(folder),
         f"there is no model {path}; name a run's workdir or a model's files.",
     )
-    is_run = (folder / "checkpoints").is_dir()
+    is_run = any((folder / name).exists() for name in ("checkpoints", PARAMS))
     known = ("checkpoint_name",) if is_run else PRETRAINED_OPTIONS
     foreign = [name for name in options if name not in known]
     kind = "a run, configured by its config.json" if is_run else "a pretrained language model"
@@ -80,8 +85,28 @@ def run_config(workdir: pathlib.Path) -> ConfigDict:
     return config
 
 
+def run_params(workdir: pathlib.Path, checkpoint_name: str = "best") -> tuple[int, Params]:
+    """Reads the parameters of a run, or of what experiments.export made of one.
+
+    Args:
+        workdir: its folder.
+        checkpoint_name: "best", "latest", or a step. An exported run has one step only.
+
+    Returns:
+        (step, params).
+
+    Raises:
+        ValueError: there is no such run or checkpoint, or it is damaged.
+    """
+    if not (workdir / PARAMS).exists():
+        return checkpoint.restore_params(workdir / "checkpoints", checkpoint_name)
+    step = int(reporting.read_json(workdir / EXPORTED)["step"])
+    require_choice("checkpoint", checkpoint_name, ("best", "latest", str(step)))
+    return step, load_params(workdir / PARAMS)
+
+
 def open_run(workdir: pathlib.Path, checkpoint_name: str = "best") -> OpenModel:
-    """Opens a run of experiments.train.
+    """Opens a run of experiments.train, or what experiments.export made of one.
 
     Args:
         workdir: its folder.
@@ -93,7 +118,7 @@ def open_run(workdir: pathlib.Path, checkpoint_name: str = "best") -> OpenModel:
     config = run_config(workdir)
     task: Any = build_task(config)
     model = build_model(config)
-    _, params = checkpoint.restore_params(workdir / "checkpoints", checkpoint_name)
+    _, params = run_params(workdir, checkpoint_name)
     end_id = getattr(task, "end_id", None) or getattr(task.tokenizer, "end_id", None)
     prompt = getattr(task, "prompt", lambda question: question)
     return OpenModel(model, params, task.tokenizer, end_id, prompt, {})

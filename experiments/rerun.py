@@ -15,9 +15,8 @@ from absl import flags
 from experiments import program, reporting
 from experiments.build import build_model
 from experiments.nonfinite import load_batch, sample_results
-from experiments.open_model import run_config
+from experiments.open_model import run_config, run_params
 from experiments.reporting import log
-from gradmem_jax import checkpoint
 from gradmem_jax.training import step_params
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
@@ -31,7 +30,7 @@ def main(_: Sequence[str]) -> None:
     workdir = pathlib.Path(_WORKDIR.value)
     config = run_config(workdir)
     batch = load_batch(_BATCH.value)
-    step, params = checkpoint.restore_params(workdir / "checkpoints", _CHECKPOINT.value)
+    step, params = run_params(workdir, _CHECKPOINT.value)
     k = int(batch["num_write_steps"])
     log.info("batch of step %d, K = %d; parameters of step %d", batch["step"], k, step)
     model = build_model(config, num_write_steps=k)

@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 from experiments import hosts, reporting
 from experiments.build import build_task, first_params
 from experiments.configs.default import get_config
-from experiments.open_model import run_config
+from experiments.open_model import run_config, run_params
 from experiments.reporting import log
-from gradmem_jax import checkpoint, sharding
+from gradmem_jax import sharding
 from gradmem_jax.config import require
 from gradmem_jax.data.text_task import read_tokenizer
 from gradmem_jax.data.text_tokenizer import TextTokenizer
@@ -32,7 +32,7 @@ def start_state(config: ConfigDict, model: MemoryModel, optimizer: Any) -> Train
     if not config.init_from:
         return init_state(first_params(config, model), optimizer, config.frozen)
     folder = pathlib.Path(config.init_from)
-    step, earlier = checkpoint.restore_params(folder / "checkpoints", config.init_checkpoint)
+    step, earlier = run_params(folder, config.init_checkpoint)
     log.info("starting from step %d of %s", step, folder)
     run = run_config(folder)
     if run.method != config.method:

@@ -19,6 +19,7 @@ from gradmem_jax.memory.segments import write_context
 from gradmem_jax.memory.state_space import StateMemory, StateSpace, StateSpaceConfig
 from gradmem_jax.memory.warm_start import WarmStart, WarmStartConfig
 from gradmem_jax.memory_file import load_memory, save_memory
+from gradmem_jax.params_file import load_params, save_params
 from gradmem_jax.reconstruction import Reconstruction, reconstruct
 
 __version__ = "0.1.0"
@@ -60,10 +61,12 @@ __all__ = [
     "kv_cache_floats",
     "load_config",
     "load_memory",
+    "load_params",
     "load_pretrained",
     "memory_floats",
     "reconstruct",
     "save_memory",
+    "save_params",
     "save_pretrained",
     "write_context",
 ]

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-from safetensors.numpy import save
 
+from gradmem_jax.arrays_file import open_arrays, write_arrays
 from gradmem_jax.checks import is_traced, require, require_instance
 from gradmem_jax.fingerprint import (
     Fingerprint,
@@ -134,32 +133,12 @@ def save_memory(
     except TypeError as error:
         raise ValueError(f"notes and contexts must be what JSON has: {error}.") from error
     texts["header_checksum"] = _header_checksum(texts)
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(save(arrays, metadata=texts))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_arrays(path, arrays, texts)
 
 
 def _header_checksum(texts: Mapping[str, str]) -> str:
     kept = {name: text for name, text in texts.items() if name != "header_checksum"}
     return hash_bytes(json.dumps(kept, sort_keys=True).encode())
-
-
-def _open(path: str | pathlib.Path) -> Any:
-    require_instance("path", path, str | os.PathLike)
-    path = pathlib.Path(path)
-    require(path.is_file(), f"{path} is not a file; where is the memory?")
-    try:
-        return safetensors.safe_open(path, framework="numpy")
-    except Exception as error:  # safetensors raises errors of several kinds
-        raise ValueError(
-            f"{path} cannot be read as a memory: it is cut short, damaged, or another kind of file "
-            f"({error})."
-        ) from error
 
 
 def _header(path: str | pathlib.Path, file: Any) -> Header:
@@ -196,7 +175,7 @@ def read_header(path: str | pathlib.Path) -> Header:
     Raises:
         ValueError: the file is missing, damaged, or no memory.
     """
-    with _open(path) as file:
+    with open_arrays(path, "memory") as file:
         return _header(path, file)
 
 
@@ -228,7 +207,7 @@ def load_memory(
     require_instance("contexts", contexts, slice)
     require_instance("fingerprint", fingerprint, Fingerprint | None)
     model.check_params(params)
-    with _open(path) as file:
+    with open_arrays(path, "memory") as file:
         header = _header(path, file)
         _check_model(path, header, model, params, fingerprint)
         try:

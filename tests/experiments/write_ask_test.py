@@ -119,6 +119,33 @@ class WriteAskTest(parameterized.TestCase):
         self.assertEqual(self.ask(*QUESTIONS, pattern="*[12].txt", batch_size=1), answers[1:])
         self.assertEqual(self.ask(*QUESTIONS, pattern="*[02].txt"), answers[::2])
 
+    def test_an_exported_run_answers_as_the_run(self):
+        out = self.out.parent / "exported"
+        arguments = (f"--workdir={self.run_path}", f"--out={out}")
+        done = start("export", *arguments)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertRegex(done.stdout, r"step 1 of \S+: \d+ parameters, \d+ KiB in ")
+        names = ["config.json", "exported.json", "params.safetensors"]
+        self.assertEqual(sorted(path.name for path in out.iterdir()), names)
+        self.write(self.run_path)
+        answers = self.ask(*QUESTIONS)
+        self.assertEqual(self.ask(*QUESTIONS, model=str(out)), answers)
+        self.write(str(out))
+        self.assertEqual(self.ask(*QUESTIONS), answers)
+        run, exported = (open_model(path, {}).params for path in (self.run_path, str(out)))
+        chex.assert_trees_all_equal(run, exported)
+        config = tiny_config(init_from=str(out))
+        state = run_start.start_state(config, build_model(config), optax.identity())
+        chex.assert_trees_all_equal(dict(state.params), run)
+
+        self.assertEqual(start("export", *arguments, "--dtype=float16").returncode, 0)
+        half = open_model(str(out), {"checkpoint_name": "1"}).params
+        chex.assert_trees_all_close(half, run, rtol=1e-3, atol=1e-6)
+        with self.assertRaisesRegex(ValueError, "checkpoint='2' is not known"):
+            open_model(str(out), {"checkpoint_name": "2"})
+        done = start("export", arguments[0], f"--out={self.run_path}")
+        self.assertRegex(done.stderr, "^error: --out=.* is the folder of a run")
+
     def test_the_programs_on_a_trained_run(self):
         run = self.out.parent / "trained"
         with contextlib.redirect_stdout(io.StringIO()):

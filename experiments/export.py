@@ -1,0 +1,63 @@
+"""Makes a small folder of a trained run, to keep or to share: parameters, configuration, words.
+
+Without what only training needs it is a fraction of the run's size. write, ask, evaluate and
+--config.init_from take it in place of a run. Example:
+
+  python -m experiments.export --workdir=runs/kv_quick --out=kv_quick --dtype=float16
+  python -m experiments.write --model=kv_quick --context=pairs.txt --out=pairs.safetensors
+"""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from absl import flags
+
+from experiments import program, reporting
+from experiments.build import build_task
+from experiments.open_model import EXPORTED, PARAMS, run_config, run_params
+from experiments.reporting import log
+from gradmem_jax.checks import require
+from gradmem_jax.config import DTYPES
+from gradmem_jax.data.text_tokenizer import TextTokenizer
+from gradmem_jax.params_file import save_params
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+_OUT = flags.DEFINE_string("out", None, "The folder to write, made if missing.", required=True)
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, or a step.")
+_DTYPE = flags.DEFINE_enum(
+    "dtype", None, DTYPES, "What parameters are stored as; default: as trained, bit by bit."
+)
+
+
+def main(_: Sequence[str]) -> None:
+    """Runs the program."""
+    reporting.set_up_logging()
+    workdir, out = pathlib.Path(_WORKDIR.value), reporting.output_folder("out", _OUT.value)
+    require(
+        not (out / "checkpoints").exists(),
+        f"--out={out} is the folder of a run; choose a folder of its own.",
+    )
+    step, params = run_params(workdir, _CHECKPOINT.value)
+    config = run_config(workdir)
+    if config.pretrained:
+        config.pretrained = str(pathlib.Path(config.pretrained).absolute())
+    tokenizer: Any = build_task(config).tokenizer
+    if isinstance(tokenizer, TextTokenizer):
+        tokenizer.save(out / "tokenizer.json")
+        config.data.tokenizer_path = ""
+    save_params(out / PARAMS, params, _DTYPE.value)
+    reporting.write_json(out / "config.json", config.to_dict())
+    reporting.write_json(out / EXPORTED, {"step": step, "dtype": _DTYPE.value})
+    log.info(
+        "step %d of %s: %d parameters, %.0f KiB in %s",
+        *(step, workdir, sum(x.size for x in jax.tree.leaves(params))),
+        *((out / PARAMS).stat().st_size / 1024, out),
+    )
+    if config.pretrained:
+        log.info("its language model is still described by %s", config.pretrained)
+
+
+if __name__ == "__main__":
+    program.run(main)
