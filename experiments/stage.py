@@ -1,8 +1,11 @@
 """A curriculum stage that is being trained: its data, its compiled steps, its devices."""
 
 import functools
+import os
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent import futures
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +22,8 @@ from gradmem_jax.memory.interface import MemoryModel, Params
 from gradmem_jax.optimizer import make_optimizer
 from gradmem_jax.training import TrainState, jit_train_step
 
+Batch = Mapping[str, jax.Array | jax.ShapeDtypeStruct]
+_MAX_COMPILING = 4  # programs compiled at a time; each takes memory of the host
 FIELDS = ("context_ids", "query_ids", "labels", "value_mask")  # what the training step takes
 
 
@@ -79,20 +84,23 @@ def find_devices(config: ConfigDict) -> Devices:
 class CompiledSteps:
     """Training steps of a run, compiled once for each model and shape of batches.
 
+    Use it as a context: at its end, what nobody waits for is not compiled any more.
+
     Attributes:
-        seconds: how long compiling has taken so far.
+        seconds: how long training has waited for compiling so far.
     """
 
-    def __init__(self, config: ConfigDict, devices: Devices, state: TrainState):
+    def __init__(self, config: ConfigDict, devices: Devices, state: Any):
         """Compiles nothing yet.
 
         Args:
             config: see experiments/configs/default.py.
             devices: what `find_devices` returned.
-            state: a training state, for its shapes.
+            state: a training state, or the shapes and dtypes of one.
         """
         self.seconds = 0.0
-        self._state_shapes = jax.eval_shape(lambda: state)
+        shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
+        self._state_shapes = jax.tree.map(shape, state)
         self._jit = lambda model: jit_train_step(
             model,
             make_optimizer(build_optimizer_config(config)),
@@ -102,22 +110,57 @@ class CompiledSteps:
             config.frozen,
             config.seed,
         )
-        self._compiled: dict[tuple[Any, ...], Any] = {}
+        self._compiled: dict[tuple[Any, ...], futures.Future[Any]] = {}
+        self._pool = futures.ThreadPoolExecutor(min(os.cpu_count() or 1, _MAX_COMPILING))
+        self._lowering = threading.Lock()
 
-    def find(self, model: MemoryModel, batch: Mapping[str, jax.Array], name: str) -> Any:
+    def __enter__(self) -> "CompiledSteps":
+        """Returns itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Waits for what is being compiled, and drops the rest."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def start(self, model: MemoryModel, batches: Sequence[Batch], name: str) -> None:
+        """Begins to compile the steps of a model in the background, those of others no more.
+
+        Args:
+            model: the model.
+            batches: of the shapes expected, the one needed first in front.
+            name: what progress lines call the steps.
+        """
+        self._compiled = {k: step for k, step in self._compiled.items() if not step.cancel()}
+        for batch in batches:
+            if self._key(model, batch) not in self._compiled:
+                submitted = self._pool.submit(self._compile, model, batch, name)
+                self._compiled[self._key(model, batch)] = submitted
+
+    def find(self, model: MemoryModel, batch: Batch, name: str) -> Any:
         """Returns the step of a model for batches like this one; progress lines call it `name`."""
-        lengths = batch["context_ids"].shape[-1], batch["query_ids"].shape[-1]
-        key = (model, batch["context_ids"].shape, batch["query_ids"].shape)
+        started, key = time.monotonic(), self._key(model, batch)
         if key not in self._compiled:
+            self._compiled[key] = self._pool.submit(self._compile, model, batch, name)
+        waits = not self._compiled[key].done()
+        step = self._compiled[key].result()
+        if waits:
+            self.seconds += time.monotonic() - started
+        return step
+
+    def _key(self, model: MemoryModel, batch: Batch) -> tuple[Any, ...]:
+        return model, batch["context_ids"].shape, batch["query_ids"].shape
+
+    def _compile(self, model: MemoryModel, batch: Batch, name: str) -> Any:
+        with self._lowering:  # one after the other, so that the first is not held up
             started = time.monotonic()
-            self._compiled[key] = self._jit(model).lower(self._state_shapes, batch).compile()
-            seconds = time.monotonic() - started
-            self.seconds += seconds
-            log.info(
-                "training on %s, contexts of %d, queries of %d tokens; compiled in %.1f s",
-                *(name, *lengths, seconds),
-            )
-        return self._compiled[key]
+            lowered = self._jit(model).lower(self._state_shapes, batch)
+        step = lowered.compile()
+        log.info(
+            "training on %s, contexts of %d, queries of %d tokens; compiled in %.1f s",
+            *(name, batch["context_ids"].shape[-1], batch["query_ids"].shape[-1]),
+            time.monotonic() - started,
+        )
+        return step
 
 
 class RunningStage:
@@ -165,8 +208,10 @@ class RunningStage:
         )
         if iterator_state is None:
             iterator_state = self.iterator.get_state()
-        self._find_step(self._on_devices(self.next_batch()))
+        first = self._on_devices(self.next_batch())
         self.iterator.set_state(iterator_state)
+        self._steps.start(self._model, [first, *_other_lengths(first, task)], self.name)
+        self._find_step(first)
 
     def next_batch(self) -> dict[str, np.ndarray]:
         """Returns this process's part of the next training batch, on the host.
@@ -187,3 +232,15 @@ class RunningStage:
 
     def _find_step(self, batch: Mapping[str, jax.Array]) -> Any:
         return self._steps.find(self._model, batch, self.name)
+
+
+def _other_lengths(batch: Mapping[str, jax.Array], task: Any) -> Iterator[Batch]:
+    """Shapes of batches like this one, with contexts of the other lengths of a task."""
+    if jax.process_count() > 1:
+        return  # processes would compile in different orders, and may wait for each other
+    context = batch["context_ids"]
+    for length in getattr(task, "context_buckets", ()):
+        if length != context.shape[-1]:
+            shape = (*context.shape[:-1], length)
+            other = jax.ShapeDtypeStruct(shape, context.dtype, sharding=context.sharding)
+            yield {**batch, "context_ids": other}

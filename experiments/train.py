@@ -96,10 +96,13 @@ def _train(
     if hosts.is_first():
         save_tokenizer(workdir, target.task)
     optimizer = make_optimizer(build_optimizer_config(config))
-    with checkpoint.open_checkpoints(workdir / "checkpoints") as checkpoints:
+    shapes = _state_shapes(config, target.model, optimizer)
+    with (
+        checkpoint.open_checkpoints(workdir / "checkpoints") as checkpoints,
+        CompiledSteps(config, devices, shapes) as steps,
+    ):
         host: dict[str, Any] = {"stage": 0, "iterator": None, "seconds": 0.0, "reached": False}
         host |= {"evaluation_due": False, "skipped_steps": 0, "window": []}
-        shapes = _state_shapes(config, target.model, optimizer)
         template = sharding.placed_shapes(shapes, sharding.shardings(shapes, devices.mesh))
         restored = checkpoint.restore_latest(checkpoints, template)
         if restored is None:
@@ -113,7 +116,6 @@ def _train(
         for axis in sharding.undivided(state.params, devices.mesh):
             log.info("every device has the %s", axis)
         trained_before = host["seconds"]
-        steps = CompiledSteps(config, devices, state)
         start_stage = lambda index, iterator=None: RunningStage(
             config, stages, index, devices, steps, iterator
         )

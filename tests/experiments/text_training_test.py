@@ -4,8 +4,12 @@ import json
 import pathlib
 import re
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import chex
+import jax
 import numpy as np
 import optax
 import pytest
@@ -13,14 +17,17 @@ from absl.testing import absltest, parameterized
 
 from experiments import run_start, train
 from experiments.answering import answer
-from experiments.build import build_model, build_stages, build_task
+from experiments.build import build_model, build_optimizer_config, build_stages, build_task
 from experiments.configs import babi_small, text_paper
 from experiments.open_model import open_model
+from experiments.stage import CompiledSteps, RunningStage, find_devices
 from gradmem_jax import checkpoint, save_pretrained
 from gradmem_jax.data.babi import BabiConfig
 from gradmem_jax.lm.pretrained import Pretrained
+from gradmem_jax.optimizer import make_optimizer
 from tests.small import small_model, small_params
 
+SMALL = {"lm.width": 8, "lm.num_layers": 1, "lm.num_heads": 2}
 PLACES = ("attic", "bridge", "cellar", "dock", "estate", "forest", "garden", "hotel")
 
 
@@ -59,7 +66,7 @@ class TextTrainingTest(parameterized.TestCase):
         return config
 
     def test_start_from_a_run_with_other_words(self):
-        small = {"lm.width": 8, "lm.num_layers": 1, "lm.num_heads": 2, "num_steps": 2}
+        small = SMALL | {"num_steps": 2}
         first = self.tiny(babi_small.get_config("qa1_gradmem_k2"), **small)
         train.train(first, self.folder / "run")
         other = self.folder / "other"
@@ -85,8 +92,7 @@ class TextTrainingTest(parameterized.TestCase):
             )
 
     def test_from_scratch(self):
-        small = {"lm.width": 8, "lm.num_layers": 1, "lm.num_heads": 2}
-        config = self.tiny(babi_small.get_config("qa1_gradmem_k2"), **small)
+        config = self.tiny(babi_small.get_config("qa1_gradmem_k2"), **SMALL)
         with self.assertLogs("experiments", "INFO") as logs:
             summary = train.train(config, self.folder / "run")
         text = "\n".join(logs.output)
@@ -109,9 +115,48 @@ class TextTrainingTest(parameterized.TestCase):
         answers = answer(opened, memory, ["Where is Ann 1?"], 2)
         self.assertLen(answers, 1)
 
+    def test_steps_of_all_lengths_are_compiled_ahead(self):
+        config = self.tiny(babi_small.get_config("qa1_full_context"), **SMALL)
+        config.curriculum.max_context_tokens = ()
+        stages, devices = build_stages(config), find_devices(config)
+        model, task, _ = stages[0]
+        optimizer = make_optimizer(build_optimizer_config(config))
+        start = lambda: run_start.start_state(config, model, optimizer)
+        self.assertEqual(task.context_buckets, (8, 24))
+        with self.assertLogs("experiments", "INFO") as logs:
+            with CompiledSteps(config, devices, start()) as steps:
+                stage = RunningStage(config, stages, 0, devices, steps)
+            self.assertLen(re.findall(r"contexts of (?:8|24)", "\n".join(logs.output)), 2)
+            waited = steps.seconds
+            for _ in range(4):
+                stage.step(start(), stage.next_batch())
+        self.assertLen(logs.output, 2)
+        self.assertEqual(steps.seconds, waited)
+
+    def test_a_new_stage_compiles_first(self):
+        config = self.tiny(babi_small.get_config("qa1_full_context"), **SMALL)
+        steps = CompiledSteps(config, find_devices(config), {})
+        go_on, compiled = threading.Event(), []
+
+        def compile_step(model, batch, name):
+            go_on.wait()
+            compiled.append((model, batch["context_ids"].shape[1]))
+
+        batch = lambda length: {
+            name: jax.ShapeDtypeStruct((8, length), int) for name in ("context_ids", "query_ids")
+        }
+        one_at_a_time = mock.patch.object(steps, "_pool", ThreadPoolExecutor(1))
+        with mock.patch.object(steps, "_compile", compile_step), one_at_a_time, steps:
+            steps.start("old", [batch(8), batch(16), batch(24)], "old")
+            steps.start("new", [batch(24), batch(8)], "new")
+            go_on.set()
+            steps.find("new", batch(8), "new")
+            self.assertEqual(compiled, [("old", 8), ("new", 24), ("new", 8)])
+            steps.find("old", batch(16), "old")
+            self.assertEqual(compiled[3:], [("old", 16)])
+
     def test_shuffled_buckets_resume_with_identical_numbers(self):
-        small = {"lm.width": 8, "lm.num_layers": 1, "lm.num_heads": 2}
-        config = self.tiny(babi_small.get_config("qa1_full_context"), **small)
+        config = self.tiny(babi_small.get_config("qa1_full_context"), **SMALL)
         config.optimizer.schedule = "constant"  # whatever the number of steps
         for steps in (2, 4):
             config.num_steps = steps
@@ -169,9 +214,8 @@ class TextTrainingTest(parameterized.TestCase):
             build_stages(config)
 
     def test_curriculum_over_context_lengths(self):
-        small = {"lm.width": 8, "lm.num_layers": 1, "lm.num_heads": 2}
         lengths = {"curriculum.max_context_tokens": (8, 0), "curriculum.exact_match": 0.0}
-        config = self.tiny(babi_small.get_config("qa1_full_context"), **small, **lengths)
+        config = self.tiny(babi_small.get_config("qa1_full_context"), **SMALL, **lengths)
         short, whole = (stage.task.source("train") for stage in build_stages(config))
         self.assertLess(len(short), len(whole))
         self.assertLessEqual(max(short.context_lengths), 8)

@@ -130,7 +130,7 @@ class TrainTest(parameterized.TestCase):
         config = tiny_config()
         devices = find_devices(config)
         state = run_start.start_state(config, *model_and_optimizer(config))
-        steps = CompiledSteps(config, devices, state)
+        steps = self.enterContext(CompiledSteps(config, devices, state))
         stage = lambda changes: RunningStage(
             config, build_stages(tiny_config(**changes)), 0, devices, steps
         )
