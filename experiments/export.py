@@ -3,8 +3,8 @@
 Without what only training needs it is a fraction of the run's size. write, ask, evaluate and
 --config.init_from take it in place of a run. Example:
 
-  python -m experiments.export --workdir=runs/kv_quick --out=kv_quick --dtype=float16
-  python -m experiments.write --model=kv_quick --context=pairs.txt --out=pairs.safetensors
+  python -m experiments.export --workdir=runs/kv_quick --out=runs/kv_model --dtype=float16
+  python -m experiments.write --model=runs/kv_model --context=pairs.txt --out=pairs.safetensors
 """
 
 import pathlib
