@@ -41,6 +41,7 @@ def main(_: Sequence[str]) -> None:
     )
     step, params = run_params(workdir, _CHECKPOINT.value)
     config = run_config(workdir)
+    config.init_from = ""  # nobody else has that run
     if config.pretrained:
         config.pretrained = str(pathlib.Path(config.pretrained).absolute())
     tokenizer: Any = build_task(config).tokenizer

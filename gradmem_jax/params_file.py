@@ -38,7 +38,7 @@ def save_params(path: str | pathlib.Path, params: Params, dtype: str | None = No
         not any(is_traced(leaf) for leaf in leaves.values()),
         "the parameters are traced: save them outside of jit, vmap and grad.",
     )
-    arrays = {name: np.ascontiguousarray(leaf) for name, leaf in leaves.items()}
+    arrays = {name: np.asarray(leaf, order="C") for name, leaf in leaves.items()}
     dtypes = {name: str(array.dtype) for name, array in arrays.items()}
     if dtype is not None:
         arrays = {name: _stored(name, array, dtype) for name, array in arrays.items()}

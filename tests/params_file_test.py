@@ -46,7 +46,7 @@ class ParamsFileTest(parameterized.TestCase):
         chex.assert_trees_all_equal(load_params(self.path), loaded)
 
     def test_what_is_no_number_of_its_kind_is_left_alone(self):
-        params = {"a": {"ids": jnp.arange(3), "half": jnp.ones(2, jnp.bfloat16)}}
+        params = {"a": {"ids": jnp.arange(3), "half": jnp.ones(2, jnp.bfloat16)}, "b": jnp.ones(())}
         save_params(self.path, params, "float16")
         loaded = load_params(self.path)
         chex.assert_trees_all_equal_dtypes(loaded, params)

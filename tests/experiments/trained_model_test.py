@@ -1,0 +1,51 @@
+"""The trained model that is part of the repository: it opens, and answers from memory alone."""
+
+import pathlib
+
+import jax
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from experiments.answering import answer
+from experiments.build import build_task, one_query
+from experiments.evaluation import evaluate_params
+from experiments.open_model import open_model, run_config
+from tests.shared_data import data_dir
+
+FOLDER = pathlib.Path(__file__).parents[2] / "experiments/models/babi_qa2"
+STORY = (
+    "Mary went to the kitchen. Mary got the milk there. John moved to the office. "
+    "Mary travelled to the garden. John picked up the football there. Mary dropped the milk. "
+    "John went to the hallway. Mary moved to the bedroom."
+)
+ANSWERS = {
+    "Where is the milk?": "garden",
+    "Where is the football?": "hallway",
+    "Where is Mary?": "bedroom",
+    "Where is John?": "hallway",
+    "Who has the football?": "John",
+    "Who has the milk?": "nobody",
+}
+
+
+class TrainedModelTest(parameterized.TestCase):
+    def test_answers_from_memory_alone(self):
+        opened = open_model(str(FOLDER), {})
+        ids = opened.tokenizer.encode(STORY)
+        memory, _ = jax.jit(opened.model.write_memory)(opened.params, np.array([ids]))
+        (got,) = answer(opened, memory, list(ANSWERS), 2)
+        self.assertEqual(dict(zip(ANSWERS, got, strict=True)), ANSWERS)
+
+    def test_published_questions(self):
+        config = run_config(FOLDER)
+        config.data.data_dir = str(data_dir() / "babi")
+        opened = open_model(str(FOLDER), {})
+        task = one_query(build_task(config))
+        (row,) = evaluate_params(
+            opened.model, opened.params, task, [3], num_samples=100, split="test"
+        ).values()
+        self.assertGreater(row["exact_match"], 0.85)
+
+
+if __name__ == "__main__":
+    absltest.main()
