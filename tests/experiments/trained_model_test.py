@@ -1,10 +1,11 @@
 """The trained model that is part of the repository: it opens, and answers from memory alone."""
 
 import pathlib
+import re
 
 import jax
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
 
 from experiments.answering import answer
 from experiments.build import build_task, one_query
@@ -28,13 +29,23 @@ ANSWERS = {
 }
 
 
-class TrainedModelTest(parameterized.TestCase):
+def answers(story, questions):
+    opened = open_model(str(FOLDER), {})
+    ids = np.array([opened.tokenizer.encode(story)])
+    memory, _ = jax.jit(opened.model.write_memory)(opened.params, ids)
+    return answer(opened, memory, questions, 2)[0]
+
+
+class TrainedModelTest(absltest.TestCase):
     def test_answers_from_memory_alone(self):
-        opened = open_model(str(FOLDER), {})
-        ids = opened.tokenizer.encode(STORY)
-        memory, _ = jax.jit(opened.model.write_memory)(opened.params, np.array([ids]))
-        (got,) = answer(opened, memory, list(ANSWERS), 2)
+        got = answers(STORY, list(ANSWERS))
         self.assertEqual(dict(zip(ANSWERS, got, strict=True)), ANSWERS)
+
+    def test_the_story_of_the_readme(self):
+        text = (FOLDER.parents[2] / "README.md").read_text()
+        (story,) = re.findall(r"echo '(.*)' > story.txt", text)
+        (questions,) = re.findall(r"--memory=story.safetensors '(.*)'\n", text)
+        self.assertEqual(answers(story, questions.split("' '")), ["garden", "office", "Mary"])
 
     def test_published_questions(self):
         config = run_config(FOLDER)
