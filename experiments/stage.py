@@ -132,23 +132,23 @@ class CompiledSteps:
         """
         self._compiled = {k: step for k, step in self._compiled.items() if not step.cancel()}
         for batch in batches:
-            if self._key(model, batch) not in self._compiled:
-                submitted = self._pool.submit(self._compile, model, batch, name)
-                self._compiled[self._key(model, batch)] = submitted
+            self._begin(model, batch, name)
 
     def find(self, model: MemoryModel, batch: Batch, name: str) -> Any:
         """Returns the step of a model for batches like this one; progress lines call it `name`."""
-        started, key = time.monotonic(), self._key(model, batch)
-        if key not in self._compiled:
-            self._compiled[key] = self._pool.submit(self._compile, model, batch, name)
-        waits = not self._compiled[key].done()
-        step = self._compiled[key].result()
+        started = time.monotonic()
+        compiling = self._begin(model, batch, name)
+        waits = not compiling.done()
+        step = compiling.result()
         if waits:
             self.seconds += time.monotonic() - started
         return step
 
-    def _key(self, model: MemoryModel, batch: Batch) -> tuple[Any, ...]:
-        return model, batch["context_ids"].shape, batch["query_ids"].shape
+    def _begin(self, model: MemoryModel, batch: Batch, name: str) -> futures.Future[Any]:
+        key = (model, batch["context_ids"].shape, batch["query_ids"].shape)
+        if key not in self._compiled:
+            self._compiled[key] = self._pool.submit(self._compile, model, batch, name)
+        return self._compiled[key]
 
     def _compile(self, model: MemoryModel, batch: Batch, name: str) -> Any:
         with self._lowering:  # one after the other, so that the first is not held up
