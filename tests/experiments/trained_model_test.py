@@ -54,7 +54,7 @@ class TrainedModelTest(absltest.TestCase):
         opened = open_model(str(FOLDER), {})
         task = one_query(build_task(config))
         (row,) = evaluate_params(
-            opened.model, opened.params, task, [3], num_samples=100, split="test"
+            opened.model, opened.params, task, [2], num_samples=100, split="test"
         ).values()
         self.assertGreater(row["exact_match"], 0.95)
 
