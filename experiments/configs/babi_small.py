@@ -19,12 +19,11 @@ CONTEXT_LENGTHS = {
     3: (64, 100, 160, 0),
     5: (40, 64, 128, 0),
 }
-# Tasks whose questions are too few to learn from: copies with other names, verbs and order, and for
-# the full context language modelling of the story beside its question.
+# Copies of the stories, with other names, verbs and order, of tasks whose questions combine facts.
+# They have too few to learn from: the full context learns to predict the story too. READ, from
+# memory, learns them with more layers, few vectors and a small weight of the WRITE loss
+# (docs/results.md).
 VARIED_COPIES = {2: 16, 3: 32, 5: 8}
-# Tasks whose questions combine facts: READ learns that with more layers, few vectors and a small
-# weight of the WRITE loss (docs/results.md).
-COMBINED_FACTS = (2, 3, 5)
 # Questions of a story after each WRITE.
 QUERIES_PER_CONTEXT = {1: 4, 2: 8, 3: 8, 5: 6}
 # Tasks that take several steps from fact to fact: questions about single steps are asked too, and
@@ -53,26 +52,27 @@ def get_config(arguments: str = "qa1_gradmem_k2") -> ConfigDict:
     config.lm.width = 64
     config.lm.rope_base = 10_000.0
     config.model.num_write_steps = int(match[3] or 1)
-    combined = config.data.qa in COMBINED_FACTS
-    if config.method == "full_context" or combined:
+    full_context, gradmem = config.method == "full_context", config.method == "gradmem"
+    combined = config.data.qa in VARIED_COPIES
+    if full_context or combined:
         config.curriculum.max_context_tokens = CONTEXT_LENGTHS.get(config.data.qa, ())
-        config.curriculum.exact_match = 0.95 if config.method == "full_context" else 0.93
+        config.curriculum.exact_match = 0.95 if full_context else 0.93
     if combined:
         config.lm.num_layers = 6
         if "num_memory_tokens" in config.model:
             config.model.num_memory_tokens = 32
-    if config.method == "full_context":
-        config.model.inner_loss_weight = float(config.data.qa in VARIED_COPIES)
-    if config.method == "gradmem":
+    if full_context:
+        config.model.inner_loss_weight = float(combined)
+    if gradmem:
         config.model.inner_loss_weight = 0.3 if combined else 1.0
         config.num_micro_batches = 4 if combined else 1
-    if config.method != "full_context" or config.data.qa in QUERY_TASKS:
+    if not full_context or config.data.qa in QUERY_TASKS:
         config.data.queries_per_context = QUERIES_PER_CONTEXT.get(config.data.qa, 1)
     recipe.apply(config)
     if config.data.qa in QUERY_TASKS:
         config.data.query_tasks = QUERY_TASKS[config.data.qa]
         config.data.ask_holders = True
-    if config.data.qa in QUERY_TASKS or (combined and config.method == "gradmem"):
+    if config.data.qa in QUERY_TASKS or (gradmem and combined):
         config.optimizer.name = "muon"
         config.optimizer.learning_rate = 1e-3
     return config
