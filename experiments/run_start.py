@@ -39,9 +39,9 @@ def start_state(config: ConfigDict, model: MemoryModel, optimizer: Any) -> Train
         earlier = {"lm": earlier["lm"]}
     draw = functools.partial(model.init, jax.random.key(config.seed))
     wanted = jax.eval_shape(draw)
-    _check_fit(config, earlier, wanted, _shape_beside_vocabulary)
+    _check_fit(config, run, earlier, wanted, _shape_beside_vocabulary)
     earlier = _with_our_tokens(config, run, earlier, draw)
-    _check_fit(config, earlier, wanted, lambda path, x: x.shape)
+    _check_fit(config, run, earlier, wanted, lambda path, x: x.shape)
     new = sorted(wanted.keys() - earlier.keys())
     if new:
         log.info("%s has no %s: they start anew", folder, ", ".join(new))
@@ -56,15 +56,27 @@ def _shape_beside_vocabulary(path: Any, x: Any) -> tuple[int, ...]:
 
 
 def _check_fit(
-    config: ConfigDict, earlier: Params, wanted: Params, shape: Callable[[Any, Any], Any]
+    config: ConfigDict,
+    run: ConfigDict,
+    earlier: Params,
+    wanted: Params,
+    shape: Callable[[Any, Any], Any],
 ) -> None:
     """Refuses parameters of the run `config.init_from` whose shapes are not those wanted."""
     shapes, wanted_shapes = (jax.tree.map_with_path(shape, tree) for tree in (earlier, wanted))
     wrong = [name for name in earlier if shapes[name] != wanted_shapes.get(name)]
+    listed = lambda value: list(value) if isinstance(value, tuple) else value  # as JSON has it
+    theirs = [
+        f"{section}.{name}={value!r}"
+        for section in ("lm", "model")
+        for name, value in run[section].items()
+        if name in config[section] and listed(value) != listed(config[section][name])
+    ]
     require(
         not wrong,
         f"the parameters {wrong} of init_from={config.init_from!r} do not fit this model; lm, "
-        "model and the vocabulary must be configured alike.",
+        "model and the vocabulary must be configured alike. What that run has otherwise: "
+        f"{', '.join(theirs) or 'its vocabulary'}.",
     )
 
 

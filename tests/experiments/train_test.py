@@ -146,10 +146,14 @@ class TrainTest(parameterized.TestCase):
         chex.assert_trees_all_equal(state.params, self.params("first", "best")[1])
         self.assertEqual(int(state.step), 0)
         other = tiny_config(**{"init_from": str(self.folder / "first"), "lm.width": 16})
-        with self.assertRaisesRegex(ValueError, r"\['initial_memory', 'lm', .* do not fit this"):
+        with self.assertRaisesRegex(
+            ValueError, r"\['initial_memory', 'lm', .* do not fit this.* otherwise: lm.width=\d+\."
+        ):
             run_start.start_state(other, *model_and_optimizer(other))
         other = tiny_config(**{"init_from": str(self.folder / "first"), "data.alphabet_size": 9})
-        with self.assertRaisesRegex(ValueError, r"\['lm', 'write_head'\] .* do not fit"):
+        with self.assertRaisesRegex(
+            ValueError, r"\['lm', 'write_head'\] .* do not fit.* its vocabulary\."
+        ):
             run_start.start_state(other, *model_and_optimizer(other))
         adapted = tiny_config(
             **{"init_from": str(self.folder / "first"), "model.write_lora_rank": 2}
