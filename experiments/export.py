@@ -1,4 +1,4 @@
-"""Makes a small folder of a trained run, to keep or to share: parameters, configuration, words.
+"""Makes a small folder of a trained run, to keep or to share: parameters, configuration, tokens.
 
 Without what only training needs it is a fraction of the run's size. write, ask, evaluate and
 --config.init_from take it in place of a run. Example:
@@ -16,11 +16,13 @@ from absl import flags
 
 from experiments import program, reporting
 from experiments.build import build_task
-from experiments.open_model import EXPORTED, PARAMS, run_config, run_params
+from experiments.open_model import EXPORTED, LM, PARAMS, run_config, run_params
 from experiments.reporting import log
 from gradmem_jax.checks import require
 from gradmem_jax.config import DTYPES
 from gradmem_jax.data.text_tokenizer import TextTokenizer
+from gradmem_jax.lm.hugging_face import write_config
+from gradmem_jax.lm.pretrained import load_config
 from gradmem_jax.params_file import save_params
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
@@ -42,12 +44,17 @@ def main(_: Sequence[str]) -> None:
     step, params = run_params(workdir, _CHECKPOINT.value)
     config = run_config(workdir)
     config.init_from = ""  # nobody else has that run
-    if config.pretrained:
-        config.pretrained = str(pathlib.Path(config.pretrained).absolute())
+    for name in ("tokenizer.json", f"{LM}/config.json"):
+        (out / name).unlink(missing_ok=True)  # of an older export
     tokenizer: Any = build_task(config).tokenizer
     if isinstance(tokenizer, TextTokenizer):
         tokenizer.save(out / "tokenizer.json")
         config.data.tokenizer_path = ""
+    if config.pretrained:
+        (out / LM).mkdir(exist_ok=True)
+        lm = write_config(load_config(config.pretrained))
+        reporting.write_json(out / LM / "config.json", lm)
+        config.pretrained = LM
     save_params(out / PARAMS, params, _DTYPE.value)
     reporting.write_json(out / "config.json", config.to_dict())
     reporting.write_json(out / EXPORTED, {"step": step, "dtype": _DTYPE.value})
@@ -56,8 +63,6 @@ def main(_: Sequence[str]) -> None:
         *(step, workdir, sum(x.size for x in jax.tree.leaves(params))),
         *((out / PARAMS).stat().st_size / 1024, out),
     )
-    if config.pretrained:
-        log.info("its language model is still described by %s", config.pretrained)
 
 
 if __name__ == "__main__":

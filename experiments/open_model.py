@@ -29,8 +29,9 @@ PRETRAINED_OPTIONS = (
 )
 
 
-# What experiments.export writes in place of checkpoints.
-PARAMS, EXPORTED = "params.safetensors", "exported.json"
+# What experiments.export writes in place of checkpoints, and where it describes a pretrained
+# language model, whose parameters are among those of the run.
+PARAMS, EXPORTED, LM = "params.safetensors", "exported.json", "lm"
 
 
 class OpenModel(NamedTuple):
@@ -78,8 +79,10 @@ def open_model(path: str, options: Mapping[str, Any]) -> OpenModel:
 
 
 def run_config(workdir: pathlib.Path) -> ConfigDict:
-    """Returns the configuration of a run of experiments.train, with the tokenizer it kept."""
+    """Returns the configuration of a run, with the tokenizer and language model it brings along."""
     config = ConfigDict(reporting.read_json(workdir / "config.json"))
+    if (workdir / LM / "config.json").is_file():
+        config.pretrained = str(workdir / LM)
     if (workdir / "tokenizer.json").is_file():
         config.data.tokenizer_path = str(workdir / "tokenizer.json")
     return config

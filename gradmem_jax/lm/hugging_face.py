@@ -63,6 +63,20 @@ def read_config(theirs: Mapping[str, Any]) -> LMConfig:
     return family.config_class(**values)
 
 
+def read_config_file(file: pathlib.Path) -> LMConfig:
+    """Reads a config.json.
+
+    Raises:
+        ValueError: it is damaged, or says what `read_config` refuses.
+    """
+    try:
+        theirs = json.loads(file.read_text(encoding="utf-8"))
+        require(isinstance(theirs, dict), "it holds no object")
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}.") from error
+    return read_config(theirs)
+
+
 def write_config(config: LMConfig) -> dict[str, Any]:
     """Makes the config.json of a configuration: the inverse of `read_config`."""
     family = family_of(config)
@@ -88,13 +102,7 @@ def open_hugging_face(directory: pathlib.Path) -> StoredModel:
     Raises:
         ValueError: files are missing or damaged, or the model is none that is known here.
     """
-    file = directory / "config.json"
-    try:
-        theirs = json.loads(file.read_text(encoding="utf-8"))
-        require(isinstance(theirs, dict), "it holds no object")
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged: {error}.") from error
-    config = read_config(theirs)
+    config = read_config_file(directory / "config.json")
     family = family_of(config)
     tensors = _full_names(_open_tensors(directory), family)
     has_tokenizer = any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json"))

@@ -15,7 +15,7 @@ from gradmem_jax.checks import require, require_instance, require_path
 from gradmem_jax.config import LMConfig
 from gradmem_jax.data.text_tokenizer import TextTokenizer, load_tokenizer
 from gradmem_jax.lm.gguf_file import open_gguf
-from gradmem_jax.lm.hugging_face import open_hugging_face, write_config
+from gradmem_jax.lm.hugging_face import open_hugging_face, read_config_file, write_config
 from gradmem_jax.lm.hugging_face_families import family_of
 from gradmem_jax.lm.llama2c import open_llama2c
 from gradmem_jax.lm.tensor_layout import (
@@ -75,8 +75,10 @@ def load_pretrained(
 
 
 def load_config(path: str | pathlib.Path, **changes: Any) -> LMConfig:
-    """Reads the configuration only, as `load_pretrained` does."""
-    return _change(_open(require_path("path", path)).config, changes)
+    """Reads the configuration only, as `load_pretrained` does; config.json needs no weights."""
+    path = _find(require_path("path", path))
+    config = read_config_file(path / "config.json") if path.is_dir() else _open(path).config
+    return _change(config, changes)
 
 
 def save_pretrained(directory: str | pathlib.Path, pretrained: Pretrained) -> None:
@@ -139,7 +141,8 @@ def from_hugging_face(
     return to_params(stored, layout, config)
 
 
-def _open(path: pathlib.Path) -> StoredModel:
+def _find(path: pathlib.Path) -> pathlib.Path:
+    """Returns a directory with a config.json, or the file that is the model."""
     require(os.path.exists(path), f"there is no {path}; give the directory or file of a model.")
     if path.is_dir() and not (path / "config.json").is_file():
         files = sorted(path.glob("*.gguf"))
@@ -149,6 +152,11 @@ def _open(path: pathlib.Path) -> StoredModel:
             "or one .gguf file.",
         )
         (path,) = files
+    return path
+
+
+def _open(path: pathlib.Path) -> StoredModel:
+    path = _find(path)
     if path.is_dir():
         return open_hugging_face(path)
     if path.suffix == ".gguf":

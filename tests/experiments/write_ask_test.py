@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import tempfile
 from unittest import mock
 
@@ -19,6 +20,7 @@ import gradmem_jax
 from experiments import run_start, train
 from experiments.answering import answer, choose_contexts, open_memories
 from experiments.build import build_model
+from experiments.configs import default
 from experiments.contexts import Context, read_contexts
 from experiments.open_model import open_model
 from experiments.writing import report, save_written, write_contexts
@@ -145,6 +147,25 @@ class WriteAskTest(parameterized.TestCase):
             open_model(str(out), {"checkpoint_name": "2"})
         done = start("export", arguments[0], f"--out={self.run_path}")
         self.assertRegex(done.stderr, "^error: --out=.* is the folder of a run")
+
+    def test_an_exported_run_needs_no_files_of_its_language_model(self):
+        folder = self.out.parent
+        words(folder / "words")
+        config = default.get_config("gradmem", "squad", pretrained=True)
+        config.pretrained = str(folder / "words")
+        random_run(folder / "pretrained", config)
+        run = open_model(str(folder / "pretrained"), {})
+        out = folder / "exported"
+        done = start("export", f"--workdir={folder / 'pretrained'}", f"--out={out}")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        shutil.rmtree(folder / "words")
+        out = out.rename(folder / "elsewhere")
+        exported = open_model(str(out), {})
+        chex.assert_trees_all_equal(exported.params, run.params)
+        self.assertEqual(exported.model.config, run.model.config)
+        ids = [opened.tokenizer.encode("the cat sat") for opened in (exported, run)]
+        np.testing.assert_array_equal(*ids)
+        self.assertEqual(exported.end_id, run.end_id)
 
     def test_the_programs_on_a_trained_run(self):
         run = self.out.parent / "trained"
