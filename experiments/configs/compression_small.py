@@ -29,16 +29,17 @@ def get_config(arguments: str = "spans8_k2_m1") -> ConfigDict:
     config.model.write_lora_rank = 0 if match[4] else 8
     config.model.memory_projection = "proj"
     config.model.num_control_tokens = 1
-    config.model.inner_loss_weight = 1.0
+    config.model.inner_loss_weight = 0.1
     config.lm.scan_layers = True  # short compilation
     config.frozen = ("^lm/",)
     config.best_metric = "token_accuracy"
     config.num_steps = 2000
     config.batch_size = 32
-    config.evaluate_every = 500
+    config.evaluate_every = 250
     config.num_eval_samples = 320
+    config.stop_at_exact_match = 0.95
     config.final_num_write_steps = (0, int(match[2]))
     recipe.apply(config, alpha=2.0, embedding_std=0.3)
-    config.optimizer.learning_rate = 3e-3
+    config.optimizer.learning_rate = 3e-3 if config.model.num_write_steps < 5 else 1.5e-3
     config.optimizer.warmup_steps = 50
     return config

@@ -1,8 +1,8 @@
 """Spans of 2, 4, ... tokens of what stories260K models, by m and K, with adapters and without.
 
-A chain stops at the first span that does not come back with 95 % of its tokens right. Needs
-GRADMEM_STORIES, the folder of stories260K.bin and tok512.bin, and GRADMEM_SPANS, a text file drawn
-from that model by experiments.sample.
+A chain stops at the first span that does not come back with 95 % of its tokens right; K = 5 begins
+where K = 2 has learned spans of 2. Needs GRADMEM_STORIES, the folder of stories260K.bin and
+tok512.bin, and GRADMEM_SPANS, a text file drawn from that model by experiments.sample.
 """
 
 import os
@@ -27,6 +27,7 @@ def get_runs() -> list[Run]:
             for k in (1, 2, 5):
                 cells = [f"spans{n}_k{k}_m{m}{ending}" for n in SPANS]
                 config = "experiments/configs/compression_small.py:"
-                row = [Run(cell, config + cell, places) for cell in cells]
-                runs += chain(row, stop_below=0.95)
+                row = chain([Run(cell, config + cell, places) for cell in cells], stop_below=0.95)
+                after = f"spans2_k2_m{m}{ending}" if k > 2 else ""
+                runs += [row[0]._replace(after=after), *row[1:]]
     return runs
