@@ -44,15 +44,15 @@ def main(_: Sequence[str]) -> None:
     step, params = run_params(workdir, _CHECKPOINT.value)
     config = run_config(workdir)
     config.init_from = ""  # nobody else has that run
+    tokenizer: Any = build_task(config).tokenizer
+    lm = write_config(load_config(config.pretrained)) if config.pretrained else None
     for name in ("tokenizer.json", f"{LM}/config.json"):
         (out / name).unlink(missing_ok=True)  # of an older export
-    tokenizer: Any = build_task(config).tokenizer
     if isinstance(tokenizer, TextTokenizer):
         tokenizer.save(out / "tokenizer.json")
         config.data.tokenizer_path = ""
-    if config.pretrained:
+    if lm is not None:
         (out / LM).mkdir(exist_ok=True)
-        lm = write_config(load_config(config.pretrained))
         reporting.write_json(out / LM / "config.json", lm)
         config.pretrained = LM
     save_params(out / PARAMS, params, _DTYPE.value)

@@ -167,6 +167,12 @@ class WriteAskTest(parameterized.TestCase):
         np.testing.assert_array_equal(*ids)
         self.assertEqual(exported.end_id, run.end_id)
 
+        done = start("export", f"--workdir={out}", f"--out={out}", "--dtype=float16")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        half = open_model(str(out), {})
+        chex.assert_trees_all_close(half.params, run.params, rtol=1e-3, atol=1e-6)
+        self.assertEqual(half.model.config, run.model.config)
+
     def test_the_programs_on_a_trained_run(self):
         run = self.out.parent / "trained"
         with contextlib.redirect_stdout(io.StringIO()):
