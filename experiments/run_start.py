@@ -65,18 +65,17 @@ def _check_fit(
     """Refuses parameters of the run `config.init_from` whose shapes are not those wanted."""
     shapes, wanted_shapes = (jax.tree.map_with_path(shape, tree) for tree in (earlier, wanted))
     wrong = [name for name in earlier if shapes[name] != wanted_shapes.get(name)]
-    listed = lambda value: list(value) if isinstance(value, tuple) else value  # as JSON has it
-    theirs = [
-        f"{section}.{name}={value!r}"
-        for section in ("lm", "model")
-        for name, value in run[section].items()
-        if name in config[section] and listed(value) != listed(config[section][name])
+    ours = _fields(config)
+    different = [
+        f"{name}={value!r}"
+        for name, value in _fields(run).items()
+        if name.startswith(("lm.", "model.")) and name in ours and value != ours[name]
     ]
     require(
         not wrong,
         f"the parameters {wrong} of init_from={config.init_from!r} do not fit this model; lm, "
         "model and the vocabulary must be configured alike. What that run has otherwise: "
-        f"{', '.join(theirs) or 'its vocabulary'}.",
+        f"{', '.join(different) or 'its vocabulary'}.",
     )
 
 
@@ -98,6 +97,11 @@ def _with_our_tokens(
     return change_vocabulary(earlier, {n: drawn[n] for n in earlier}, tokens, wanted)
 
 
+def _fields(config: ConfigDict) -> dict[str, Any]:
+    """The fields of a configuration by their whole names, with the values that config.json has."""
+    return reporting.flatten(reporting.to_json(config.to_dict()))
+
+
 def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Writes config.json, or refuses a workdir that belongs to another configuration.
 
@@ -107,9 +111,7 @@ def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
     if path.exists():
         defaults = get_config(config.method, config.task, bool(config.pretrained))
         earlier = reporting.flatten(reporting.read_json(path))
-        current, default = (
-            reporting.flatten(reporting.to_json(fields.to_dict())) for fields in (config, defaults)
-        )
+        current, default = _fields(config), _fields(defaults)
         ignored = (
             *("num_steps", "final_num_write_steps", "stop_at_exact_match", "skip_nonfinite"),
             *("init_from", "init_checkpoint", "mesh"),
