@@ -24,12 +24,25 @@ def kernel_init(config: LMConfig) -> nn.initializers.Initializer:
     return nn.initializers.normal(config.init_std)
 
 
-def dense(config: LMConfig, features: Any, name: str, **options: Any) -> nn.DenseGeneral:
+class Dense(nn.DenseGeneral):
+    """A linear layer that adds the low-rank change of lora.py, if that stands beside its kernel."""
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Maps the last axes [..., inputs] to [..., outputs]."""
+        outputs = super().__call__(inputs)
+        if not self.has_variable("params", "lora_a"):
+            return outputs
+        a, b = (self.get_variable("params", f"lora_{name}").astype(outputs.dtype) for name in "ab")
+        num_axes = 1 if isinstance(self.axis, int) else len(self.axis)
+        joined = inputs.reshape(*inputs.shape[: inputs.ndim - num_axes], -1).astype(outputs.dtype)
+        return outputs + (joined @ a @ b).reshape(outputs.shape)
+
+
+def dense(config: LMConfig, features: Any, name: str, **options: Any) -> Dense:
     """A linear layer without bias, unless `options` say otherwise."""
     options = {"use_bias": False, "kernel_init": kernel_init(config)} | options
-    return nn.DenseGeneral(
-        features, dtype=config.dtype, param_dtype=config.param_dtype, name=name, **options
-    )
+    return Dense(features, dtype=config.dtype, param_dtype=config.param_dtype, name=name, **options)
 
 
 def kernel_axes(path: Sequence[str], num_axes: int) -> tuple[int, int]:

@@ -59,8 +59,7 @@ def init_lora(key: jax.Array, lm_params: Params, rank: int, targets: Sequence[st
 def drop_inputs(adapters: Params, key: jax.Array, share: float) -> Params:
     """Leaves out some inputs of every adapter, and scales the others so that the mean stays.
 
-    An adapter is merged into its kernel, so all tokens of a step miss the same inputs; with the
-    dropout of Hu et al. each token would miss its own.
+    All tokens of a step miss the same inputs, where in Hu et al. each misses its own.
 
     Args:
         adapters: what `init_lora` made.
@@ -79,8 +78,27 @@ def drop_inputs(adapters: Params, key: jax.Array, share: float) -> Params:
     return unflatten_dict(dropped)
 
 
+def attach_lora(lm_params: Params, adapters: Params, scale: float) -> Params:
+    """Puts adapters beside their kernels, where `language_model.Dense` adds `scale * x @ a @ b`.
+
+    No kernel is copied, and the gradient of an adapter never has the size of its kernel.
+
+    Args:
+        lm_params: parameters of the language model; they stay as they are.
+        adapters: what `init_lora` made for them.
+        scale: alpha / r.
+
+    Returns:
+        Parameters like `lm_params`, with "lora_a" and "lora_b" in the modules that have an adapter.
+    """
+    attached = flatten_dict(lm_params)
+    for (*path, name), leaf in flatten_dict(adapters).items():
+        attached[*path, f"lora_{name}"] = scale * leaf if name == "b" else leaf
+    return unflatten_dict(attached)
+
+
 def merge_lora(lm_params: Params, adapters: Params, scale: float) -> Params:
-    """Adds `scale * a @ b` to every kernel that has an adapter.
+    """Adds `scale * a @ b` to a copy of every kernel that has an adapter.
 
     Args:
         lm_params: parameters of the language model; they stay as they are.

@@ -1,6 +1,7 @@
 """Memory as a prefix of a language model: what GradMem and RMT share, with READ."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from gradmem_jax.config import PrefixConfig
 from gradmem_jax.lm.attention import KVCache, add_room
 from gradmem_jax.lm.language_model import project_to_logits
-from gradmem_jax.lm.lora import drop_inputs, init_lora, merge_lora
+from gradmem_jax.lm.lora import attach_lora, drop_inputs, init_lora, merge_lora
 from gradmem_jax.losses import IGNORE, token_losses
 from gradmem_jax.memory.interface import Memory, MemoryModel, Params
 from gradmem_jax.validation import check_key, check_memory
@@ -66,11 +67,14 @@ class PrefixMemory(MemoryModel):
 
     def write_params(self, params: Params) -> Params:
         """The parameters as WRITE sees them: with its adapters, if there are any."""
+        return self._with_adapters(params, attach_lora)
+
+    def _with_adapters(self, params: Params, add: Callable[..., Params]) -> Params:
         c = self.config
         if not c.write_lora_rank:
             return params
         scale = c.write_lora_alpha / c.write_lora_rank
-        return params | {"lm": merge_lora(params["lm"], params["write_lora"], scale)}
+        return params | {"lm": add(params["lm"], params["write_lora"], scale)}
 
     def training_params(self, params: Params, key: jax.Array) -> Params:
         """The parameters with some inputs of the adapters left out; see `MemoryModel`."""
@@ -82,7 +86,7 @@ class PrefixMemory(MemoryModel):
     def write_view(self, params: Params) -> tuple["PrefixMemory", Params]:
         """READ with the head, the adapters and the control tokens of WRITE; see `MemoryModel`."""
         c = self.config
-        lm_params = self.write_params(params)["lm"]
+        lm_params = self._with_adapters(params, merge_lora)["lm"]
         view = dataclasses.replace(c, write_lora_rank=0)
         if c.write_head:
             lm_params = lm_params | {"head": params["write_head"]}

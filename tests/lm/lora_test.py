@@ -5,9 +5,19 @@ import numpy as np
 import optax
 from absl.testing import absltest, parameterized
 
-from gradmem_jax.lm.lora import drop_inputs, init_lora, merge_lora
+from gradmem_jax.config import GPT2Config, GPTNeoXConfig, LlamaConfig
+from gradmem_jax.lm.families import make_lm
+from gradmem_jax.lm.lora import attach_lora, drop_inputs, init_lora, merge_lora
 from gradmem_jax.training import init_state, loss_and_metrics, make_train_step, step_params
-from tests.small import random_ids, small_batch, small_params, small_rmt, small_writer
+from tests.small import (
+    VOCAB_SIZE,
+    numpy_params,
+    random_ids,
+    small_batch,
+    small_params,
+    small_rmt,
+    small_writer,
+)
 
 CONTEXT = random_ids(0, 2, 5)
 
@@ -36,6 +46,27 @@ class LoRATest(parameterized.TestCase):
         self.assertEqual(added["down"]["a"].shape, (12, 3))
         self.assertNotIn("up", added)
         np.testing.assert_array_equal(new["up"]["kernel"], old["up"]["kernel"])
+
+    @parameterized.product(
+        config_class=(LlamaConfig, GPT2Config, GPTNeoXConfig), scan_layers=(False, True)
+    )
+    def test_attached_adapters_act_as_merged_ones(self, config_class, scan_layers):
+        sizes = dict(vocab_size=VOCAB_SIZE, width=16, num_layers=2, num_heads=2, max_positions=40)
+        lm = make_lm(config_class(**sizes, init="fan_in", scan_layers=scan_layers))
+        ids = random_ids(0, 2, 5)
+        init = lambda: lm.init(jax.random.key(0), ids, method="everything")
+        params = numpy_params(init)["params"]
+        names = ("query", "key", "value", "output", "gate", "up", "down")
+        draw = np.random.default_rng(0).standard_normal
+        adapters = jax.tree.map(
+            lambda x: draw(x.shape).astype(x.dtype),
+            init_lora(jax.random.key(0), params, 3, names),
+        )
+        logits = lambda params: lm.apply({"params": params}, ids, method="everything")
+        want = logits(merge_lora(params, adapters, 2.0))
+        self.assertGreater(np.abs(want - logits(params)).max(), 0.1)
+        attached = attach_lora(params, adapters, 2.0)
+        np.testing.assert_allclose(logits(attached), want, rtol=1e-3, atol=1e-4)
 
     @parameterized.parameters("gradmem", "rmt", "warm_start")
     def test_adapters_change_write_and_not_read(self, name):
