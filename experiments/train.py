@@ -11,8 +11,7 @@ Ctrl-C let it finish the steps in flight, save, and exit with status 75. Example
 
 import contextlib
 import pathlib
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,25 +19,16 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from experiments import heap, hosts, locks, program, reporting
-from experiments.build import (
-    LOWER_IS_BETTER,
-    Stage,
-    build_optimizer_config,
-    build_stages,
-)
-from experiments.evaluation import evaluate_params
+from experiments.build import Stage, build_stages
 from experiments.final_report import final_report
-from experiments.log_window import LogWindow, TrainedStep
 from experiments.nonfinite import NonFiniteError
 from experiments.reporting import log
-from experiments.run_start import check_workdir, save_tokenizer, start_state
-from experiments.stage import CompiledSteps, Devices, RunningStage, find_devices
+from experiments.run_start import check_workdir, save_tokenizer
+from experiments.stage import CompiledSteps, Devices, find_devices
 from experiments.stopping import EXIT_STOPPED, STORAGE_ERRORS, Stopped, Stopping, catch_signals
-from gradmem_jax import checkpoint, sharding
+from experiments.training_run import TrainingRun, state_shapes
+from gradmem_jax import checkpoint
 from gradmem_jax.config import require
-from gradmem_jax.memory.interface import MemoryModel, Params
-from gradmem_jax.optimizer import make_optimizer
-from gradmem_jax.training import TrainState, init_state
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -90,135 +80,27 @@ def _train(
     stopping: Stopping,
 ) -> dict[str, Any]:
     """Trains in a workdir that nobody else works on."""
-    started = time.monotonic()
     target = stages[-1]
     check_workdir(workdir, config)
     if hosts.is_first():
         save_tokenizer(workdir, target.task)
-    optimizer = make_optimizer(build_optimizer_config(config))
-    shapes = _state_shapes(config, target.model, optimizer)
     with (
         checkpoint.open_checkpoints(workdir / "checkpoints") as checkpoints,
-        CompiledSteps(config, devices, shapes) as steps,
+        CompiledSteps(config, devices, state_shapes(config, target.model)) as steps,
     ):
-        host: dict[str, Any] = {"stage": 0, "iterator": None, "seconds": 0.0, "reached": False}
-        host |= {"evaluation_due": False, "skipped_steps": 0, "window": []}
-        template = sharding.placed_shapes(shapes, sharding.shardings(shapes, devices.mesh))
-        restored = checkpoint.restore_latest(checkpoints, template)
-        if restored is None:
-            state = _state_on(devices, lambda: start_state(config, target.model, optimizer))
-        else:
-            state, host = restored[0], host | restored[1]
-            log.info("going on from step %d", int(state.step))
-        step = saved_step = int(state.step)
-        size = sum(x.size for x in jax.tree.leaves(state.params))
-        log.info("%d parameters on %s; compiling", size, " and ".join(devices.names))
-        for axis in sharding.undivided(state.params, devices.mesh):
-            log.info("every device has the %s", axis)
-        trained_before = host["seconds"]
-        start_stage = lambda index, iterator=None: RunningStage(
-            config, stages, index, devices, steps, iterator
-        )
-        running = start_stage(host["stage"], host["iterator"])
-        reached, due = host["reached"], host["evaluation_due"]
-        window = LogWindow(workdir, config.skip_nonfinite, host["skipped_steps"], host["window"])
-
-        def save(metrics: Mapping[str, float] | None) -> None:
-            host = {
-                "stage": running.index,
-                "iterator": running.iterator.get_state(),
-                "seconds": trained_before + time.monotonic() - started,
-                "reached": reached,
-                "evaluation_due": due,
-                "skipped_steps": window.skipped,
-                "window": window.done,
-            }
-            checkpoint.save(checkpoints, step, state, host, metrics)
-
+        run = TrainingRun(config, workdir, stages, devices, stopping, checkpoints)
         with reporting.Progress(
-            workdir, config.num_steps, config.batch_size, step, write=hosts.is_first()
+            workdir, config.num_steps, config.batch_size, run.step, write=hosts.is_first()
         ) as progress:
-            try:
-                while due or (step < config.num_steps and not reached):
-                    if not due:
-                        if jax.process_count() == 1 or step % config.log_every == 0:
-                            stopping.check()
-                        batch = running.next_batch()
-                        compiling = steps.seconds
-                        state, metrics = running.step(state, batch)
-                        progress.leave_out(steps.seconds - compiling)
-                        step += 1
-                        window.add(TrainedStep(step, running.num_write_steps, batch, metrics))
-                        if step % config.log_every and step < config.num_steps:
-                            continue
-                        means = window.finish()
-                        progress.train(step, running.name, means)
-                        threshold = config.curriculum.exact_match
-                        if running.index < len(stages) - 1 and means["exact_match"] >= threshold:
-                            running = start_stage(running.index + 1)
-                        checkpoint.check_for_errors(checkpoints)
-                        due = step % config.evaluate_every == 0 or step == config.num_steps
-                    if due:
-                        with stopping.interruptible():
-                            results = evaluate(config, target, state.params, devices)
-                        log.info("step %d, fresh samples: %s", step, reporting.describe(results))
-                        progress.scalars("evaluation", step, results)
-                        wanted = config.stop_at_exact_match
-                        reached = wanted is not None and results["exact_match"] >= wanted
-                        due = False
-                        save(results | score(config, results))
-                        saved_step = step
-                    progress.restart_clock(step)
-            except Stopped:
-                window.read()
-                if step != saved_step:
-                    save(None)
-                raise
+            run.train(steps, progress)
     with stopping.interruptible():
         summary = final_report(config, target, workdir, devices)
-    summary["skipped_steps"] = window.skipped
-    summary |= {"steps": step, "compile_seconds": steps.seconds, "devices": devices.names}
-    summary["seconds"] = trained_before + time.monotonic() - started
+    summary |= {"skipped_steps": run.skipped_steps, "steps": run.step, "seconds": run.seconds}
+    summary |= {"compile_seconds": steps.seconds, "devices": devices.names}
     if hosts.is_first():
         reporting.write_json(workdir / "metrics.json", summary)
-    log.info("%d steps, %s in all", step, reporting.minutes(summary["seconds"]))
+    log.info("%d steps, %s in all", run.step, reporting.minutes(summary["seconds"]))
     return summary
-
-
-def _state_shapes(config: ConfigDict, model: MemoryModel, optimizer: Any) -> TrainState:
-    """The shapes and dtypes of a run's state, for which nothing is drawn or read."""
-    make = lambda: init_state(model.init(jax.random.key(0)), optimizer, config.frozen)
-    return jax.eval_shape(make)
-
-
-def _state_on(devices: Devices, make: Callable[[], TrainState]) -> TrainState:
-    """Makes a state on the CPU, which may have room that no device has, and splits it."""
-    with jax.default_device(hosts.cpu()):
-        state = make()
-    return sharding.place(state, sharding.shardings(state, devices.mesh))
-
-
-def evaluate(
-    config: ConfigDict, target: Stage, params: Params, devices: Devices
-) -> dict[str, float]:
-    """Evaluates the task itself, with the trained number of WRITE steps."""
-    k = target.model.config.num_write_steps
-    results = evaluate_params(
-        target.model,
-        devices.gather(params),
-        target.task,
-        [k],
-        num_samples=config.num_eval_samples,
-        batch_size=config.batch_size,
-        batch_sharding=devices.batch,
-    )[k]
-    return {name: value for name, value in results.items() if isinstance(value, float)}
-
-
-def score(config: ConfigDict, results: Mapping[str, float]) -> dict[str, float]:
-    """What the best checkpoint has most of: config.best_metric, or its negative if it is a loss."""
-    value = results[config.best_metric]
-    return {"score": -value if config.best_metric in LOWER_IS_BETTER else value}
 
 
 def main(_: Sequence[str]) -> int:

@@ -33,10 +33,10 @@ class Dense(nn.DenseGeneral):
         outputs = super().__call__(inputs)
         if not self.has_variable("params", "lora_a"):
             return outputs
-        a, b = (self.get_variable("params", f"lora_{name}").astype(outputs.dtype) for name in "ab")
+        read = lambda name: jnp.asarray(self.get_variable("params", name), outputs.dtype)
         num_axes = 1 if isinstance(self.axis, int) else len(self.axis)
         joined = inputs.reshape(*inputs.shape[: inputs.ndim - num_axes], -1).astype(outputs.dtype)
-        return outputs + (joined @ a @ b).reshape(outputs.shape)
+        return outputs + (joined @ read("lora_a") @ read("lora_b")).reshape(outputs.shape)
 
 
 def dense(config: LMConfig, features: Any, name: str, **options: Any) -> Dense:

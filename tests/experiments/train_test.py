@@ -12,11 +12,13 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from experiments import reporting, run_start, train
-from experiments.build import build_stages
+from experiments.build import build_optimizer_config, build_stages
 from experiments.configs import default, kv_paper, kv_quick, kv_scaling, kv_small
+from experiments.log_window import LogWindow
 from experiments.nonfinite import NonFiniteError, load_batch
 from experiments.stage import CompiledSteps, RunningStage, find_devices
 from gradmem_jax import checkpoint
+from gradmem_jax.optimizer import make_optimizer
 
 
 def tiny_config(method="gradmem", **changes):
@@ -89,7 +91,7 @@ class TrainTest(parameterized.TestCase):
         self.assertIn("context", (self.folder / "run" / "answers.txt").read_text())
         self.assertNotEmpty(list((self.folder / "run" / "tensorboard").glob("events*")))
 
-        with mock.patch.object(train.LogWindow, "finish", side_effect=AssertionError):
+        with mock.patch.object(LogWindow, "finish", side_effect=AssertionError):
             again = train.train(config, self.folder / "run")
         self.assertEqual(again["steps"], 8)
         self.assertEqual(again["by_num_write_steps"], summary["by_num_write_steps"])
@@ -125,6 +127,8 @@ class TrainTest(parameterized.TestCase):
         tasks = re.findall(r"step \d/8 (N = \d)", "\n".join(logs.output))
         self.assertEqual(tasks, ["N = 1", "N = 2"])
         self.assertEqual(summary["steps"], 4)
+        config.stop_at_exact_match = 1.0  # a higher bar, and the run goes on
+        self.assertEqual(train.train(config, self.folder / "run")["steps"], 8)
 
     def test_stages_share_compiled_steps(self):
         config = tiny_config()
@@ -302,7 +306,7 @@ class TrainTest(parameterized.TestCase):
     )
     def test_configs_can_be_built(self, module, argument):
         config = module.get_config(argument) if argument else module.get_config()
-        *_, target = train.build_stages(config)
+        *_, target = build_stages(config)
         self.assertEqual(target.task.num_pairs, config.data.num_pairs)
 
     @parameterized.parameters(
@@ -328,12 +332,12 @@ class TrainTest(parameterized.TestCase):
 
 
 def target_stage(config):
-    return train.build_stages(config)[-1]
+    return build_stages(config)[-1]
 
 
 def model_and_optimizer(config):
     model = target_stage(config).model
-    return model, train.make_optimizer(train.build_optimizer_config(config))
+    return model, make_optimizer(build_optimizer_config(config))
 
 
 if __name__ == "__main__":
