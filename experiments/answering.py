@@ -9,7 +9,7 @@ from typing import IO
 import jax
 import numpy as np
 
-from experiments.contexts import bucket
+from experiments.contexts import bucket, warn_of_unknown
 from experiments.open_model import OpenModel
 from gradmem_jax.config import require
 from gradmem_jax.fingerprint import take_fingerprint
@@ -32,7 +32,10 @@ def encode_questions(
     rows = []
     for question in questions:
         require(bool(question.strip()), f"the question {question!r} is empty; ask something.")
-        ids = np.asarray(opened.tokenizer.encode(opened.prompt(question)), np.int32)
+        require(_is_text(question), f"the question {question!r} is not UTF-8 text.")
+        text = opened.prompt(question)
+        warn_of_unknown(f"the question {question!r}", text, opened.tokenizer)
+        ids = np.asarray(opened.tokenizer.encode(text), np.int32)
         require(len(ids) > 0, f"the question {question!r} has no tokens; ask something else.")
         require(
             config.pad_id not in ids,
@@ -51,6 +54,11 @@ def encode_questions(
     for row, ids in zip(padded, rows, strict=True):
         row[: len(ids)] = ids
     return padded
+
+
+def _is_text(argument: str) -> bool:
+    """Whether the bytes of a command line were UTF-8."""
+    return not any(0xD800 <= ord(symbol) < 0xE000 for symbol in argument)
 
 
 def answer(
@@ -134,7 +142,7 @@ def show(
 def ask_in_a_loop(
     ask: Callable[[str], None], prompt: str = "? ", errors: IO[str] = sys.stderr
 ) -> None:
-    """Reads questions from the keyboard, until an empty line or the end of the input.
+    """Reads questions from the keyboard, until an empty line, the end of the input or Ctrl-C.
 
     Args:
         ask: answers a question; one that it refuses is reported and the loop goes on.
@@ -144,7 +152,7 @@ def ask_in_a_loop(
     while True:
         try:
             question = input(prompt)
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
             return
         if not question.strip():
             return

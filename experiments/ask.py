@@ -25,7 +25,7 @@ _MAX_NEW_TOKENS = flags.DEFINE_integer(
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Memories asked at once.", lower_bound=1)
 _INTERACTIVE = flags.DEFINE_bool(
-    "interactive", False, "Ask in a loop; an empty line or Ctrl-D ends it."
+    "interactive", False, "Ask in a loop; an empty line, Ctrl-D or Ctrl-C ends it."
 )
 _JSON = flags.DEFINE_bool("json", False, "Print a JSON line for each answer.")
 
@@ -57,4 +57,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    program.run(main)
+    program.run(main, takes_words=True)

@@ -40,7 +40,7 @@ def main(_: Sequence[str]) -> None:
     """Runs the program."""
     reporting.set_up_logging()
     out = pathlib.Path(_OUT.value)
-    reporting.output_file("out", out.with_suffix(".json"))
+    reporting.output_file("out", reporting.with_ending(out, ".json"))
     lengths = reporting.integers("context_tokens", _CONTEXT_TOKENS.value)
     queries = reporting.integers("queries", _QUERIES.value)
     settings = [_make_setting(context_tokens=length) for length in lengths]
@@ -58,11 +58,13 @@ def main(_: Sequence[str]) -> None:
         "queries": queries,
         "by_context_tokens": dict(rows),
     }
-    reporting.write_json(out.with_suffix(".json"), report)
-    out.with_suffix(".md").write_text(tables(rows, queries))
+    reporting.write_json(reporting.with_ending(out, ".json"), report)
+    reporting.with_ending(out, ".md").write_text(tables(rows, queries))
     drawn = {length: row for length, row in rows if "error" not in row}
-    speed_figures.break_even(out.with_suffix(".png"), queries, drawn)
-    log.info("%s\nwrote %s, .md and .png", tables(rows, queries), out.with_suffix(".json"))
+    speed_figures.break_even(reporting.with_ending(out, ".png"), queries, drawn)
+    log.info(
+        "%s\nwrote %s, .md and .png", tables(rows, queries), reporting.with_ending(out, ".json")
+    )
 
 
 if __name__ == "__main__":

@@ -8,10 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.reporting import log
 from gradmem_jax.config import require
 from gradmem_jax.data.task import Tokenizer
 
 _SMALLEST_BUCKET = 16
+_MAX_SHOWN = 10  # unknown words
 
 
 class Context(NamedTuple):
@@ -83,7 +85,7 @@ def _read(path: str) -> str:
 
 def _read_lines(path: str, text: str) -> list[Context]:
     contexts = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines splits at U+2028 too
         if not line.strip():
             continue
         name = f"{path}:{number}"
@@ -96,6 +98,17 @@ def _read_lines(path: str, text: str) -> list[Context]:
             ) from error
     require(bool(contexts), f"{path} is empty: there is nothing to write.")
     return contexts
+
+
+def warn_of_unknown(name: str, text: str, tokenizer: Tokenizer) -> None:
+    """Says which words of a text the model has never seen and cannot tell apart."""
+    unknown = tokenizer.unknown(text)
+    if unknown:
+        words = dict.fromkeys(unknown)
+        shown = ", ".join(map(repr, [*words][:_MAX_SHOWN]))
+        more = f" and {len(words) - _MAX_SHOWN} more" if len(words) > _MAX_SHOWN else ""
+        text = "%s has %d tokens that the model does not know and takes for one and the same: %s%s"
+        log.warning(text, name, len(unknown), shown, more)
 
 
 def encode_context(
@@ -122,6 +135,7 @@ def encode_context(
         ValueError: the context has no tokens, holds the padding token, or is too long.
     """
     ids = np.asarray(tokenizer.encode(context.text), np.int32)
+    warn_of_unknown(context.name, context.text, tokenizer)
     require(len(ids) > 0, f"{context.name} has no tokens: there is nothing to write.")
     require(
         pad_id not in ids,

@@ -8,6 +8,7 @@ Writes evaluation.json and evaluation.png into the run's folder. Example:
 
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -53,25 +54,20 @@ def main(_: Sequence[str]) -> None:
     """Runs the program."""
     reporting.set_up_logging()
     workdir = pathlib.Path(_WORKDIR.value)
-    out = pathlib.Path(_OUT.value) if _OUT.value else workdir / "evaluation"
     config = run_config(workdir)
-    reporting.output_file("out", out.with_suffix(".json"))
+    out = reporting.with_ending(pathlib.Path(_OUT.value or workdir / "evaluation"), ".json")
+    reporting.output_file("out", out)
     if _DTYPE.value:
         config.lm.dtype = _DTYPE.value
     step, params = run_params(workdir, _CHECKPOINT.value)
     task = one_query(build_task(config))
     model, split = build_model(config), _SPLIT.value or config.final_split
     steps = reporting.integers("num_write_steps", _NUM_WRITE_STEPS.value)
-    results = {}
-    for name, size in _sizes(config, task).items():
-        results[name] = evaluate_params(
-            model, params, size, steps, num_samples=_NUM_SAMPLES.value, split=split
-        )
-        log.info("%s, checkpoint of step %d\n%s", name, step, table(results[name]))
     trained = {
         "task": task_name(config, task),
         "num_write_steps": config.model.num_write_steps,
     }
+    results: dict[str, Any] = {}
     report = {
         "workdir": workdir,
         "step": step,
@@ -80,9 +76,14 @@ def main(_: Sequence[str]) -> None:
         "trained": trained,
         "by_task": results,
     }
-    reporting.write_json(out.with_suffix(".json"), report)
-    figures.exact_match_by_steps(out.with_suffix(".png"), results, trained)
-    log.info("wrote %s and .png", out.with_suffix(".json"))
+    for name, size in _sizes(config, task).items():
+        results[name] = evaluate_params(
+            model, params, size, steps, num_samples=_NUM_SAMPLES.value, split=split
+        )
+        log.info("%s, checkpoint of step %d\n%s", name, step, table(results[name]))
+        reporting.write_json(out, report)  # what is there, should a later size be refused
+    figures.exact_match_by_steps(reporting.with_ending(out, ".png"), results, trained)
+    log.info("wrote %s and .png", out)
 
 
 if __name__ == "__main__":

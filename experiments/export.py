@@ -36,17 +36,18 @@ _DTYPE = flags.DEFINE_enum(
 def main(_: Sequence[str]) -> None:
     """Runs the program."""
     reporting.set_up_logging()
-    workdir, out = pathlib.Path(_WORKDIR.value), reporting.output_folder("out", _OUT.value)
+    workdir, out = pathlib.Path(_WORKDIR.value), pathlib.Path(_OUT.value)
     require(
-        not (out / "checkpoints").exists(),
-        f"--out={out} is the folder of a run; choose a folder of its own.",
+        not out.is_dir() or not any(out.iterdir()) or (out / EXPORTED).exists(),
+        f"--out={out} has files that are no export; choose a folder of its own.",
     )
     step, params = run_params(workdir, _CHECKPOINT.value)
     config = run_config(workdir)
     config.init_from = ""  # nobody else has that run
     tokenizer: Any = build_task(config).tokenizer
     lm = write_config(load_config(config.pretrained)) if config.pretrained else None
-    for name in ("tokenizer.json", f"{LM}/config.json"):
+    reporting.output_folder("out", out)
+    for name in ("tokenizer.json", f"{LM}/config.json", "evaluation.json", "evaluation.png"):
         (out / name).unlink(missing_ok=True)  # of an older export
     if isinstance(tokenizer, TextTokenizer):
         tokenizer.save(out / "tokenizer.json")

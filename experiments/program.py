@@ -1,24 +1,69 @@
 """How every program starts, and ends when it is given what it refuses."""
 
+import contextlib
+import os
 import pathlib
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
 
-from absl import app
+from absl import app, flags
 
 from gradmem_jax.checkpoint import CheckpointError
+from gradmem_jax.checks import require
 
 _OURS = tuple(pathlib.Path(__file__).parents[1] / name for name in ("experiments", "gradmem_jax"))
+_INTERRUPTED = 130  # what shells give for Ctrl-C
 
 
-def run(main: Callable[[Sequence[str]], int | None]) -> None:
+def run(main: Callable[[Sequence[str]], int | None], *, takes_words: bool = False) -> None:
     """Runs a program; what its input is refused for is printed without a traceback.
 
     Args:
         main: gets the command line behind the flags and returns the exit status, or None for 0.
+        takes_words: whether words may stand there that belong to no flag.
     """
-    app.run(lambda arguments: without_traceback(main, arguments))
+
+    def checked(arguments: Sequence[str]) -> int | None:
+        words = arguments[1:]
+        require(
+            takes_words or not words,
+            f"{' '.join(map(repr, words))} belongs to no flag. Write lists with commas, as in "
+            "--flag=0,1,2, and switches as --flag or --noflag.",
+        )
+        return main(arguments)
+
+    app.run(lambda arguments: without_traceback(checked, arguments), flags_parser=parse_flags)
+
+
+def parse_flags(arguments: Sequence[str]) -> list[str]:
+    """Reads the flags and returns the other words; ends the process if one of them is wrong."""
+    try:
+        with known_fields():
+            return flags.FLAGS(arguments)
+    except flags.Error as error:
+        last = str(error).strip().splitlines()[-1].strip()
+        if "Traceback" in str(error) and last.startswith("ValueError: "):  # of our configurations
+            _refuse(last.removeprefix("ValueError: "))
+        _refuse(f"{error}\n--help lists the flags.")
+
+
+@contextlib.contextmanager
+def known_fields() -> Iterator[None]:
+    """Ends the process if a flag such as --config.sead=1, read in this block, names no field.
+
+    config_flags reads them as soon as --config is defined.
+    """
+    try:
+        yield
+    except AttributeError as error:
+        key_error = error.args[0]
+        name, _, hint = str(getattr(key_error, "args", [key_error])[0]).partition("\n")
+        _refuse(
+            f"the configuration has no field {name}; experiments/configs/default.py explains those "
+            f"it has. {hint}".strip()
+        )
 
 
 def without_traceback(
@@ -34,4 +79,13 @@ def without_traceback(
         raised_in = pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename)
         if not any(raised_in.is_relative_to(folder) for folder in _OURS):
             raise
-        sys.exit(f"error: {error}")
+        _refuse(str(error))
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+    except BrokenPipeError:  # nobody reads what we print
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _refuse(message: str) -> NoReturn:
+    sys.exit(f"error: {message}")

@@ -87,6 +87,14 @@ def output_file(flag: str, path: str | pathlib.Path) -> pathlib.Path:
     return path
 
 
+def with_ending(path: pathlib.Path, ending: str) -> pathlib.Path:
+    """Returns the path with an ending such as ".json", in place of one of ".json" that it has.
+
+    Other dots are part of its name: results/alpha0.5 gets results/alpha0.5.json.
+    """
+    return path.with_name(path.name.removesuffix(".json") + ending)
+
+
 def to_json(value: Any) -> Any:
     """Turns arrays, tuples and paths into what `json` can write."""
     if isinstance(value, Mapping):
@@ -109,7 +117,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes a JSON file in one step: readers see the old one or the new one, whole."""
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(to_json(value), indent=1) + "\n")
     temporary.replace(path)
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from experiments import hosts, reporting
 from experiments.build import build_task, first_params
 from experiments.configs.default import get_config
-from experiments.open_model import run_config, run_params
+from experiments.open_model import EXPORTED, run_config, run_params
 from experiments.reporting import log
 from gradmem_jax import sharding
 from gradmem_jax.config import require
@@ -103,10 +103,15 @@ def _fields(config: ConfigDict) -> dict[str, Any]:
 
 
 def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Writes config.json, or refuses a workdir that belongs to another configuration.
+    """Writes config.json, or refuses a workdir of an export, or of another configuration.
 
     A run that began before a field was there has the field's default.
     """
+    require(
+        not (workdir / EXPORTED).exists(),
+        f"{workdir} is what experiments.export made of a run; choose another --workdir, and start "
+        f"from it with --config.init_from={workdir}.",
+    )
     path = workdir / "config.json"
     if path.exists():
         defaults = get_config(config.method, config.task, bool(config.pretrained))

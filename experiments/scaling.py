@@ -43,7 +43,7 @@ def main(_: Sequence[str]) -> None:
     """Runs the program."""
     reporting.set_up_logging()
     out = pathlib.Path(_OUT.value)
-    reporting.output_file("out", out.with_suffix(".json"))
+    reporting.output_file("out", reporting.with_ending(out, ".json"))
     base, sweeps = _base_setting(), parse_sweeps(_VARY.value)
     with_size = lambda name, value: Setting(**(vars(base) | {name: value}))
     settings = {
@@ -69,11 +69,11 @@ def main(_: Sequence[str]) -> None:
         "growth": {name: growth(points) for name, points in rows.items()},
         "memory_by_context": memory_by_context(base, rows.get("context_tokens", [])),
     }
-    reporting.write_json(out.with_suffix(".json"), report)
-    out.with_suffix(".md").write_text(tables(report))
+    reporting.write_json(reporting.with_ending(out, ".json"), report)
+    reporting.with_ending(out, ".md").write_text(tables(report))
     lines = {SYMBOLS[name]: points for name, points in rows.items()}
-    speed_figures.growth(out.with_suffix(".png"), lines)
-    log.info("%s\nwrote %s, .md and .png", tables(report), out.with_suffix(".json"))
+    speed_figures.growth(reporting.with_ending(out, ".png"), lines)
+    log.info("%s\nwrote %s, .md and .png", tables(report), reporting.with_ending(out, ".json"))
 
 
 if __name__ == "__main__":

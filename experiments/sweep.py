@@ -50,7 +50,8 @@ class Run(NamedTuple):
         overrides: values by field, such as {"seed": 1, "model.num_write_steps": 2}.
         after: an earlier run, from whose best parameters this one starts; "" for none.
         stop_chain_below: with `after`, the result (see `Result`) that the earlier run must have
-            reached; otherwise this run, and those after it, are skipped.
+            reached, or have fallen to if it is a loss; otherwise this run, and those after it, are
+            skipped.
     """
 
     name: str
@@ -186,8 +187,12 @@ class Result(NamedTuple):
 
     def __str__(self) -> str:
         name = self.metric.replace("_", " ")
-        is_rate = self.metric not in LOWER_IS_BETTER
-        return f"{name} {self.value:.1%}" if is_rate else f"{name} {self.value:.3f}"
+        is_loss = self.metric in LOWER_IS_BETTER
+        return f"{name} {self.value:.3f}" if is_loss else f"{name} {self.value:.1%}"
+
+    def reached(self, bar: float) -> bool:
+        """Whether it is as good as `bar`, a value of the same metric."""
+        return self.value <= bar if self.metric in LOWER_IS_BETTER else self.value >= bar
 
 
 def finished(folder: pathlib.Path) -> Result | None:
@@ -214,8 +219,10 @@ def why_not(run: Run, root: pathlib.Path) -> str:
     result = finished(root / run.after)
     if result is None:
         return f"skipped: it starts from {run.after}, which is not finished"
-    if run.stop_chain_below is not None and result.value < run.stop_chain_below:
-        return f"skipped: {run.after} has {result}, below {run.stop_chain_below:.1%}"
+    bar = run.stop_chain_below
+    if bar is not None and not result.reached(bar):
+        wanted = result._replace(value=bar)
+        return f"skipped: {run.after} has {result}; to go on it takes {wanted}"
     return ""
 
 

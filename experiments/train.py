@@ -30,11 +30,12 @@ from experiments.training_run import TrainingRun, state_shapes
 from gradmem_jax import checkpoint
 from gradmem_jax.config import require
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    str(pathlib.Path(__file__).parent / "configs" / "kv_quick.py"),
-    "What to train: a file of experiments/configs, perhaps with an argument behind a colon.",
-)
+with program.known_fields():
+    _CONFIG = config_flags.DEFINE_config_file(
+        "config",
+        str(pathlib.Path(__file__).parent / "configs" / "kv_quick.py"),
+        "What to train: a file of experiments/configs, perhaps with an argument behind a colon.",
+    )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of this run: checkpoints, TensorBoard, metrics.json.", required=True
 )
@@ -103,6 +104,14 @@ def _train(
     return summary
 
 
+def _config() -> ConfigDict:
+    config = _CONFIG.value
+    try:
+        return config.lock()
+    except OSError as error:  # from whatever is done with a configuration that was not found
+        raise ValueError(f"--config: {' '.join(str(error).split())}") from error
+
+
 def main(_: Sequence[str]) -> int:
     """Runs the program."""
     heap.share_arenas()
@@ -112,7 +121,7 @@ def main(_: Sequence[str]) -> int:
         log.setLevel("WARNING")
     workdir = pathlib.Path(_WORKDIR.value)
     try:
-        train(_CONFIG.value, workdir)
+        train(_config(), workdir)
     except Stopped as signal:
         log.info("stopped by %s; the same command goes on from here", signal)
         return EXIT_STOPPED

@@ -15,6 +15,9 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> np.ndarray:
         """Returns the ids of a text, int32 [n]."""
 
+    def unknown(self, text: str) -> list[str]:
+        """Returns the words or symbols of a text that have no id of their own."""
+
     def decode(self, ids: Any) -> str:
         """Returns the text of ids, padding and other special ids left out."""
 

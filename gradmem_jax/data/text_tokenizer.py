@@ -53,6 +53,13 @@ class TextTokenizer:
         offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2)
         return np.array(encoding.ids, np.int32), offsets
 
+    def unknown(self, text: str) -> list[str]:
+        """Returns the words of a text that become the token of unknown ones, if there is one."""
+        name = getattr(self.backend.model, "unk_token", None)
+        unknown_id = None if name is None else self.backend.token_to_id(name)
+        ids, offsets = self.encode_with_offsets(text)
+        return [text[slice(*span)] for i, span in zip(ids, offsets, strict=True) if i == unknown_id]
+
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of ids, special ones left out.
 

@@ -50,6 +50,10 @@ class CharTokenizer:
         ids = [UNKNOWN_ID if p < 0 else p + len(SPECIALS) for p in positions]
         return np.array(ids, np.int32)
 
+    def unknown(self, text: str) -> list[str]:
+        """Returns the symbols of a text that become [UNK]."""
+        return [symbol for symbol in text if symbol not in self.symbols]
+
     def decode(self, ids: Iterable[int], *, keep_specials: bool = False) -> str:
         """Returns the text of ids.
 

@@ -6,6 +6,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from experiments.contexts import Context, bucket, encode_context, make_batches, read_contexts
+from gradmem_jax.data.text_tokenizer import word_tokenizer
 from gradmem_jax.data.tokenizer import CharTokenizer
 
 TOKENIZER = CharTokenizer("abcdefghij ")
@@ -27,6 +28,11 @@ class ReadTest(absltest.TestCase):
         found = read_contexts([str(self.folder / "*.txt"), a, lines])
         want = [(a, "one"), (b, " é\ntwo"), ("x", "three"), (f"{lines}:3", "four")]
         self.assertEqual(found, want)
+
+    def test_a_line_may_hold_other_line_separators(self):
+        text = "one\u2028two\u0085three"
+        path = self.write("a.jsonl", f'{{"context": "{text}"}}\r\n{{"context": "four"}}')
+        self.assertEqual(read_contexts([path]), [(f"{path}:1", text), (f"{path}:2", "four")])
 
     def test_a_name_may_look_like_a_pattern(self):
         path = self.write("a[1].txt", "one")
@@ -71,6 +77,16 @@ class EncodeTest(parameterized.TestCase):
         ):
             with self.assertRaisesRegex(ValueError, message):
                 self.encode(text, **options)
+
+    def test_unknown_symbols_are_named(self):
+        with self.assertLogs("experiments", "WARNING") as logs:
+            self.encode("abXcéX")
+        self.assertIn("doc has 3 tokens that the model does not know", logs.output[0])
+        self.assertEndsWith(logs.output[0], "one and the same: 'X', 'é'")
+        words = word_tokenizer(["Mary went home."])
+        self.assertEqual(words.unknown("Mary flew home by plane."), ["flew", "by", "plane"])
+        with self.assertNoLogs("experiments"):
+            self.encode("abc")
 
     def test_buckets(self):
         got = [bucket(n, 100) for n in (1, 16, 17, 64, 65, 100)]

@@ -1,10 +1,17 @@
 """How programs end when their input is refused."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 from absl.testing import absltest, parameterized
 
 from experiments import program
 from gradmem_jax.checkpoint import restore_params
 from gradmem_jax.config import require
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def refuse(_):
@@ -30,6 +37,44 @@ class ProgramTest(parameterized.TestCase):
     def test_our_own_mistakes_have_one(self):
         with self.assertRaisesRegex(ValueError, "three"):
             program.without_traceback(mistake, [])
+
+    def test_a_reader_that_has_gone_and_ctrl_c(self):
+        command = (
+            "import os, sys; from experiments import program\n"
+            "def main(_):\n"
+            "    if os.environ['END'] == 'ctrl_c': raise KeyboardInterrupt\n"
+            "    for i in range(100_000): print(i)\n"
+            "program.without_traceback(main, [])"
+        )
+        for end, status in (("ctrl_c", 130), ("closed", 1)):
+            with subprocess.Popen(
+                [sys.executable, "-c", command],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=os.environ | {"END": end},
+            ) as process:
+                process.stdout.close()
+                self.assertEqual(process.stderr.read(), b"")
+                self.assertEqual(process.wait(), status)
+
+    @parameterized.parameters(
+        ("train", ("--config.model.num_write_step=1",), "no field 'num_write_step'.*num_write_ste"),
+        ("train", ("--config.foo=1",), "no field 'foo'; experiments/configs/default.py"),
+        ("train", ("--config=experiments/configs/kv_paper.py:n5_k2",), "no gradmem row N=5"),
+        ("train", ("--config=nowhere.py",), "nowhere.py"),
+        ("train", ("--config.seed=a",), "--config.seed=a: .*--help lists"),
+        ("evaluate", ("--num_write_steps", "0", "1", "2"), "'1' '2' belongs to no flag. Write lis"),
+    )
+    def test_wrong_flags_are_refused_in_a_few_words(self, name, arguments, message):
+        done = subprocess.run(
+            [sys.executable, "-m", f"experiments.{name}", "--workdir=nowhere", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
+        self.assertEqual(done.returncode, 1)
+        self.assertRegex(done.stderr.replace("\n", " "), "^error: .*" + message)
+        self.assertNotIn("Traceback", done.stderr)
 
     @parameterized.parameters(None, 3)
     def test_status(self, status):

@@ -168,7 +168,14 @@ class SweepTest(parameterized.TestCase):
         failed, text = self.run_all(runs, rates={"a": rate})
         self.assertEqual(failed, [])
         self.assertEqual(self.started(), expected)
-        self.assertEqual("b | skipped: a has exact match 49.0%, below 50.0%" in text, rate < 0.5)
+        said = "b | skipped: a has exact match 49.0%; to go on it takes exact match 50.0%"
+        self.assertEqual(said in text, rate < 0.5)
+
+    @parameterized.parameters(("read_loss", 0.2, 0.3), ("token_accuracy", 0.9, 0.8))
+    def test_a_chain_goes_on_when_its_metric_is_good_enough(self, metric, good, bad):
+        result = sweep.Result(metric, 0.25 if metric == "read_loss" else 0.85)
+        self.assertFalse(result.reached(good))
+        self.assertTrue(result.reached(bad))
 
     def test_run_of_another_worker_is_left_alone(self):
         runs = chain([Run("a", "c"), Run("b", "c")]) + [Run("d", "c")]

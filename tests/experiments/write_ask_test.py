@@ -146,7 +146,15 @@ class WriteAskTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "checkpoint='2' is not known"):
             open_model(str(out), {"checkpoint_name": "2"})
         done = start("export", arguments[0], f"--out={self.run_path}")
-        self.assertRegex(done.stderr, "^error: --out=.* is the folder of a run")
+        self.assertRegex(done.stderr, "^error: --out=.* has files that are no export")
+        missing = out.parent / "missing"
+        done = start("export", f"--workdir={missing}", f"--out={missing}_export")
+        self.assertRegex(done.stderr, "^error: there are no checkpoints in ")
+        self.assertFalse(out.with_name("missing_export").exists())
+        with self.assertRaisesRegex(
+            ValueError, r"what experiments.export made .*init_from=\S+exported"
+        ):
+            run_start.check_workdir(out, config)
 
     def test_an_exported_run_needs_no_files_of_its_language_model(self):
         folder = self.out.parent
