@@ -27,7 +27,7 @@ PRETRAINED_OPTIONS = (
     *("num_memory_tokens", "num_write_steps", "write_optimizer", "write_learning_rate"),
     *("tokenizer_path", "scan_layers"),
 )
-
+FLAGS = {"checkpoint_name": "checkpoint", "tokenizer_path": "tokenizer"}  # others: as the option
 
 # What experiments.export writes in place of checkpoints, and where it describes a pretrained
 # language model, whose parameters are among those of the run.
@@ -69,13 +69,50 @@ def open_model(path: str, options: Mapping[str, Any]) -> OpenModel:
         os.path.exists(folder),
         f"there is no model {path}; name a run's workdir or a model's files.",
     )
-    is_run = any((folder / name).exists() for name in ("checkpoints", PARAMS))
-    known = ("checkpoint_name",) if is_run else PRETRAINED_OPTIONS
-    foreign = [name for name in options if name not in known]
-    kind = "a run, configured by its config.json" if is_run else "a pretrained language model"
-    require(not foreign, f"{path} is {kind}: leave out {', '.join(foreign)}.")
-    opened: OpenModel = (open_run if is_run else open_pretrained)(folder, **options)
+    foreign = [f"--{FLAGS.get(name, name)}" for name in _foreign(path, options)]
+    require(not foreign, f"{path} is {_kind(path)}: leave out {', '.join(foreign)}.")
+    opened: OpenModel = (open_run if is_run(path) else open_pretrained)(folder, **options)
     return opened._replace(notes={"model": str(folder.absolute()), "options": dict(options)})
+
+
+def reopen_model(memory: str, notes: Mapping[str, Any], moved_to: str | None = None) -> OpenModel:
+    """Opens the model that wrote a memory file.
+
+    Args:
+        memory: the file.
+        notes: what its header says of the model, see `OpenModel.notes`.
+        moved_to: where the model is now, if not where the file says.
+
+    Raises:
+        ValueError: there is no such model, or it is one of another kind.
+    """
+    path, options = moved_to or str(notes.get("model", "")), notes.get("options", {})
+    require(bool(path), f"{memory} does not say where its model is; name it with --model.")
+    require(
+        os.path.exists(path),
+        f"there is no model {path}; say with --model where the one that wrote {memory} is now.",
+    )
+    require(
+        not _foreign(path, options),
+        f"{memory} was written with {options}, and {path} is {_kind(path)}, which takes no such "
+        "options; name the model that wrote it with --model.",
+    )
+    return open_model(path, options)
+
+
+def is_run(path: str) -> bool:
+    """Whether there is a run or an exported one, not a pretrained language model."""
+    return any((pathlib.Path(path) / name).exists() for name in ("checkpoints", PARAMS))
+
+
+def _kind(path: str) -> str:
+    return "a run, configured by its config.json" if is_run(path) else "a pretrained language model"
+
+
+def _foreign(path: str, options: Mapping[str, Any]) -> list[str]:
+    """The options that a model of this kind does not have."""
+    known = ("checkpoint_name",) if is_run(path) else PRETRAINED_OPTIONS
+    return [name for name in options if name not in known]
 
 
 def run_config(workdir: pathlib.Path) -> ConfigDict:

@@ -11,9 +11,10 @@ from absl import flags
 
 from experiments import figures, program, reporting
 from experiments.contexts import encode_context, read_contexts
-from experiments.open_model import open_model
+from experiments.open_model import is_run, open_pretrained
 from experiments.reporting import log
 from experiments.tracing import make_optimizer, trace_writes
+from gradmem_jax.config import require
 
 _MODEL = flags.DEFINE_string("model", None, "Files of a pretrained language model.", required=True)
 _CONTEXT = flags.DEFINE_string("context", None, "A text file.", required=True)
@@ -25,8 +26,11 @@ _OPTIMIZERS = flags.DEFINE_list(
     "Inner optimizers with their rates; Adam's in units of the embeddings' size.",
 )
 _NUM_WRITE_STEPS = flags.DEFINE_integer("num_write_steps", 200, "WRITE steps.", lower_bound=1)
+_TOKENIZER = flags.DEFINE_string(
+    "tokenizer", None, "The model's, if it is not beside it: a file or directory."
+)
 _EVERY = flags.DEFINE_integer("every", 10, "Steps between readings.", lower_bound=1)
-_NUM_MEMORY_TOKENS = flags.DEFINE_integer("num_memory_tokens", 8, "m.", lower_bound=1)
+_NUM_MEMORY_TOKENS = flags.DEFINE_integer("num_memory_tokens", 8, "Memory tokens m.", lower_bound=1)
 
 
 def main(_: Sequence[str]) -> None:
@@ -35,13 +39,26 @@ def main(_: Sequence[str]) -> None:
     out = reporting.output_file("out", _OUT.value)
     if _FIGURE.value:
         reporting.output_file("figure", _FIGURE.value)
-    (context,) = read_contexts([_CONTEXT.value])
-    options = {"num_memory_tokens": _NUM_MEMORY_TOKENS.value, "scan_layers": True}
-    opened = open_model(_MODEL.value, options)
+    contexts = read_contexts([_CONTEXT.value])
+    require(
+        len(contexts) == 1,
+        f"--context={_CONTEXT.value} holds {len(contexts)} contexts; name a file of one text.",
+    )
+    require(
+        not is_run(_MODEL.value),
+        f"--model={_MODEL.value} is a run; name the files of a pretrained language model.",
+    )
+    opened = open_pretrained(
+        pathlib.Path(_MODEL.value),
+        num_memory_tokens=_NUM_MEMORY_TOKENS.value,
+        tokenizer_path=_TOKENIZER.value,
+        scan_layers=True,
+    )
     config = opened.model.config
     embedding = opened.params["lm"]["embedding"]
     optimizers = {text: make_optimizer(text, embedding) for text in _OPTIMIZERS.value}
     limit = config.lm.max_positions - opened.model.write_positions - 1
+    (context,) = contexts
     ids = encode_context(context, opened.tokenizer, pad_id=config.pad_id, limit=limit)
     log.info("%s, %d tokens; compiling", context.name, len(ids))
     curves: dict[str, list[dict[str, float]]] = {}
