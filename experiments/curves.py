@@ -12,13 +12,14 @@ from absl import flags
 
 from experiments import figures, program, reporting
 from experiments.events import read_scalars
+from experiments.outputs import output_figure
 from experiments.reporting import log
 from experiments.runs import ONLY, ROOT
 from gradmem_jax.config import require
 
 flags.declare_key_flag(ROOT.name)
 flags.declare_key_flag(ONLY.name)
-_OUT = flags.DEFINE_string("out", None, "PNG to write.", required=True)
+_OUT = flags.DEFINE_string("out", None, "PNG, PDF or SVG to write.", required=True)
 _SCALARS = flags.DEFINE_list(
     "scalars", ["train/read_loss", "evaluation/token_accuracy"], "What to draw, a panel each."
 )
@@ -27,7 +28,7 @@ _SCALARS = flags.DEFINE_list(
 def main(_: Sequence[str]) -> None:
     """Runs the program."""
     reporting.set_up_logging()
-    out = reporting.output_file("out", _OUT.value)
+    out = output_figure("out", _OUT.value)
     root = pathlib.Path(ROOT.value)
     folders = sorted(path.parent for path in root.glob("**/tensorboard"))
     names = {str(folder.relative_to(root)): folder for folder in folders}

@@ -12,6 +12,7 @@ from absl import flags
 from experiments import figures, program, reporting
 from experiments.contexts import encode_context, read_contexts
 from experiments.open_model import is_run, open_pretrained
+from experiments.outputs import check_apart, files, output_figure
 from experiments.reporting import log
 from experiments.tracing import make_optimizer, trace_writes
 from gradmem_jax.config import require
@@ -19,7 +20,7 @@ from gradmem_jax.config import require
 _MODEL = flags.DEFINE_string("model", None, "Files of a pretrained language model.", required=True)
 _CONTEXT = flags.DEFINE_string("context", None, "A text file.", required=True)
 _OUT = flags.DEFINE_string("out", None, "JSON file to write.", required=True)
-_FIGURE = flags.DEFINE_string("figure", None, "PNG of loss and tokens right by step.")
+_FIGURE = flags.DEFINE_string("figure", None, "PNG, PDF or SVG of loss and tokens right.")
 _OPTIMIZERS = flags.DEFINE_list(
     "optimizers",
     ["sgd:1", "adam:0.3"],
@@ -36,9 +37,10 @@ _NUM_MEMORY_TOKENS = flags.DEFINE_integer("num_memory_tokens", 8, "Memory tokens
 def main(_: Sequence[str]) -> None:
     """Runs the program."""
     reporting.set_up_logging()
+    check_apart({"out": _OUT.value, "figure": _FIGURE.value}, files([_CONTEXT.value]))
     out = reporting.output_file("out", _OUT.value)
     if _FIGURE.value:
-        reporting.output_file("figure", _FIGURE.value)
+        output_figure("figure", _FIGURE.value)
     contexts = read_contexts([_CONTEXT.value])
     require(
         len(contexts) == 1,
