@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from experiments import figures, program, reporting
 from experiments.build import build_model, build_task, one_query, resize, task_name
 from experiments.evaluation import evaluate_params, table
-from experiments.open_model import run_config, run_params
+from experiments.open_model import check_paths, run_config, run_params
 from experiments.reporting import log
 from gradmem_jax.config import DTYPES, require
 from gradmem_jax.data.task import Task
@@ -55,6 +55,7 @@ def main(_: Sequence[str]) -> None:
     workdir = pathlib.Path(_WORKDIR.value)
     out = pathlib.Path(_OUT.value) if _OUT.value else workdir / "evaluation"
     config = run_config(workdir)
+    check_paths(workdir, {"data.data_dir": config.data.get("data_dir")})
     reporting.output_file("out", out.with_suffix(".json"))
     if _DTYPE.value:
         config.lm.dtype = _DTYPE.value

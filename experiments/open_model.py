@@ -116,13 +116,34 @@ def _foreign(path: str, options: Mapping[str, Any]) -> list[str]:
 
 
 def run_config(workdir: pathlib.Path) -> ConfigDict:
-    """Returns the configuration of a run, with the tokenizer and language model it brings along."""
+    """Returns the configuration of a run, with the tokenizer and language model it brings along.
+
+    Raises:
+        ValueError: it cannot be read, or names files that are not there.
+    """
     config = ConfigDict(reporting.read_json(workdir / "config.json"))
     if (workdir / LM / "config.json").is_file():
         config.pretrained = str(workdir / LM)
     if (workdir / "tokenizer.json").is_file():
         config.data.tokenizer_path = str(workdir / "tokenizer.json")
+    tokenizer = config.data.get("tokenizer_path")
+    check_paths(workdir, {"pretrained": config.pretrained, "data.tokenizer_path": tokenizer})
     return config
+
+
+def check_paths(workdir: pathlib.Path, paths: Mapping[str, str | None]) -> None:
+    """Refuses relative paths of a run's config.json that lead nowhere from this folder.
+
+    Args:
+        workdir: the folder of the run.
+        paths: by name of the field; "" and None are none.
+    """
+    for name, path in paths.items():
+        require(
+            not path or os.path.isabs(path) or os.path.exists(path),
+            f"there is no {path} in {os.getcwd()}: {workdir / 'config.json'} has {name}={path!r}, "
+            "which is relative to the folder that training was started in; start this there too.",
+        )
 
 
 def run_params(workdir: pathlib.Path, checkpoint_name: str = "best") -> tuple[int, Params]:

@@ -22,7 +22,7 @@ from experiments.answering import answer, choose_contexts, open_memories
 from experiments.build import build_model
 from experiments.configs import default
 from experiments.contexts import Context, read_contexts
-from experiments.open_model import open_model, reopen_model
+from experiments.open_model import check_paths, open_model, reopen_model, run_config
 from experiments.writing import report, save_written, write_contexts
 from gradmem_jax import checkpoint
 from gradmem_jax.data.text_tokenizer import word_tokenizer
@@ -301,6 +301,24 @@ class WriteAskTest(parameterized.TestCase):
         self.write(self.words_path, ["the cat"], {"num_memory_tokens": 3, "num_write_steps": 1})
         with self.assertRaisesRegex(ValueError, "was written with {'num_mem.* is a run, .*no such"):
             self.ask("the cat", model=self.run_path)
+
+    @parameterized.parameters(
+        {"pretrained": "st/model.bin"},
+        {"data.tokenizer_path": "st/tok.bin"},
+    )
+    def test_relative_paths_of_a_run_opened_elsewhere(self, **changes):
+        config = default.get_config("gradmem", "squad", pretrained=True)
+        config.update_from_flattened_dict(changes)
+        ((name, path),) = changes.items()
+        run_start.check_workdir(self.out.parent, config)
+        message = (
+            f"no {path} in .*/config.json has {name}='{path}', which is relative to"
+        )
+        with self.assertRaisesRegex(ValueError, message):
+            run_config(self.out.parent)
+        with self.assertRaisesRegex(ValueError, "has data.data_dir='drawn.txt', which is relative"):
+            check_paths(self.out.parent, {"data.data_dir": "drawn.txt"})
+        check_paths(self.out.parent, {"a": "/nowhere", "b": "", "c": "experiments"})
 
     @parameterized.parameters(
         ("folder", {}, "config.json"),
