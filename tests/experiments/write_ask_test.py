@@ -311,9 +311,7 @@ class WriteAskTest(parameterized.TestCase):
         config.update_from_flattened_dict(changes)
         ((name, path),) = changes.items()
         run_start.check_workdir(self.out.parent, config)
-        message = (
-            f"no {path} in .*/config.json has {name}='{path}', which is relative to"
-        )
+        message = f"no {path} in .*/config.json has {name}='{path}', which is relative to"
         with self.assertRaisesRegex(ValueError, message):
             run_config(self.out.parent)
         with self.assertRaisesRegex(ValueError, "has data.data_dir='drawn.txt', which is relative"):
