@@ -79,8 +79,9 @@ def main(_: Sequence[str]) -> None:
         batch_size=_BATCH_SIZE.value,
         seed=_SEED.value,
     )
-    out.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
-    log.info("wrote %d texts, %d characters, to %s", len(texts), out.stat().st_size, out)
+    text = "\n\n".join(texts) + "\n"
+    out.write_text(text, encoding="utf-8")
+    log.info("wrote %d texts, %d characters, to %s", len(texts), len(text), out)
 
 
 if __name__ == "__main__":
