@@ -71,7 +71,7 @@ def main(_: Sequence[str]) -> None:
         log.info("%s, checkpoint of step %d\n%s", name, step, table(results[name]))
     trained = {
         "task": task_name(config, task),
-        "num_write_steps": config.model.num_write_steps,
+        "num_write_steps": model.config.num_write_steps,
     }
     report = {
         "workdir": workdir,

@@ -33,6 +33,13 @@ FLAGS = {"checkpoint_name": "checkpoint", "tokenizer_path": "tokenizer"}  # othe
 # language model, whose parameters are among those of the run.
 PARAMS, EXPORTED, LM = "params.safetensors", "exported.json", "lm"
 
+# What a run is built from again, by the types that config.json has.
+RUN_FIELDS = {
+    **dict.fromkeys(("method", "task", "pretrained", "final_split", "write_optimizer.name"), str),
+    **dict.fromkeys(("lm", "model", "data", "write_optimizer.arguments"), dict),
+    "seed": int,
+}
+
 
 class OpenModel(NamedTuple):
     """A model with all that it takes to turn texts into memories and memories into answers.
@@ -121,7 +128,15 @@ def run_config(workdir: pathlib.Path) -> ConfigDict:
     Raises:
         ValueError: it cannot be read, or names files that are not there.
     """
-    config = ConfigDict(reporting.read_json(workdir / "config.json"))
+    path = workdir / "config.json"
+    fields = reporting.read_json(path)
+    wrong = [name for name, kind in RUN_FIELDS.items() if not isinstance(_find(fields, name), kind)]
+    require(
+        not wrong,
+        f"{path} is not the configuration of a run: {', '.join(wrong)} missing or of another type; "
+        "copy it again, or export the run again.",
+    )
+    config = ConfigDict(fields)
     if (workdir / LM / "config.json").is_file():
         config.pretrained = str(workdir / LM)
     if (workdir / "tokenizer.json").is_file():
@@ -129,6 +144,13 @@ def run_config(workdir: pathlib.Path) -> ConfigDict:
     tokenizer = config.data.get("tokenizer_path")
     check_paths(workdir, {"pretrained": config.pretrained, "data.tokenizer_path": tokenizer})
     return config
+
+
+def _find(fields: Any, name: str) -> Any:
+    """A field by its whole name, None if it is not there."""
+    for part in name.split("."):
+        fields = fields.get(part) if isinstance(fields, dict) else None
+    return fields
 
 
 def check_paths(workdir: pathlib.Path, paths: Mapping[str, str | None]) -> None:
@@ -161,7 +183,8 @@ def run_params(workdir: pathlib.Path, checkpoint_name: str = "best") -> tuple[in
     """
     if not (workdir / PARAMS).exists():
         return checkpoint.restore_params(workdir / "checkpoints", checkpoint_name)
-    step = int(reporting.read_json(workdir / EXPORTED)["step"])
+    step = _find(reporting.read_json(workdir / EXPORTED), "step")
+    require(isinstance(step, int), f"{workdir / EXPORTED} has no step; export the run again.")
     require_choice("checkpoint", checkpoint_name, ("best", "latest", str(step)))
     return step, load_params(workdir / PARAMS)
 

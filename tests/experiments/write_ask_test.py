@@ -22,7 +22,13 @@ from experiments.answering import answer, choose_contexts, open_memories
 from experiments.build import build_model
 from experiments.configs import default
 from experiments.contexts import Context, read_contexts
-from experiments.open_model import check_paths, open_model, reopen_model, run_config
+from experiments.open_model import (
+    check_paths,
+    open_model,
+    reopen_model,
+    run_config,
+    run_params,
+)
 from experiments.writing import report, save_written, write_contexts
 from gradmem_jax import checkpoint
 from gradmem_jax.data.text_tokenizer import word_tokenizer
@@ -317,6 +323,23 @@ class WriteAskTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "has data.data_dir='drawn.txt', which is relative"):
             check_paths(self.out.parent, {"data.data_dir": "drawn.txt"})
         check_paths(self.out.parent, {"a": "/nowhere", "b": "", "c": "experiments"})
+
+    def test_damaged_configurations(self):
+        whole = json.loads(pathlib.Path(self.run_path, "config.json").read_text())
+        less = lambda name: {key: value for key, value in whole.items() if key != name}
+        for fields, message in (
+            *(([], "method, .* missing"), (3, "missing"), (None, "missing"), ({}, "missing")),
+            *((less(n), f"run: {n} missing") for n in ("method", "task", "data", "final_split")),
+            (whole | {"model": []}, "run: model missing or of another type; copy"),
+            (whole | {"write_optimizer": {"name": ""}}, "run: write_optimizer.arguments missing"),
+        ):
+            (self.out.parent / "config.json").write_text(json.dumps(fields))
+            with self.assertRaisesRegex(ValueError, f"config.json is not the .*{message}"):
+                run_config(self.out.parent)
+        (self.out.parent / "params.safetensors").touch()
+        (self.out.parent / "exported.json").write_text("{}")
+        with self.assertRaisesRegex(ValueError, "exported.json has no step; export the run again"):
+            run_params(self.out.parent)
 
     @parameterized.parameters(
         ("folder", {}, "config.json"),
