@@ -21,7 +21,9 @@ from gradmem_jax.config import DTYPES, require
 from gradmem_jax.data.task import Task
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run to evaluate.", required=True)
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, or a step.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", "best", "best (by the run's config.best_metric), latest, or a step."
+)
 _NUM_WRITE_STEPS = flags.DEFINE_list(
     "num_write_steps", ["0", "1", "2", "3", "4", "5", "8"], "Numbers of WRITE steps K."
 )

@@ -43,11 +43,13 @@ from gradmem_jax.training import TrainState, init_state
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     str(pathlib.Path(__file__).parent / "configs" / "kv_quick.py"),
-    "What to train: a file of experiments/configs, perhaps with an argument behind a colon.",
+    "What to train: a file of experiments/configs, perhaps with an argument behind a colon. Any "
+    "field can be set, as in --config.seed=1; experiments/configs/default.py explains them.",
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of this run: checkpoints, TensorBoard, metrics.json.", required=True
 )
+flags.adopt_module_key_flags(hosts)
 
 
 def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
