@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from experiments import reporting
+from experiments.methods import BY_GRADIENT
 from experiments.open_model import EXPORTED
 from experiments.reporting import log
 from experiments.tasks import SIZES, TASKS, size_name
@@ -29,7 +30,7 @@ NAMES = {
     "warm_start": "warm start",
     "gradmem": "GradMem",
 }
-METHODS_WITH_STEPS = ("gradmem", "rmt", "kv_prefix", "warm_start")
+METHODS_WITH_STEPS = (*BY_GRADIENT, "rmt")
 GRADIENT_MODES = {"second": "", "first": ", first order", "none": ", no gradient through WRITE"}
 NOT_COMPARED = ("seed", "init_from", "init_checkpoint")
 
