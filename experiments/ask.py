@@ -12,7 +12,7 @@ from absl import flags
 
 from experiments import program, reporting
 from experiments.answering import answer, ask_in_a_loop, choose_contexts, open_memories, show
-from experiments.open_model import open_model
+from experiments.open_model import reopen_model
 from gradmem_jax.config import require
 from gradmem_jax.memory.interface import Memory
 from gradmem_jax.memory_file import read_header
@@ -39,9 +39,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     header = read_header(_MEMORY.value)
     chosen = choose_contexts(_MEMORY.value, header, _CONTEXT.value)
-    path = _MODEL.value or str(header.notes.get("model", ""))
-    require(bool(path), f"{_MEMORY.value} does not say where its model is; name it with --model.")
-    opened = open_model(path, header.notes.get("options", {}))
+    opened = reopen_model(_MEMORY.value, header.notes, _MODEL.value)
     memories = open_memories(_MEMORY.value, opened, header, chosen, _BATCH_SIZE.value)
 
     def ask(questions: Sequence[str], memories: Iterable[tuple[list[str], Memory]]) -> None:

@@ -102,7 +102,7 @@ def comparison(rows: Sequence[dict[str, Any]]) -> str:
     return children.markdown(head, lines)
 
 
-def main(_: Sequence[str]) -> None:
+def main(_: Sequence[str]) -> int:
     """Runs the program."""
     reporting.set_up_logging()
     out = _OUT.value and reporting.output_file("out", _OUT.value)
@@ -147,6 +147,7 @@ def main(_: Sequence[str]) -> None:
     if out:
         reporting.write_json(out, {"threads": threads, "matmul": matmul, "rows": rows})
         log.info("wrote %s", out)
+    return int(all("error" in row["ours"] for row in rows))
 
 
 if __name__ == "__main__":

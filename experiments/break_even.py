@@ -28,7 +28,7 @@ _QUERIES = flags.DEFINE_list(
 flags.declare_key_flag(children.THREADS.name)
 _OUT = flags.DEFINE_string("out", None, "Path of the results, without suffix.", required=True)
 _make_setting = setting.define_flags(
-    without=("context_tokens", "queries_per_context", "meta_gradient", "remat"),
+    without=("context_tokens", "queries_per_context", "meta_gradient", "remat", "cpu_devices"),
     batch_size=16,
     query_tokens=24,
     write_steps=1,
@@ -36,7 +36,7 @@ _make_setting = setting.define_flags(
 flags.adopt_module_key_flags(setting)
 
 
-def main(_: Sequence[str]) -> None:
+def main(_: Sequence[str]) -> int:
     """Runs the program."""
     reporting.set_up_logging()
     out = pathlib.Path(_OUT.value)
@@ -60,11 +60,14 @@ def main(_: Sequence[str]) -> None:
     }
     reporting.write_json(reporting.with_ending(out, ".json"), report)
     reporting.with_ending(out, ".md").write_text(tables(rows, queries))
+    log.info("%s\nwrote %s and .md", tables(rows, queries), reporting.with_ending(out, ".json"))
     drawn = {length: row for length, row in rows if "error" not in row}
+    if not drawn:
+        log.error("all context lengths failed; there is nothing to draw")
+        return 1
     speed_figures.break_even(reporting.with_ending(out, ".png"), queries, drawn)
-    log.info(
-        "%s\nwrote %s, .md and .png", tables(rows, queries), reporting.with_ending(out, ".json")
-    )
+    log.info("drew %s", reporting.with_ending(out, ".png"))
+    return 0
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from experiments.methods import METHODS
+from experiments.methods import BY_GRADIENT, METHODS
 from experiments.tasks import TASKS, size_name
 from gradmem_jax.checks import (
     require,
@@ -21,7 +21,6 @@ from gradmem_jax.data.task import Task
 from gradmem_jax.freezing import split_params
 from gradmem_jax.lm import pretrained
 from gradmem_jax.lm.associative import AssociativeConfig, associative_config
-from gradmem_jax.memory.gradient import GradMem
 from gradmem_jax.memory.interface import MemoryModel, Params
 from gradmem_jax.optimizer import OptimizerConfig
 
@@ -100,7 +99,7 @@ def build_model(config: ConfigDict, **changes: object) -> MemoryModel:
     if not name:
         return method.model(model_config)
     require(
-        issubclass(method.model, GradMem),
+        config.method in BY_GRADIENT,
         f"write_optimizer.name={name!r} needs a method that writes by gradient descent, not "
         f"{config.method!r}.",
     )

@@ -16,13 +16,15 @@ from ml_collections import ConfigDict
 from experiments import figures, program, reporting
 from experiments.build import build_model, build_task, one_query, resize, task_name
 from experiments.evaluation import evaluate_params, table
-from experiments.open_model import run_config, run_params
+from experiments.open_model import check_paths, run_config, run_params
 from experiments.reporting import log
 from gradmem_jax.config import DTYPES, require
 from gradmem_jax.data.task import Task
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run to evaluate.", required=True)
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, or a step.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", "best", "best (by the run's config.best_metric), latest, or a step."
+)
 _NUM_WRITE_STEPS = flags.DEFINE_list(
     "num_write_steps", ["0", "1", "2", "3", "4", "5", "8"], "Numbers of WRITE steps K."
 )
@@ -55,6 +57,7 @@ def main(_: Sequence[str]) -> None:
     reporting.set_up_logging()
     workdir = pathlib.Path(_WORKDIR.value)
     config = run_config(workdir)
+    check_paths(workdir, {"data.data_dir": config.data.get("data_dir")})
     out = reporting.with_ending(pathlib.Path(_OUT.value or workdir / "evaluation"), ".json")
     reporting.output_file("out", out)
     if _DTYPE.value:
@@ -65,7 +68,7 @@ def main(_: Sequence[str]) -> None:
     steps = reporting.integers("num_write_steps", _NUM_WRITE_STEPS.value)
     trained = {
         "task": task_name(config, task),
-        "num_write_steps": config.model.num_write_steps,
+        "num_write_steps": model.config.num_write_steps,
     }
     results: dict[str, Any] = {}
     report = {

@@ -52,3 +52,4 @@ METHODS = {
     "lact": Method(LayerMemory, LayerMemoryConfig, LaCTConfig, LaCTConfig),
     "full_context": Method(FullContext, FullContextConfig),
 }
+BY_GRADIENT = tuple(n for n, method in METHODS.items() if issubclass(method.model, GradMem))

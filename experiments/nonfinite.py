@@ -62,6 +62,22 @@ def load_batch(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     return batch
 
 
+def checkpoint_before(directory: pathlib.Path, step: int) -> str:
+    """Returns the step of the newest checkpoint that is not after a step.
+
+    Raises:
+        ValueError: there is none.
+    """
+    steps = sorted(int(path.name) for path in directory.glob("*") if path.name.isdecimal())
+    before = [earlier for earlier in steps if earlier <= step]
+    require(
+        bool(before),
+        f"{directory} has no checkpoint of step {step} or before; it has steps {steps}: name one "
+        "of them with --checkpoint.",
+    )
+    return str(before[-1])
+
+
 def sample_results(
     model: MemoryModel,
     params: Params,

@@ -27,11 +27,18 @@ PRETRAINED_OPTIONS = (
     *("num_memory_tokens", "num_write_steps", "write_optimizer", "write_learning_rate"),
     *("tokenizer_path", "scan_layers"),
 )
-
+FLAGS = {"checkpoint_name": "checkpoint", "tokenizer_path": "tokenizer"}  # others: as the option
 
 # What experiments.export writes in place of checkpoints, and where it describes a pretrained
 # language model, whose parameters are among those of the run.
 PARAMS, EXPORTED, LM = "params.safetensors", "exported.json", "lm"
+
+# What a run is built from again, by the types that config.json has.
+RUN_FIELDS = {
+    **dict.fromkeys(("method", "task", "pretrained", "final_split", "write_optimizer.name"), str),
+    **dict.fromkeys(("lm", "model", "data", "write_optimizer.arguments"), dict),
+    "seed": int,
+}
 
 
 class OpenModel(NamedTuple):
@@ -69,23 +76,96 @@ def open_model(path: str, options: Mapping[str, Any]) -> OpenModel:
         os.path.exists(folder),
         f"there is no model {path}; name a run's workdir or a model's files.",
     )
-    is_run = any((folder / name).exists() for name in ("checkpoints", PARAMS))
-    known = ("checkpoint_name",) if is_run else PRETRAINED_OPTIONS
-    foreign = [name for name in options if name not in known]
-    kind = "a run, configured by its config.json" if is_run else "a pretrained language model"
-    require(not foreign, f"{path} is {kind}: leave out {', '.join(foreign)}.")
-    opened: OpenModel = (open_run if is_run else open_pretrained)(folder, **options)
+    foreign = [f"--{FLAGS.get(name, name)}" for name in _foreign(path, options)]
+    require(not foreign, f"{path} is {_kind(path)}: leave out {', '.join(foreign)}.")
+    opened: OpenModel = (open_run if is_run(path) else open_pretrained)(folder, **options)
     return opened._replace(notes={"model": str(folder.absolute()), "options": dict(options)})
 
 
+def reopen_model(memory: str, notes: Mapping[str, Any], moved_to: str | None = None) -> OpenModel:
+    """Opens the model that wrote a memory file.
+
+    Args:
+        memory: the file.
+        notes: what its header says of the model, see `OpenModel.notes`.
+        moved_to: where the model is now, if not where the file says.
+
+    Raises:
+        ValueError: there is no such model, or it is one of another kind.
+    """
+    path, options = moved_to or str(notes.get("model", "")), notes.get("options", {})
+    require(bool(path), f"{memory} does not say where its model is; name it with --model.")
+    require(
+        os.path.exists(path),
+        f"there is no model {path}; say with --model where the one that wrote {memory} is now.",
+    )
+    require(
+        not _foreign(path, options),
+        f"{memory} was written with {options}, and {path} is {_kind(path)}, which takes no such "
+        "options; name the model that wrote it with --model.",
+    )
+    return open_model(path, options)
+
+
+def is_run(path: str) -> bool:
+    """Whether there is a run or an exported one, not a pretrained language model."""
+    return any((pathlib.Path(path) / name).exists() for name in ("checkpoints", PARAMS))
+
+
+def _kind(path: str) -> str:
+    return "a run, configured by its config.json" if is_run(path) else "a pretrained language model"
+
+
+def _foreign(path: str, options: Mapping[str, Any]) -> list[str]:
+    """The options that a model of this kind does not have."""
+    known = ("checkpoint_name",) if is_run(path) else PRETRAINED_OPTIONS
+    return [name for name in options if name not in known]
+
+
 def run_config(workdir: pathlib.Path) -> ConfigDict:
-    """Returns the configuration of a run, with the tokenizer and language model it brings along."""
-    config = ConfigDict(reporting.read_json(workdir / "config.json"))
+    """Returns the configuration of a run, with the tokenizer and language model it brings along.
+
+    Raises:
+        ValueError: it cannot be read, or names files that are not there.
+    """
+    path = workdir / "config.json"
+    fields = reporting.read_json(path)
+    wrong = [name for name, kind in RUN_FIELDS.items() if not isinstance(_find(fields, name), kind)]
+    require(
+        not wrong,
+        f"{path} is not the configuration of a run: {', '.join(wrong)} missing or of another type; "
+        "copy it again, or export the run again.",
+    )
+    config = ConfigDict(fields)
     if (workdir / LM / "config.json").is_file():
         config.pretrained = str(workdir / LM)
     if (workdir / "tokenizer.json").is_file():
         config.data.tokenizer_path = str(workdir / "tokenizer.json")
+    tokenizer = config.data.get("tokenizer_path")
+    check_paths(workdir, {"pretrained": config.pretrained, "data.tokenizer_path": tokenizer})
     return config
+
+
+def _find(fields: Any, name: str) -> Any:
+    """A field by its whole name, None if it is not there."""
+    for part in name.split("."):
+        fields = fields.get(part) if isinstance(fields, dict) else None
+    return fields
+
+
+def check_paths(workdir: pathlib.Path, paths: Mapping[str, str | None]) -> None:
+    """Refuses relative paths of a run's config.json that lead nowhere from this folder.
+
+    Args:
+        workdir: the folder of the run.
+        paths: by name of the field; "" and None are none.
+    """
+    for name, path in paths.items():
+        require(
+            not path or os.path.isabs(path) or os.path.exists(path),
+            f"there is no {path} in {os.getcwd()}: {workdir / 'config.json'} has {name}={path!r}, "
+            "which is relative to the folder that training was started in; start this there too.",
+        )
 
 
 def run_params(workdir: pathlib.Path, checkpoint_name: str = "best") -> tuple[int, Params]:
@@ -103,7 +183,8 @@ def run_params(workdir: pathlib.Path, checkpoint_name: str = "best") -> tuple[in
     """
     if not (workdir / PARAMS).exists():
         return checkpoint.restore_params(workdir / "checkpoints", checkpoint_name)
-    step = int(reporting.read_json(workdir / EXPORTED)["step"])
+    step = _find(reporting.read_json(workdir / EXPORTED), "step")
+    require(isinstance(step, int), f"{workdir / EXPORTED} has no step; export the run again.")
     require_choice("checkpoint", checkpoint_name, ("best", "latest", str(step)))
     return step, load_params(workdir / PARAMS)
 

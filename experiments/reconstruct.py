@@ -11,37 +11,56 @@ from absl import flags
 
 from experiments import figures, program, reporting
 from experiments.contexts import encode_context, read_contexts
-from experiments.open_model import open_model
+from experiments.open_model import is_run, open_pretrained
+from experiments.outputs import check_apart, files, output_figure
 from experiments.reporting import log
 from experiments.tracing import make_optimizer, trace_writes
+from gradmem_jax.config import require
 
 _MODEL = flags.DEFINE_string("model", None, "Files of a pretrained language model.", required=True)
 _CONTEXT = flags.DEFINE_string("context", None, "A text file.", required=True)
 _OUT = flags.DEFINE_string("out", None, "JSON file to write.", required=True)
-_FIGURE = flags.DEFINE_string("figure", None, "PNG of loss and tokens right by step.")
+_FIGURE = flags.DEFINE_string("figure", None, "PNG, PDF or SVG of loss and tokens right.")
 _OPTIMIZERS = flags.DEFINE_list(
     "optimizers",
     ["sgd:1", "adam:0.3"],
     "Inner optimizers with their rates; Adam's in units of the embeddings' size.",
 )
 _NUM_WRITE_STEPS = flags.DEFINE_integer("num_write_steps", 200, "WRITE steps.", lower_bound=1)
+_TOKENIZER = flags.DEFINE_string(
+    "tokenizer", None, "The model's, if it is not beside it: a file or directory."
+)
 _EVERY = flags.DEFINE_integer("every", 10, "Steps between readings.", lower_bound=1)
-_NUM_MEMORY_TOKENS = flags.DEFINE_integer("num_memory_tokens", 8, "m.", lower_bound=1)
+_NUM_MEMORY_TOKENS = flags.DEFINE_integer("num_memory_tokens", 8, "Memory tokens m.", lower_bound=1)
 
 
 def main(_: Sequence[str]) -> None:
     """Runs the program."""
     reporting.set_up_logging()
+    check_apart({"out": _OUT.value, "figure": _FIGURE.value}, files([_CONTEXT.value]))
     out = reporting.output_file("out", _OUT.value)
     if _FIGURE.value:
-        reporting.output_file("figure", _FIGURE.value)
-    (context,) = read_contexts([_CONTEXT.value])
-    options = {"num_memory_tokens": _NUM_MEMORY_TOKENS.value, "scan_layers": True}
-    opened = open_model(_MODEL.value, options)
+        output_figure("figure", _FIGURE.value)
+    contexts = read_contexts([_CONTEXT.value])
+    require(
+        len(contexts) == 1,
+        f"--context={_CONTEXT.value} holds {len(contexts)} contexts; name a file of one text.",
+    )
+    require(
+        not is_run(_MODEL.value),
+        f"--model={_MODEL.value} is a run; name the files of a pretrained language model.",
+    )
+    opened = open_pretrained(
+        pathlib.Path(_MODEL.value),
+        num_memory_tokens=_NUM_MEMORY_TOKENS.value,
+        tokenizer_path=_TOKENIZER.value,
+        scan_layers=True,
+    )
     config = opened.model.config
     embedding = opened.params["lm"]["embedding"]
     optimizers = {text: make_optimizer(text, embedding) for text in _OPTIMIZERS.value}
     limit = config.lm.max_positions - opened.model.write_positions - 1
+    (context,) = contexts
     ids = encode_context(context, opened.tokenizer, pad_id=config.pad_id, limit=limit)
     log.info("%s, %d tokens; compiling", context.name, len(ids))
     curves: dict[str, list[dict[str, float]]] = {}

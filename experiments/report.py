@@ -14,6 +14,7 @@ from typing import Any
 from absl import flags
 
 from experiments import figures, paper_results, program, reporting
+from experiments.methods import BY_GRADIENT
 from experiments.runs import (
     NAMES,
     ONLY,
@@ -32,7 +33,6 @@ flags.declare_key_flag(ONLY.name)
 _OUT = flags.DEFINE_string("out", None, "Path of the report without suffix.", required=True)
 _TITLE = flags.DEFINE_string("title", "", "Heading of the report; default: names --root.")
 
-METHODS_WITH_WRITE_LOSS = ("gradmem", "kv_prefix", "warm_start")
 Groups = Mapping[tuple[str, int], Sequence[FinishedRun]]  # by name of the method and size
 
 
@@ -223,7 +223,7 @@ def draw(prefix: str, folder: pathlib.Path, runs: Sequence[FinishedRun]) -> dict
     descent = {
         key: members
         for key, members in groups.items()
-        if members[0].config.get("method", "gradmem") in METHODS_WITH_WRITE_LOSS
+        if members[0].config.get("method", "gradmem") in BY_GRADIENT
     }
     loss_of = {kind: _curves(descent, _loss_of(kind)) for kind in ("value", "key")}
     losses = {

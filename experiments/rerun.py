@@ -1,7 +1,7 @@
 """Computes again, sample by sample, the step of a run that was not finite.
 
-A run keeps the batch of such a step in its folder. The parameters are those of a checkpoint: the
-latest before the step comes nearest. Example:
+A run keeps the batch of such a step in its folder. The parameters are those of a checkpoint, by
+default of the newest that is not after the step. Example:
 
   python -m experiments.rerun --workdir=runs/n8 --batch=runs/n8/nonfinite_step_120.npz
 """
@@ -14,14 +14,16 @@ from absl import flags
 
 from experiments import program, reporting
 from experiments.build import build_model
-from experiments.nonfinite import load_batch, sample_results
+from experiments.nonfinite import checkpoint_before, load_batch, sample_results
 from experiments.open_model import run_config, run_params
 from experiments.reporting import log
 from gradmem_jax.training import step_params
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _BATCH = flags.DEFINE_string("batch", None, "Its nonfinite_step_*.npz.", required=True)
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "best, latest, or a step.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "best, latest, or a step; default: the newest not after the batch's step."
+)
 
 
 def main(_: Sequence[str]) -> None:
@@ -30,7 +32,8 @@ def main(_: Sequence[str]) -> None:
     workdir = pathlib.Path(_WORKDIR.value)
     config = run_config(workdir)
     batch = load_batch(_BATCH.value)
-    step, params = run_params(workdir, _CHECKPOINT.value)
+    nearest = lambda: checkpoint_before(workdir / "checkpoints", int(batch["step"]))
+    step, params = run_params(workdir, _CHECKPOINT.value or nearest())
     k = int(batch["num_write_steps"])
     log.info("batch of step %d, K = %d; parameters of step %d", batch["step"], k, step)
     model = build_model(config, num_write_steps=k)

@@ -1,5 +1,6 @@
 """Finished runs below a folder: what they are called and in what they differ."""
 
+import dataclasses
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -8,8 +9,10 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from experiments import reporting
+from experiments.methods import BY_GRADIENT
+from experiments.open_model import EXPORTED
 from experiments.reporting import log
-from experiments.tasks import SIZES, size_name
+from experiments.tasks import SIZES, TASKS, size_name
 from gradmem_jax.config import require
 
 ROOT = flags.DEFINE_string("root", None, "Folder of the runs' folders.", required=True)
@@ -27,7 +30,7 @@ NAMES = {
     "warm_start": "warm start",
     "gradmem": "GradMem",
 }
-METHODS_WITH_STEPS = ("gradmem", "rmt", "kv_prefix", "warm_start")
+METHODS_WITH_STEPS = (*BY_GRADIENT, "rmt")
 GRADIENT_MODES = {"second": "", "first": ", first order", "none": ", no gradient through WRITE"}
 NOT_COMPARED = ("seed", "init_from", "init_checkpoint")
 
@@ -143,6 +146,8 @@ def find_runs(root: pathlib.Path, only: str = "") -> Found:
     found = Found([], [], [])
     for path in sorted(root.rglob("config.json")):
         name = path.parent.relative_to(root).as_posix()
+        if any((folder / EXPORTED).exists() for folder in (path.parent, path.parent.parent)):
+            continue  # made by experiments.export, and the language model in it
         if not pattern.search(name):
             continue
         if not path.with_name("metrics.json").exists():
@@ -184,7 +189,7 @@ def label(config: Mapping[str, Any]) -> str:
 
 
 def task_name(config: Mapping[str, Any]) -> str:
-    """Names a run's task, its size aside."""
+    """Names a run's task and the fields that are not as usual, its size aside."""
     task = config.get("task", "kv_retrieval")
     left_out = (
         SIZES[task].field if task in SIZES else "",
@@ -193,14 +198,15 @@ def task_name(config: Mapping[str, Any]) -> str:
         "data_dir",
     )
     fields = {name: value for name, value in config["data"].items() if name not in left_out}
-    text = "" if task == "kv_retrieval" else task
+    text = task
     if {"key_length", "value_length", "alphabet_size"} <= fields.keys():
         lengths = fields.pop("key_length"), fields.pop("value_length")
         text = "Keys of {}, values of {} symbols".format(*lengths)
         text += f" out of {fields.pop('alphabet_size')}"
-        usual = {"noise": 0, "num_segments": 1}
-        fields = {name: x for name, x in fields.items() if x != usual.get(name)}
-    return ", ".join([text] * bool(text) + [f"{name} {value}" for name, value in fields.items()])
+    known = dataclasses.fields(TASKS[task]) if task in TASKS else ()
+    usual = {field.name: reporting.to_json(field.default) for field in known}
+    changed = [f"{name} {x}" for name, x in fields.items() if name not in usual or x != usual[name]]
+    return ", ".join([text, *changed])
 
 
 def differences(runs: Sequence[FinishedRun]) -> dict[str, list[str]]:

@@ -22,7 +22,7 @@ _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "Longest text, in tokens."
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 is greedy, 1 as the model says.")
 _START = flags.DEFINE_string("start", "<s>", "Token that every text begins after.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 100, "Texts drawn at once.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Texts are a function of it.")
+_SEED = flags.DEFINE_integer("seed", 0, "The same seed draws the same texts.")
 
 
 def draw_texts(
@@ -79,8 +79,9 @@ def main(_: Sequence[str]) -> None:
         batch_size=_BATCH_SIZE.value,
         seed=_SEED.value,
     )
-    out.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
-    log.info("wrote %d texts, %d characters, to %s", len(texts), out.stat().st_size, out)
+    text = "\n\n".join(texts) + "\n"
+    out.write_text(text, encoding="utf-8")
+    log.info("wrote %d texts, %d characters, to %s", len(texts), len(text), out)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ _base_setting = setting.define_flags(
 flags.adopt_module_key_flags(setting)
 
 
-def main(_: Sequence[str]) -> None:
+def main(_: Sequence[str]) -> int:
     """Runs the program."""
     reporting.set_up_logging()
     out = pathlib.Path(_OUT.value)
@@ -71,9 +71,14 @@ def main(_: Sequence[str]) -> None:
     }
     reporting.write_json(reporting.with_ending(out, ".json"), report)
     reporting.with_ending(out, ".md").write_text(tables(report))
+    log.info("%s\nwrote %s and .md", tables(report), reporting.with_ending(out, ".json"))
+    if all("error" in measured for measured in known.values()):
+        log.error("all sizes failed; there is nothing to draw")
+        return 1
     lines = {SYMBOLS[name]: points for name, points in rows.items()}
     speed_figures.growth(reporting.with_ending(out, ".png"), lines)
-    log.info("%s\nwrote %s, .md and .png", tables(report), reporting.with_ending(out, ".json"))
+    log.info("drew %s", reporting.with_ending(out, ".png"))
+    return 0
 
 
 if __name__ == "__main__":

@@ -83,9 +83,15 @@ def seeds(runs: Sequence[Run], values: Iterable[int]) -> list[Run]:
     ]
 
 
+def _find(path: str) -> pathlib.Path:
+    """A path as it is or, if nothing is there, below the folder that experiments/ lies in."""
+    ours = pathlib.Path(__file__).parents[1] / path
+    return ours if ours.exists() and not pathlib.Path(path).exists() else pathlib.Path(path)
+
+
 def _load(path: str, function: str, what: str) -> Any:
     """Returns a function of a Python file."""
-    file = pathlib.Path(path)
+    file = _find(path)
     require(file.is_file(), f"{what} {path!r} is not a file; see experiments/{what}s.")
     spec = importlib.util.spec_from_file_location(file.stem, file)
     require(spec is not None, f"{what} {path!r} is not a Python file; its name must end in .py.")
@@ -169,12 +175,13 @@ def select(runs: Sequence[Run], index: int, count: int, only: str = "") -> list[
 
 def command(run: Run, root: pathlib.Path) -> list[str]:
     """Returns the command that trains a run."""
+    path, colon, argument = run.config.partition(":")
     fields = dict(run.overrides)
     if run.after:
         fields["init_from"] = str(root / run.after)
     return [
         *(sys.executable, "-m", "experiments.train"),
-        *(f"--workdir={root / run.name}", f"--config={run.config}"),
+        *(f"--workdir={root / run.name}", f"--config={_find(path)}{colon}{argument}"),
         *(f"--config.{field}={value}" for field, value in fields.items()),
     ]
 

@@ -34,11 +34,13 @@ with program.known_fields():
     _CONFIG = config_flags.DEFINE_config_file(
         "config",
         str(pathlib.Path(__file__).parent / "configs" / "kv_quick.py"),
-        "What to train: a file of experiments/configs, perhaps with an argument behind a colon.",
+        "What to train: a file of experiments/configs, perhaps with an argument behind a colon. "
+        "Fields, set as in --config.seed=1, are explained in experiments/configs/default.py.",
     )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of this run: checkpoints, TensorBoard, metrics.json.", required=True
 )
+flags.adopt_module_key_flags(hosts)
 
 
 def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:

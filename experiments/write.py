@@ -15,6 +15,7 @@ from absl import flags
 from experiments import figures, program, reporting
 from experiments.contexts import read_contexts
 from experiments.open_model import open_model
+from experiments.outputs import check_apart, files, output_figure
 from experiments.reporting import log
 from experiments.writing import describe_sizes, report, save_written, write_contexts
 
@@ -44,16 +45,18 @@ _SEGMENT_TOKENS = flags.DEFINE_integer(
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Contexts written at once.", lower_bound=1)
 _SHOW = flags.DEFINE_bool("show", False, "Read the contexts back from memory.")
-_FIGURE = flags.DEFINE_string("figure", None, "PNG of WRITE losses and of sizes.")
+_FIGURE = flags.DEFINE_string("figure", None, "PNG, PDF or SVG of WRITE losses and sizes.")
 
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the program."""
     reporting.set_up_logging()
+    patterns = [*_CONTEXT.value, *arguments[1:]]  # --context *.txt, not quoted
+    check_apart({"out": _OUT.value, "figure": _FIGURE.value}, files(patterns))
     reporting.output_file("out", _OUT.value)
     if _FIGURE.value:
-        reporting.output_file("figure", _FIGURE.value)
-    contexts = read_contexts([*_CONTEXT.value, *arguments[1:]])  # --context *.txt, not quoted
+        output_figure("figure", _FIGURE.value)
+    contexts = read_contexts(patterns)
     options = {
         "checkpoint_name": _CHECKPOINT.value,
         "num_memory_tokens": _NUM_MEMORY_TOKENS.value,

@@ -96,6 +96,11 @@ class BenchmarkTest(parameterized.TestCase):
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn("| step | 0 |  |", done.stdout)
 
+    def test_all_failed(self):
+        done = start("benchmark", *TINY, f"--vocab_size={10**15}", "--repeats=0")
+        self.assertEqual(done.returncode, 1)
+        self.assertRegex(done.stdout, r"\| step \| 2 \| [^|]+ \|")
+
     def test_rounds_become_one(self):
         rounds = [{"seconds": s, "peak_mib": p} for s, p in ((3, 10), (1, 30), (2, 20))]
         self.assertEqual(children.summarise(rounds), {"seconds": 2, "peak_mib": 30})

@@ -43,6 +43,18 @@ class BreakEvenTest(parameterized.TestCase):
         self.assertIn("| c | WRITE ms |", out.with_suffix(".md").read_text())
         self.assertStartsWith(out.with_suffix(".png").read_bytes(), b"\x89PNG")
 
+    def test_all_lengths_failed(self):
+        out = pathlib.Path(self.create_tempdir().full_path) / "break_even"
+        done = start("break_even", f"--out={out}", f"--context_tokens={10**15}")
+        self.assertEqual(done.returncode, 1)
+        self.assertRegex(done.stdout, r"\| 10{15} \| .*(?s:.*)all context lengths failed")
+        self.assertTrue(out.with_suffix(".json").exists())
+        self.assertFalse(out.with_suffix(".png").exists())
+
+    def test_is_measured_on_one_device(self):
+        done = start("break_even", "--out=/nowhere/a", "--cpu_devices=2")
+        self.assertIn("Unknown command line flag 'cpu_devices'", done.stderr)
+
 
 if __name__ == "__main__":
     absltest.main()

@@ -9,6 +9,7 @@ from absl.testing import absltest
 from experiments import figures
 from experiments.events import read_scalars
 from experiments.reporting import Progress
+from tests.experiments.programs_test import start
 
 METRICS = {"loss": 2.0, "exact_match": 0.5, "token_accuracy": 0.5, "write_loss": 1.0}
 
@@ -49,6 +50,16 @@ class CurvesTest(absltest.TestCase):
         values = np.linspace(0, 1, 30)
         figures.learning_curves(path, {"a": {"x": list(enumerate(values))}, "b": {"y": [(1, 2.0)]}})
         self.assertEqual(path.read_bytes()[:4], b"\x89PNG")
+
+    def test_refusals(self):
+        Progress(self.workdir / "empty", 4, 8, first_step=0).__exit__()
+        for only, message in (
+            ("[", r"--only='\[' is not a regular expression"),
+            ("empty", "'train/read_loss' is in no run; there are none yet"),
+        ):
+            out = self.workdir / "a.png"
+            done = start("curves", f"--root={self.workdir}", f"--only={only}", f"--out={out}")
+            self.assertRegex(done.stderr, f"^error: .*{message}")
 
 
 if __name__ == "__main__":

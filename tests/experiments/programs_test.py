@@ -96,6 +96,13 @@ class ProgramsTest(absltest.TestCase):
         self.assertEqual(done.returncode, 1)
         self.assertRegex(done.stderr, "^error: cannot read .* the workdir of a run")
 
+    def test_help_of_train(self):
+        text = start("train", "--help").stdout
+        for flag in ("config", "workdir", "[no]distributed", "coordinator_address"):
+            self.assertIn(f"--{flag}:", text)
+        for flag in ("num_processes", "process_id", "experiments/configs/default.py explains"):
+            self.assertIn(flag, text)
+
 
 if __name__ == "__main__":
     absltest.main()

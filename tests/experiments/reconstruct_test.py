@@ -56,6 +56,18 @@ class ReconstructTest(parameterized.TestCase):
         self.assertIn("accuracy", result["curves"]["sgd:1"][-1])
         self.assertGreater(figure.stat().st_size, 1000)
 
+    def test_refusals(self):
+        (self.folder / "run" / "checkpoints").mkdir(parents=True)
+        (self.folder / "two.jsonl").write_text('{"context": "a cat"}\n' * 2)
+        (self.folder / "one.txt").write_text("a cat")
+        for model, context, message in (
+            ("words", "two.jsonl", "two.jsonl holds 2 contexts; name a file of one text"),
+            ("run", "one.txt", "run is a run; name the files of a pretrained"),
+        ):
+            names = (f"--model={self.folder / model}", f"--context={self.folder / context}")
+            done = start("reconstruct", *names, f"--out={self.folder / 'no.json'}")
+            self.assertRegex(done.stderr, f"^error: .*{message}")
+
 
 if __name__ == "__main__":
     absltest.main()

@@ -292,6 +292,28 @@ class ReportTest(parameterized.TestCase):
         self.assertRegex(text, r"\n3 runs are damaged and left out: d \(cannot read .*, e .*, f ")
         self.assertEqual(cells(text, "GradMem, K = 2")[1], "20.0 [100.0]")
 
+    def test_exported_runs_are_no_runs(self):
+        self.add("a", 0.2)
+        self.add("exported", None)
+        self.add("exported/lm", None)
+        (self.root / "exported" / "exported.json").write_text("{}")
+        self.assertEqual(runs.find_runs(self.root).unfinished, [])
+
+    @parameterized.parameters(
+        ("kv_retrieval", {}, "Keys of 2, values of 2 symbols out of 62"),
+        ("babi", {"data_dir": "data/babi", "qa": 2}, "babi"),
+        (
+            "babi",
+            {"varied_copies": 16, "query_tasks": [1, 2]},
+            "babi, query_tasks [1, 2], varied_copies 16",
+        ),
+        ("text_spans", {"query": "go:"}, "text_spans, query go:"),
+    )
+    def test_headings_name_what_is_not_usual(self, task, changes, expected):
+        config = to_json(default.get_config("gradmem", task).to_dict())
+        config["data"].update(changes)
+        self.assertEqual(runs.task_name(config), expected)
+
     def test_refusals(self):
         with self.assertRaisesRegex(ValueError, "runs is not a folder"):
             runs.find_runs(self.root)

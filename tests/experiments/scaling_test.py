@@ -53,6 +53,15 @@ class ScalingTest(parameterized.TestCase):
         self.assertIn("| S | seconds |", out.with_suffix(".md").read_text())
         self.assertStartsWith(out.with_suffix(".png").read_bytes(), b"\x89PNG")
 
+    def test_all_sizes_failed(self):
+        out = pathlib.Path(self.create_tempdir().full_path) / "scaling"
+        sizes = f"--vary=context_tokens={10**15},{10**16}"
+        done = start("scaling", f"--out={out}", sizes, "--repeats=0")
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("all sizes failed", done.stdout)
+        self.assertTrue(out.with_suffix(".json").exists())
+        self.assertFalse(out.with_suffix(".png").exists())
+
 
 if __name__ == "__main__":
     absltest.main()

@@ -18,7 +18,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from experiments import train
-from experiments.nonfinite import NonFiniteError, load_batch, sample_results
+from experiments.nonfinite import NonFiniteError, checkpoint_before, load_batch, sample_results
 from experiments.stage import RunningStage
 from experiments.stopping import EXIT_STOPPED, Stopped
 from gradmem_jax import checkpoint
@@ -257,6 +257,14 @@ class StoppingTest(parameterized.TestCase):
             self.assertNotRegex(text, r"import pickle|pickle\.|allow_pickle=True|joblib", path)
             for call in re.findall(r"np\.load\(.*", text):
                 self.assertIn("allow_pickle=False", call, path)
+
+    def test_checkpoint_before_a_step(self):
+        for name in ("50", "100", "150", "7.orbax-checkpoint-tmp"):
+            (self.folder / "checkpoints" / name).mkdir(parents=True)
+        before = lambda step: checkpoint_before(self.folder / "checkpoints", step)
+        self.assertEqual([before(step) for step in (50, 120, 999)], ["50", "100", "150"])
+        with self.assertRaisesRegex(ValueError, r"step 49 .* has steps \[50, 100, 150\]"):
+            before(49)
 
 
 if __name__ == "__main__":

@@ -97,6 +97,18 @@ class SweepTest(parameterized.TestCase):
             ],
         )
 
+    def test_paths_from_another_folder(self):
+        here = os.getcwd()
+        self.addCleanup(os.chdir, here)
+        os.chdir(self.create_tempdir().full_path)
+        runs = sweep.load_runs("experiments/sweeps/kv_small.py")
+        words = sweep.command(runs[0], self.root)
+        config = str(ROOT / runs[0].config)
+        self.assertIn(f"--config={config}", words)
+        pathlib.Path("experiments/configs").mkdir(parents=True)
+        pathlib.Path("experiments/configs/kv_small.py").touch()
+        self.assertIn(f"--config={runs[0].config}", sweep.command(runs[0], self.root))
+
     @parameterized.parameters(1, 2, 3, 7)
     def test_workers_share_all_runs_and_keep_chains_whole(self, count):
         runs = seeds(chain([Run("a", "c"), Run("b", "c"), Run("c", "c")]), range(3))

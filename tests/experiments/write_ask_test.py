@@ -22,7 +22,13 @@ from experiments.answering import answer, choose_contexts, open_memories
 from experiments.build import build_model
 from experiments.configs import default
 from experiments.contexts import Context, read_contexts
-from experiments.open_model import open_model
+from experiments.open_model import (
+    check_paths,
+    open_model,
+    reopen_model,
+    run_config,
+    run_params,
+)
 from experiments.writing import report, save_written, write_contexts
 from gradmem_jax import checkpoint
 from gradmem_jax.data.text_tokenizer import word_tokenizer
@@ -85,7 +91,7 @@ class WriteAskTest(parameterized.TestCase):
         """Asks as the program does; returns the answers of each context."""
         header = read_header(self.out)
         chosen = choose_contexts(self.out, header, pattern)
-        opened = open_model(model or header.notes["model"], header.notes["options"])
+        opened = reopen_model(str(self.out), header.notes, model)
         return [
             row
             for _, memory in open_memories(self.out, opened, header, chosen, batch_size)
@@ -301,15 +307,54 @@ class WriteAskTest(parameterized.TestCase):
         moved = pathlib.Path(self.run_path).with_name("moved")
         os.rename(self.run_path, moved)
         self.addCleanup(os.rename, moved, self.run_path)
-        with self.assertRaisesRegex(ValueError, "there is no model"):
+        with self.assertRaisesRegex(ValueError, "no model .*/run; say with --model where"):
             self.ask("?!a:")
         self.assertLen(self.ask("?!a:", model=str(moved)), 3)
+
+    def test_refuses_a_model_of_another_kind(self):
+        self.write(self.words_path, ["the cat"], {"num_memory_tokens": 3, "num_write_steps": 1})
+        with self.assertRaisesRegex(ValueError, "was written with {'num_mem.* is a run, .*no such"):
+            self.ask("the cat", model=self.run_path)
+
+    @parameterized.parameters(
+        {"pretrained": "st/model.bin"},
+        {"data.tokenizer_path": "st/tok.bin"},
+    )
+    def test_relative_paths_of_a_run_opened_elsewhere(self, **changes):
+        config = default.get_config("gradmem", "squad", pretrained=True)
+        config.update_from_flattened_dict(changes)
+        ((name, path),) = changes.items()
+        run_start.check_workdir(self.out.parent, config)
+        message = f"no {path} in .*/config.json has {name}='{path}', which is relative to"
+        with self.assertRaisesRegex(ValueError, message):
+            run_config(self.out.parent)
+        with self.assertRaisesRegex(ValueError, "has data.data_dir='drawn.txt', which is relative"):
+            check_paths(self.out.parent, {"data.data_dir": "drawn.txt"})
+        check_paths(self.out.parent, {"a": "/nowhere", "b": "", "c": "experiments"})
+
+    def test_damaged_configurations(self):
+        whole = json.loads(pathlib.Path(self.run_path, "config.json").read_text())
+        less = lambda name: {key: value for key, value in whole.items() if key != name}
+        for fields, message in (
+            *(([], "method, .* missing"), (3, "missing"), (None, "missing"), ({}, "missing")),
+            *((less(n), f"run: {n} missing") for n in ("method", "task", "data", "final_split")),
+            (whole | {"model": []}, "run: model missing or of another type; copy"),
+            (whole | {"write_optimizer": {"name": ""}}, "run: write_optimizer.arguments missing"),
+        ):
+            (self.out.parent / "config.json").write_text(json.dumps(fields))
+            with self.assertRaisesRegex(ValueError, f"config.json is not the .*{message}"):
+                run_config(self.out.parent)
+        (self.out.parent / "params.safetensors").touch()
+        (self.out.parent / "exported.json").write_text("{}")
+        with self.assertRaisesRegex(ValueError, "exported.json has no step; export the run again"):
+            run_params(self.out.parent)
 
     @parameterized.parameters(
         ("folder", {}, "config.json"),
         ("none", {}, "there is no model"),
-        ("run", {"write_optimizer": "adam"}, "run is a run, .*leave out write_optimizer"),
-        ("words", {"checkpoint_name": "best"}, "pretrained .*leave out checkpoint_name"),
+        ("run", {"write_optimizer": "adam"}, "run is a run, .*leave out --write_optimizer"),
+        ("run", {"tokenizer_path": "x"}, r"run is a run, .*leave out --tokenizer\."),
+        ("words", {"checkpoint_name": "best"}, r"pretrained .*leave out --checkpoint\."),
         ("words", {"write_learning_rate": -1.0}, "write_learning_rate=-1.0"),
         ("words", {"write_optimizer": "lion"}, "choose one of"),
         ("run", {"checkpoint_name": "77"}, "no checkpoint '77'"),
