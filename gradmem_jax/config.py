@@ -343,7 +343,8 @@ class GradMemConfig(PrefixConfig):
         clip_norm: each sample's WRITE gradient is scaled down to this norm if it is longer.
         gradient_mode: how the outer gradient passes an update of the memory: "second" exactly,
             "first" as if the WRITE gradient were a constant, "none" not at all.
-        second_order_steps: only the last so many steps are "second"; None means all.
+        second_order_steps: only the last so many of the K steps are "second"; None means all. Steps
+            that a sample does not take, below its `loss_tolerance`, count too.
         meta_gradient: how "second" is computed: "mixed" (forward over reverse, memory does not
             grow with K) or "reverse" (plain reverse over reverse). Both give the same numbers.
     """

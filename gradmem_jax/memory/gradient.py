@@ -140,7 +140,7 @@ class GradMem(PrefixMemory):
             num_steps: K; `config.num_write_steps` by default. A traced value needs `max_steps`.
             max_steps: static upper bound of a traced `num_steps`.
             loss_tolerance: a sample is not updated any more once its WRITE loss, in nats a token,
-                is not above this.
+                is not above this. `second_order_steps` counts from K all the same.
 
         Returns:
             The memory [B, m, d] (or a `ProjectedMemory`), and a `WriteInfo`.
@@ -157,6 +157,7 @@ class GradMem(PrefixMemory):
             start = jax.lax.stop_gradient(start)
         embeddings = self.embed(params, context_ids)
         labels = jnp.where(context_ids == c.pad_id, IGNORE, context_ids)
+        traced_steps = None if isinstance(last, int) else last
         memory, info = run_write_steps(
             self._write_loss,
             lambda memory, gradient, state: self._update(params, memory, gradient, state),
@@ -170,8 +171,11 @@ class GradMem(PrefixMemory):
                 c.second_order_steps,
                 c.meta_gradient,
                 differentiable_loss=c.inner_loss_weight > 0,
+                traced=traced_steps is not None,
+                stops=loss_tolerance is not None,
             ),
-            num_steps=None if isinstance(last, int) else last,
+            num_steps=traced_steps,
+            second_order_steps=c.second_order_steps,
             loss_tolerance=loss_tolerance,
         )
         if not c.inner_loss_weight:
