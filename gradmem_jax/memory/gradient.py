@@ -194,7 +194,8 @@ class GradMem(PrefixMemory):
 
     def outer_write_loss(self, info: WriteInfo) -> jax.Array:
         """The WRITE loss [B] that the outer loss may add: the last step's, 0 if there is none."""
-        return info.losses[-1] if len(info.losses) else jnp.zeros(info.losses.shape[1])
+        is_last = jnp.arange(len(info.losses))[:, None] == info.num_steps - 1
+        return jnp.where(is_last, info.losses, 0).sum(axis=0)
 
     def _write_loss(
         self, memory: Memory, slow: tuple[Params, jax.Array], labels: jax.Array
