@@ -87,7 +87,7 @@ class PrefixMemory(MemoryModel):
         """READ with the head, the adapters and the control tokens of WRITE; see `MemoryModel`."""
         c = self.config
         lm_params = self._with_adapters(params, merge_lora)["lm"]
-        view = dataclasses.replace(c, write_lora_rank=0)
+        view = dataclasses.replace(c, write_lora_rank=0, write_lora_dropout=0.0)
         if c.write_head:
             lm_params = lm_params | {"head": params["write_head"]}
             view = dataclasses.replace(view, lm=dataclasses.replace(c.lm, tied_head=False))
