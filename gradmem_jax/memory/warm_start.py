@@ -36,21 +36,15 @@ class WarmStart(GradMem):
 
     config: WarmStartConfig
 
-    def write_memory(
-        self,
-        params: Params,
-        context_ids: jax.Array,
-        *,
-        memory: Memory | None = None,
-        num_steps: int | jax.Array | None = None,
-        max_steps: int | None = None,
-        loss_tolerance: jax.Array | float | None = None,
-    ) -> tuple[Memory, WriteInfo]:
-        """Forward passes, then gradient steps; see `GradMem.write_memory` for the arguments."""
+    @property
+    def write_positions(self) -> int:
+        """Positions that a WRITE needs beside the context: those of RMT, which starts it."""
+        return self._forward.write_positions
+
+    @property
+    def _forward(self) -> RMT:
         c = self.config
-        check_tolerance("loss_tolerance", loss_tolerance)
-        self.resolve_steps(num_steps, max_steps)
-        forward = RMT(
+        return RMT(
             RMTConfig(
                 lm=c.lm,
                 pad_id=c.pad_id,
@@ -63,7 +57,21 @@ class WarmStart(GradMem):
                 write_lora_targets=c.write_lora_targets,
             )
         )
-        memory, _ = forward.write_memory(params, context_ids, memory=memory)
+
+    def write_memory(
+        self,
+        params: Params,
+        context_ids: jax.Array,
+        *,
+        memory: Memory | None = None,
+        num_steps: int | jax.Array | None = None,
+        max_steps: int | None = None,
+        loss_tolerance: jax.Array | float | None = None,
+    ) -> tuple[Memory, WriteInfo]:
+        """Forward passes, then gradient steps; see `GradMem.write_memory` for the arguments."""
+        check_tolerance("loss_tolerance", loss_tolerance)
+        self.resolve_steps(num_steps, max_steps)
+        memory, _ = self._forward.write_memory(params, context_ids, memory=memory)
         return super().write_memory(
             params,
             context_ids,
