@@ -50,7 +50,7 @@ def open_gguf(path: pathlib.Path) -> StoredModel:
     rope_factors = tensors.pop(_ROPE_FACTORS, None)
     config = _read_config(fields, tensors, rope_factors)
     read_tokenizer = lambda: (
-        wrap_tokenizer(**read_gguf_tokenizer(fields)._asdict())
+        wrap_tokenizer(**read_gguf_tokenizer(fields, path)._asdict())
         if "tokenizer.ggml.tokens" in fields
         else None
     )
