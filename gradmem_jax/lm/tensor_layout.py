@@ -118,6 +118,20 @@ def to_params(tensors: Mapping[str, StoredTensor], layout: Layout, config: LMCon
     return unflatten_dict(flat, sep="/")
 
 
+def first_positions(stored: StoredModel, num_positions: int) -> dict[str, StoredTensor]:
+    """Returns the tensors of a model, learned positions cut to the first `num_positions`."""
+    tensors = dict(stored.tensors)
+    sizes = axis_sizes(stored.config)
+    for name, (_, pattern) in stored.layout.items():
+        before = pattern.split("->")[0]
+        whole = _shape(before, sizes)
+        if before.split()[0] == "n" and name in tensors and tensors[name].shape == whole:
+            read = tensors[name].read
+            shape = (min(num_positions, whole[0]), *whole[1:])
+            tensors[name] = StoredTensor(shape, lambda read=read: read()[:num_positions])
+    return tensors
+
+
 def _read(name: str, tensor: StoredTensor) -> np.ndarray:
     x = tensor.read()
     require(
