@@ -13,7 +13,8 @@ from gradmem_jax.checks import (
     require_integer,
     require_number,
 )
-from gradmem_jax.memory.interface import Memory, MemoryModel, Params
+from gradmem_jax.memory.interface import Memory, MemoryModel
+from gradmem_jax.trees import Params
 from gradmem_jax.validation import check_key, check_length
 
 

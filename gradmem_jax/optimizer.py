@@ -7,8 +7,13 @@ import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
-from gradmem_jax.checks import check_fields
-from gradmem_jax.config import require, require_choice, require_integer, require_number
+from gradmem_jax.checks import (
+    check_fields,
+    require,
+    require_choice,
+    require_integer,
+    require_number,
+)
 from gradmem_jax.lm.language_model import kernel_axes, num_stacked_axes
 from gradmem_jax.sharding import path_name
 

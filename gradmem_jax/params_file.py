@@ -13,7 +13,7 @@ from gradmem_jax.arrays_file import open_arrays, write_arrays
 from gradmem_jax.checks import is_traced, require, require_choice, require_instance
 from gradmem_jax.config import DTYPES, ENABLE_X64
 from gradmem_jax.fingerprint import hash_bytes, named_leaves
-from gradmem_jax.memory.interface import Params
+from gradmem_jax.trees import Params
 
 FORMAT = "gradmem_jax parameters"
 

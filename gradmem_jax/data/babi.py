@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from absl import logging
 
-from gradmem_jax.config import require, require_choice, require_integer
+from gradmem_jax.checks import require, require_choice, require_integer
 from gradmem_jax.data.babi_copies import varied_copies
 from gradmem_jax.data.babi_questions import questions
 from gradmem_jax.data.records import (

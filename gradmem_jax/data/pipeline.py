@@ -6,8 +6,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from gradmem_jax.checks import require_instance
-from gradmem_jax.config import require, require_integer
+from gradmem_jax.checks import require, require_instance, require_integer
 from gradmem_jax.data.task import Task
 from gradmem_jax.losses import IGNORE
 

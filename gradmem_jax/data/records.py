@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from absl import logging
 
-from gradmem_jax.config import require
+from gradmem_jax.checks import require
 
 SPLITS = ("train", "validation", "test")
 DATA_DIR_VARIABLE = "GRADMEM_DATA_DIR"

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from absl import logging
 
-from gradmem_jax.config import require, require_choice
+from gradmem_jax.checks import require, require_choice
 from gradmem_jax.data.records import (
     Record,
     Records,

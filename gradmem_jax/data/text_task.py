@@ -7,8 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gradmem_jax.checks import check_fields
-from gradmem_jax.config import require, require_choice, require_integer
+from gradmem_jax.checks import check_fields, require, require_choice, require_integer
 from gradmem_jax.data.records import SPLITS, Record, Records, data_folder, log_skipped
 from gradmem_jax.data.text_source import (
     TextSource,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from gradmem_jax.config import require, require_choice
+from gradmem_jax.checks import require, require_choice
 from gradmem_jax.data.records import SPLITS, Record, Records, Skipped, log_skipped
 from gradmem_jax.data.text_task import TextTask
 

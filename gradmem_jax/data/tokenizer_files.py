@@ -9,7 +9,7 @@ import gguf
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from gradmem_jax.config import require, require_choice
+from gradmem_jax.checks import require, require_choice
 
 _SPACE = "\u2581"
 _LLAMA3_PATTERN = (

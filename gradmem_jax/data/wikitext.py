@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from gradmem_jax.config import require, require_integer
+from gradmem_jax.checks import require, require_integer
 from gradmem_jax.data.records import Record, Records, files_name, read_text, require_file
 from gradmem_jax.data.text_source import TextSource, chunk_source, encode_texts
 from gradmem_jax.data.text_task import TextTask

@@ -8,7 +8,8 @@ from typing import Any
 import gguf
 import numpy as np
 
-from gradmem_jax.config import LlamaConfig, RopeScaling, require, require_choice
+from gradmem_jax.checks import require, require_choice
+from gradmem_jax.config import LlamaConfig, RopeScaling
 from gradmem_jax.data.text_tokenizer import wrap_tokenizer
 from gradmem_jax.data.tokenizer_files import gguf_fields, open_gguf_reader, read_gguf_tokenizer
 from gradmem_jax.lm.attention import rotary_frequencies

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gradmem_jax.config import LMConfig
-
-PyTree = Any
+from gradmem_jax.trees import PyTree
 
 _REMAT_POLICIES = {
     "full": None,

@@ -19,7 +19,6 @@ from gradmem_jax.lm.hugging_face import open_hugging_face, read_config_file, wri
 from gradmem_jax.lm.hugging_face_families import family_of
 from gradmem_jax.lm.llama2c import open_llama2c
 from gradmem_jax.lm.tensor_layout import (
-    Params,
     StoredModel,
     StoredTensor,
     first_positions,
@@ -27,6 +26,7 @@ from gradmem_jax.lm.tensor_layout import (
     to_params,
     to_tensors,
 )
+from gradmem_jax.trees import Params
 
 _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model"),

@@ -12,19 +12,20 @@ they keep in one tensor: the first of our axes, "c", tells them apart.
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from gradmem_jax.config import LMConfig, TransformerConfig, require
+from gradmem_jax.checks import require
+from gradmem_jax.config import LMConfig, TransformerConfig
 from gradmem_jax.data.text_tokenizer import TextTokenizer
 from gradmem_jax.lm.mamba import MambaConfig
+from gradmem_jax.trees import Params
 from gradmem_jax.validation import check_params
 
-Params = dict[str, Any]
 Layout = Mapping[str, tuple[str, str]]
 
 _MOST_LAYERS_NAMED = 1000  # of a checkpoint that lacks their tensors

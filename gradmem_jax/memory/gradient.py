@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradmem_jax.config import GradMemConfig, require
+from gradmem_jax.checks import require
+from gradmem_jax.config import GradMemConfig
 from gradmem_jax.losses import IGNORE, mean_per_sample
 from gradmem_jax.memory.inner_loop import (
     WriteInfo,
@@ -15,8 +16,8 @@ from gradmem_jax.memory.inner_loop import (
     run_write_steps,
     step_modes,
 )
-from gradmem_jax.memory.interface import Params
 from gradmem_jax.memory.prefix import PrefixMemory
+from gradmem_jax.trees import Params
 from gradmem_jax.validation import check_tolerance
 
 

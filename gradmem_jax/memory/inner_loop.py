@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from gradmem_jax.meta_gradient import LossFn, Mode, losses_and_gradient
+from gradmem_jax.trees import PyTree
 
-PyTree = Any
 UpdateFn = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
 
 

@@ -11,7 +11,8 @@ from gradmem_jax.lm.attention import KVCache, add_room
 from gradmem_jax.lm.language_model import project_to_logits
 from gradmem_jax.lm.lora import attach_lora, drop_inputs, init_lora, merge_lora
 from gradmem_jax.losses import IGNORE, token_losses
-from gradmem_jax.memory.interface import Memory, MemoryModel, Params
+from gradmem_jax.memory.interface import Memory, MemoryModel
+from gradmem_jax.trees import Params
 from gradmem_jax.validation import check_key, check_memory
 
 

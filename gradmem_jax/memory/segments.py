@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from gradmem_jax.checks import require_instance
 from gradmem_jax.memory.inner_loop import WriteInfo
-from gradmem_jax.memory.interface import Memory, MemoryModel, Params
+from gradmem_jax.memory.interface import Memory, MemoryModel
+from gradmem_jax.trees import Params
 from gradmem_jax.validation import as_array, check_ids
 
 

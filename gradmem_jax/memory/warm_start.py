@@ -4,11 +4,13 @@ import dataclasses
 
 import jax
 
-from gradmem_jax.config import GradMemConfig, require_choice, require_integer
+from gradmem_jax.checks import require_choice, require_integer
+from gradmem_jax.config import GradMemConfig
 from gradmem_jax.memory.gradient import GradMem
 from gradmem_jax.memory.inner_loop import WriteInfo
-from gradmem_jax.memory.interface import Memory, Params
+from gradmem_jax.memory.interface import Memory
 from gradmem_jax.memory.recurrent import RMT, RMTConfig
+from gradmem_jax.trees import Params
 from gradmem_jax.validation import check_tolerance
 
 
