@@ -99,7 +99,7 @@ class LMConfig:
             value = getattr(self, name)
             require_choice(name, value, DTYPES)
             require(
-                value != "float64" or jax.config.jax_enable_x64,
+                jax.dtypes.canonicalize_dtype(value) == value,
                 f"{name}={value!r} would be float32; {ENABLE_X64}",
             )
         require_choice("remat", self.remat, REMAT_POLICIES)

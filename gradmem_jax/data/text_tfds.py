@@ -114,7 +114,7 @@ def read_prepared(folder: pathlib.Path, split: str, data_name: str) -> Records:
         ValueError: they are another task's, the split was not written, or the files are damaged.
     """
     builder = tfds.builder_from_directory(str(folder))
-    found = (builder.info.metadata or {}).get("records", "what says no task")
+    found = (builder.info.metadata or {}).get("records", "records without a name")
     require(
         found == data_name,
         f"{folder} holds {found}, this task reads {data_name}: set data_dir to the task's own "

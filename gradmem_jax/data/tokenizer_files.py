@@ -79,7 +79,7 @@ def read_gguf_tokenizer(
         )
     for key, i in (("eos_token_id", end), ("padding_token_id", pad)):
         require(
-            i is None or 0 <= i < len(pieces),
+            i is None or (isinstance(i, int) and 0 <= i < len(pieces)),
             damaged(f"tokenizer.ggml.{key}={i} is none of the ids of {len(pieces)} pieces"),
         )
     if kind == "gpt2":

@@ -32,7 +32,8 @@ class Dense(nn.DenseGeneral):
         outputs = super().__call__(inputs)
         if not self.has_variable("params", "lora_a"):
             return outputs
-        a, b = (self.get_variable("params", f"lora_{name}").astype(outputs.dtype) for name in "ab")
+        factor: Any = lambda name: self.get_variable("params", name).astype(outputs.dtype)
+        a, b = factor("lora_a"), factor("lora_b")
         num_axes = 1 if isinstance(self.axis, int) else len(self.axis)
         joined = inputs.reshape(*inputs.shape[: inputs.ndim - num_axes], -1).astype(outputs.dtype)
         return outputs + (joined @ a @ b).reshape(outputs.shape)

@@ -10,6 +10,7 @@ them all, the last one running fastest. A `*` in our path stands for query, key 
 they keep in one tensor: the first of our axes, "c", tells them apart.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
@@ -127,10 +128,14 @@ def first_positions(stored: StoredModel, num_positions: int) -> dict[str, Stored
         before = pattern.split("->")[0]
         whole = _shape(before, sizes)
         if before.split()[0] == "n" and name in tensors and tensors[name].shape == whole:
-            read = tensors[name].read
             shape = (min(num_positions, whole[0]), *whole[1:])
-            tensors[name] = StoredTensor(shape, lambda read=read: read()[:num_positions])
+            read = functools.partial(_first_rows, tensors[name], num_positions)
+            tensors[name] = StoredTensor(shape, read)
     return tensors
+
+
+def _first_rows(tensor: StoredTensor, count: int) -> np.ndarray:
+    return tensor.read()[:count]
 
 
 def _read(name: str, tensor: StoredTensor) -> np.ndarray:
