@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,9 +19,12 @@ def write_arrays(
     """Writes arrays and texts in one step: readers see the old file or the new one, whole."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        temporary.write_bytes(save(dict(arrays), metadata=dict(metadata)))
+        with temporary.open("xb") as file:
+            file.write(save(dict(arrays), metadata=dict(metadata)))
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -237,7 +237,7 @@ def restore(
 
 
 def restore_params(
-    directory: str | pathlib.Path, which: str = "best", mesh: Mesh | None = None
+    directory: str | pathlib.Path, which: str | int = "best", mesh: Mesh | None = None
 ) -> tuple[int, Any]:
     """Restores the parameters of a finished run, wherever they were trained.
 
@@ -253,6 +253,7 @@ def restore_params(
     Raises:
         ValueError: there is no such checkpoint, or it cannot be read.
     """
+    which = str(which)
     with open_checkpoints(directory, create=False) as checkpoints:
         steps = checkpoints.all_steps()
         named = {"best": checkpoints.best_step, "latest": checkpoints.latest_step}

@@ -64,12 +64,16 @@ def require_number(name: str, value: Any, *, above: float | None = None) -> floa
     """Returns a number; raises ValueError unless it is finite, and above `above` if given."""
     value = plain(name, value)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    is_finite = is_number and (isinstance(value, float) or abs(value) < 2**1023)
+    is_finite = is_number and (isinstance(value, float) or _fits_float(value))
     is_finite = is_finite and math.isfinite(value)
     require(is_finite, f"{name}={value!r} must be a finite number.")
     if above is not None:
         require(value > above, f"{name}={value!r} must be greater than {above}.")
     return value
+
+
+def _fits_float(value: int) -> bool:
+    return abs(value) < 2**1023
 
 
 def require_instance(name: str, value: Any, kind: Any) -> None:
@@ -89,8 +93,9 @@ def require_path(name: str, value: Any) -> pathlib.Path:
 def check_fields(instance: Any) -> None:
     """Checks that the fields of a frozen dataclass have the types they are declared with.
 
-    Scalars of numpy and JAX become Python's own, paths strings, and lists tuples where a tuple is
-    declared, so that equal configurations are equal, hashable, and the same in JSON.
+    Scalars of numpy and JAX become Python's own, whole numbers floats where a float is declared,
+    paths strings, and lists tuples where a tuple is declared, so that equal configurations are
+    equal, hashable, and the same in JSON.
 
     Args:
         instance: the dataclass, in its `__post_init__`.
@@ -104,6 +109,8 @@ def check_fields(instance: Any) -> None:
         value = plain(name, given)
         if typing.get_origin(kind) is tuple and isinstance(value, list):
             value = tuple(value)
+        if float in _options(kind) and type(value) is int and _fits_float(value):
+            value = float(value)
         if kind is str and isinstance(value, os.PathLike):
             value = os.fspath(value)
         require_instance(name, value, kind)

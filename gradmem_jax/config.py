@@ -3,6 +3,8 @@
 import dataclasses
 from typing import ClassVar
 
+import jax
+
 from gradmem_jax.checks import (
     check_fields,
     require,
@@ -12,6 +14,7 @@ from gradmem_jax.checks import (
 )
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+ENABLE_X64 = 'call jax.config.update("jax_enable_x64", True) first.'
 REMAT_POLICIES = ("none", "full", "dots")
 
 
@@ -92,8 +95,13 @@ class LMConfig:
         require_number("norm_epsilon", self.norm_epsilon, above=0)
         require_number("init_std", self.init_std, above=0)
         require_choice("init", self.init, ("normal", "fan_in"))
-        require_choice("dtype", self.dtype, DTYPES)
-        require_choice("param_dtype", self.param_dtype, DTYPES)
+        for name in ("dtype", "param_dtype"):
+            value = getattr(self, name)
+            require_choice(name, value, DTYPES)
+            require(
+                jax.dtypes.canonicalize_dtype(value) == value,
+                f"{name}={value!r} would be float32; {ENABLE_X64}",
+            )
         require_choice("remat", self.remat, REMAT_POLICIES)
 
 
@@ -340,10 +348,12 @@ class GradMemConfig(PrefixConfig):
             "none", "proj" (shared, trained by the outer loop only) or "per_sample" (each sample's
             own copy is updated by the WRITE too).
         clip_value: each component of the WRITE gradient is clipped to [-clip_value, clip_value].
-        clip_norm: each sample's WRITE gradient is scaled down to this norm if it is longer.
+        clip_norm: of each array of a sample's memory the WRITE gradient is scaled down to this norm
+            if it is longer.
         gradient_mode: how the outer gradient passes an update of the memory: "second" exactly,
             "first" as if the WRITE gradient were a constant, "none" not at all.
-        second_order_steps: only the last so many steps are "second"; None means all.
+        second_order_steps: only the last so many of the K steps are "second"; None means all. Steps
+            that a sample does not take, below its `loss_tolerance`, count too.
         meta_gradient: how "second" is computed: "mixed" (forward over reverse, memory does not
             grow with K) or "reverse" (plain reverse over reverse). Both give the same numbers.
     """

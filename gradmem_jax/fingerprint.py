@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from gradmem_jax.memory.interface import MemoryModel, Params
+from gradmem_jax.memory.interface import MemoryModel
 from gradmem_jax.sharding import path_name
+from gradmem_jax.trees import Params
 
 # Fields that say how parameters start and how WRITE runs; READ does not know them.
 _NOT_IN_READ = (

@@ -2,13 +2,11 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from gradmem_jax.config import require
-
-Params = dict[str, Any]
+from gradmem_jax.checks import require
+from gradmem_jax.trees import Params
 
 
 def split_params(params: Params, frozen: Sequence[str]) -> tuple[Params, Params]:

@@ -13,7 +13,8 @@ from gradmem_jax.checks import (
     require_integer,
     require_number,
 )
-from gradmem_jax.memory.interface import Memory, MemoryModel, Params
+from gradmem_jax.memory.interface import Memory, MemoryModel
+from gradmem_jax.trees import Params
 from gradmem_jax.validation import check_key, check_length
 
 
@@ -40,7 +41,8 @@ def generate(
         max_new_tokens: T, how many tokens to add.
         stop_id: after this token a sample is filled with `config.pad_id`; decoding ends when all
             have stopped.
-        temperature: 0 takes the most probable token, 1 draws from the model's distribution.
+        temperature: 0 takes the most probable token, as what float32 takes for 0 does; 1 draws from
+            the model's distribution.
         key: a JAX random key, needed to draw.
 
     Returns:
@@ -74,7 +76,8 @@ def generate(
     arrays = (params, memory, ids, unused if key is None else key, temperature)
     inside = any(is_traced(x) for x in jax.tree.leaves((arrays, unused)))
     decode = _compiled("any" if inside else jax.default_backend())
-    return decode(model, max_new_tokens, stop, temperature > 0, *arrays)
+    draws = temperature >= float(jnp.finfo(jnp.float32).tiny)
+    return decode(model, max_new_tokens, stop, draws, *arrays)
 
 
 @functools.cache
@@ -127,8 +130,10 @@ def _generate(
 
     @each
     def choose(key: jax.Array, logits: jax.Array) -> jax.Array:
-        chosen = jax.random.categorical(key, logits / temperature) if draws else logits.argmax(-1)
-        return chosen.astype(jnp.int32)
+        if not draws:
+            return logits.argmax(-1).astype(jnp.int32)
+        below = logits - logits.max(axis=-1, keepdims=True)  # none overflows, however cold
+        return jax.random.categorical(key, below / temperature).astype(jnp.int32)
 
     def goes_on(carry: Any) -> jax.Array:
         index, done, *_ = carry

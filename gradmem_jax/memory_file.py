@@ -25,7 +25,8 @@ from gradmem_jax.fingerprint import (
     read_fields,
     take_fingerprint,
 )
-from gradmem_jax.memory.interface import Memory, MemoryModel, Params
+from gradmem_jax.memory.interface import Memory, MemoryModel
+from gradmem_jax.trees import Params
 
 FORMAT, VERSION = "gradmem_jax memory", "1"
 

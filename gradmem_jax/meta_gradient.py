@@ -16,7 +16,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-PyTree = Any
+from gradmem_jax.trees import PyTree
+
 LossFn = Callable[[PyTree, PyTree, PyTree], jax.Array]
 LossesAndGradient = Callable[[PyTree, PyTree, PyTree], tuple[jax.Array, PyTree]]
 Mode = Literal["mixed", "reverse", "first", "first_with_loss", "none", "none_with_loss"]

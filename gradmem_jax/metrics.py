@@ -5,7 +5,7 @@ import re
 import string
 from collections.abc import Callable, Sequence
 
-from gradmem_jax.config import require
+from gradmem_jax.checks import require
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)

@@ -7,13 +7,19 @@ import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
-from gradmem_jax.checks import check_fields
-from gradmem_jax.config import require, require_choice, require_integer, require_number
-from gradmem_jax.lm.language_model import kernel_axes
+from gradmem_jax.checks import (
+    check_fields,
+    require,
+    require_choice,
+    require_integer,
+    require_number,
+)
+from gradmem_jax.lm.language_model import kernel_axes, num_stacked_axes
 from gradmem_jax.sharding import path_name
 
 NAMES = ("adamw", "muon")
 _ADAM_RMS = 0.2  # root mean square of an update of Adam, in learning rates (arXiv 2502.16982)
+_NOT_DECAYED = ("bias", "scale", "A_log")  # how the names of such parameters end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +41,8 @@ class OptimizerConfig:
         b1: first-moment decay.
         b2: second-moment decay.
         epsilon: Adam's epsilon.
-        weight_decay: decoupled weight decay of the matrices; with Muon, of the linear layers.
+        weight_decay: decoupled weight decay of the matrices, not of biases, norm scales, `A_log` of
+            Mamba and learned write learning rates; with Muon, of the linear layers.
         clip_norm: the gradient is scaled down to this global norm; None does not clip.
     """
 
@@ -114,11 +121,30 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
             b2=config.b2,
             eps=config.epsilon,
             weight_decay=config.weight_decay,
-            mask=lambda params: jax.tree.map(lambda x: x.ndim >= 2, params),
+            mask=matrices,
         )
     if config.clip_norm is None:
         return optimizer
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+
+
+def matrices(params: Any) -> Any:
+    """Says which parameters weight decay draws to zero, however layers are stacked.
+
+    Args:
+        params: parameters of a model, or a part of them.
+
+    Returns:
+        A tree like `params` of bools: whether it is a matrix, and zero not a special value of it.
+    """
+
+    def is_matrix(path: Any, x: jax.Array) -> bool:
+        names = path_name(path).split("/")
+        if "log_write_learning_rate" in names or names[-1].endswith(_NOT_DECAYED):
+            return False
+        return x.ndim - num_stacked_axes(names) >= 2
+
+    return jax.tree.map_with_path(is_matrix, params)
 
 
 def linear_layers(params: Any) -> Any:

@@ -5,14 +5,15 @@ import os
 import pathlib
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gradmem_jax.arrays_file import open_arrays, write_arrays
 from gradmem_jax.checks import is_traced, require, require_choice, require_instance
-from gradmem_jax.config import DTYPES
+from gradmem_jax.config import DTYPES, ENABLE_X64
 from gradmem_jax.fingerprint import hash_bytes, named_leaves
-from gradmem_jax.memory.interface import Params
+from gradmem_jax.trees import Params
 
 FORMAT = "gradmem_jax parameters"
 
@@ -27,11 +28,13 @@ def save_params(path: str | pathlib.Path, params: Params, dtype: str | None = No
             keeps every bit.
 
     Raises:
-        ValueError: the parameters are traced, empty or not finite, or do not fit into `dtype`.
+        ValueError: the parameters are traced, empty, not finite or no nested dict of arrays, or do
+            not fit into `dtype`.
     """
     require_instance("path", path, str | os.PathLike)
     require_instance("params", params, dict)
     require_choice("dtype", dtype, (None, *DTYPES))
+    _check_names(params)
     leaves = named_leaves(params)
     require(bool(leaves), "params has no arrays; there is nothing to save.")
     require(
@@ -62,7 +65,8 @@ def load_params(path: str | pathlib.Path) -> Params:
         Nested dict of arrays in the dtypes they had when they were saved.
 
     Raises:
-        ValueError: the file is missing, damaged, or another kind of file.
+        ValueError: the file is missing, damaged, another kind of file, or has numbers of 64 bits,
+            which JAX takes only if `jax_enable_x64` is set.
     """
     with open_arrays(path, "file of parameters") as file:
         metadata = file.metadata() or {}
@@ -71,11 +75,20 @@ def load_params(path: str | pathlib.Path) -> Params:
         metadata.get("format") == FORMAT,
         f"{path} is a safetensors file, but not one of gradmem_jax's parameters.",
     )
-    dtypes = json.loads(metadata["dtypes"])
-    require(
-        metadata["checksum"] == _checksum(arrays, dtypes),
-        f"{path} is damaged: its arrays do not fit their checksum.",
-    )
+    try:
+        dtypes = json.loads(metadata["dtypes"])
+        fits = metadata["checksum"] == _checksum(arrays, dtypes) and dtypes.keys() == arrays.keys()
+    except (KeyError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is damaged: its metadata lacks dtypes or checksum ({error!r}); get the file "
+            "again."
+        ) from error
+    require(fits, f"{path} is damaged: its arrays do not fit their checksum.")
+    for name, dtype in dtypes.items():
+        require(
+            jax.dtypes.canonicalize_dtype(dtype) == dtype,
+            f"params[{name!r}] of {path} is {dtype}, which JAX would cut to 32 bits; {ENABLE_X64}",
+        )
     params: dict[str, Any] = {}
     for name, array in arrays.items():
         *folders, last = name.split("/")
@@ -84,6 +97,24 @@ def load_params(path: str | pathlib.Path) -> Params:
             place = place.setdefault(folder, {})
         place[last] = jnp.asarray(array, dtypes[name])
     return params
+
+
+def _check_names(params: Any, place: str = "params") -> None:
+    """Raises ValueError unless what comes back from a file is what was saved."""
+    for name, value in params.items():
+        require(
+            isinstance(name, str) and "/" not in name,
+            f"{place} has the key {name!r}; names must be texts without '/', which parts them in "
+            "the file.",
+        )
+        inner = f"{place}[{name!r}]"
+        if isinstance(value, dict):
+            _check_names(value, inner)
+        else:
+            require(
+                jax.tree_util.all_leaves([value]),
+                f"{inner} is a {type(value).__name__}; parameters are nested dicts of arrays.",
+            )
 
 
 def _stored(name: str, array: np.ndarray, dtype: str) -> np.ndarray:

@@ -8,7 +8,8 @@ import numpy as np
 
 from gradmem_jax.checks import require, require_instance
 from gradmem_jax.generate import generate
-from gradmem_jax.memory.interface import Memory, MemoryModel, Params
+from gradmem_jax.memory.interface import Memory, MemoryModel
+from gradmem_jax.trees import Params
 from gradmem_jax.validation import check_ids
 
 

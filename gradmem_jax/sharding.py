@@ -14,8 +14,8 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gradmem_jax.checks import check_fields, require
+from gradmem_jax.trees import PyTree
 
-PyTree = Any
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 

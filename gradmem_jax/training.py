@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gradmem_jax.config import require
+from gradmem_jax.checks import require
 from gradmem_jax.freezing import join_params, split_params
 from gradmem_jax.losses import IGNORE, token_losses
-from gradmem_jax.memory.interface import Memory, MemoryModel, Params
+from gradmem_jax.memory.interface import Memory, MemoryModel
 from gradmem_jax.memory.segments import outer_write_loss, write_context, write_token_losses
 from gradmem_jax.sharding import (
     batch_sharding,
@@ -20,6 +20,7 @@ from gradmem_jax.sharding import (
     gradient_on_mesh,
     shardings,
 )
+from gradmem_jax.trees import Params
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]

@@ -163,7 +163,7 @@ def resolve_steps(
         max_steps: its static upper bound, which a traced K needs.
 
     Returns:
-        The steps to compile, and K if it is traced.
+        The steps to compile, and K if it is traced, clipped to what they allow.
 
     Raises:
         ValueError: K is no whole number, negative, above its bound, or traced without one.
@@ -181,7 +181,8 @@ def resolve_steps(
             traced.shape == () and jnp.issubdtype(traced.dtype, jnp.integer),
             f"num_steps has shape {traced.shape} and dtype {traced.dtype}; give one whole number.",
         )
-        return int(max_steps or 0), traced
+        bound = int(max_steps or 0)
+        return bound, jnp.clip(traced.astype(jnp.int32), 0, bound)
     steps = _bounded("num_steps", require_integer("num_steps", num_steps, 0))
     require(
         max_steps is None or steps <= max_steps,

@@ -1,8 +1,10 @@
 """Bad fields of configurations, runs, tasks and the input pipeline: refused when they are made."""
 
 import dataclasses
+import json
 import typing
 
+import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 from hypothesis import given
@@ -77,6 +79,22 @@ class BadConfigTest(parameterized.TestCase):
             hash(GradMemConfig(lm=lm, write_lora_targets=["up"])),
             hash(GradMemConfig(lm=lm, write_lora_targets=("up",))),
         )
+
+    def test_whole_numbers_are_floats_where_floats_are_declared(self):
+        make = lambda number: (
+            LlamaConfig(vocab_size=11, rope_base=number(10_000), rope_scaling=None),
+            RopeScaling(factor=number(4)),
+            OptimizerConfig(clip_norm=number(1), weight_decay=number(0)),
+        )
+        for whole, real in zip(make(int), make(float), strict=True):
+            self.assertEqual(json.dumps(vars(whole)), json.dumps(vars(real)))
+
+    def test_float64_needs_numbers_of_64_bits(self):
+        for name in ("dtype", "param_dtype"):
+            with self.assertRaisesRegex(ValueError, f'{name}=.*"jax_enable_x64", True'):
+                LlamaConfig(vocab_size=11, **{name: "float64"})
+            with jax.enable_x64(True):
+                LlamaConfig(vocab_size=11, **{name: "float64"})
 
     def test_models_refuse(self):
         for bad in (None, "gradmem", EXAMPLES["mamba"], EXAMPLES["rmt"]):

@@ -100,7 +100,7 @@ class CheckpointTest(parameterized.TestCase):
         self.save(0.1, 0.9, 0.3, 0.4, 0.2)
         with checkpoint.open_checkpoints(self.folder) as checkpoints:
             self.assertEqual(sorted(checkpoints.all_steps()), [2, 4, 5])
-        for which, want in (("best", 2), ("latest", 5), ("4", 4)):
+        for which, want in (("best", 2), ("latest", 5), ("4", 4), (4, 4)):
             step, params = checkpoint.restore_params(self.folder, which)
             self.assertEqual(step, want)
             np.testing.assert_array_equal(params["w"], np.arange(4.0) + want)

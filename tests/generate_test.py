@@ -118,8 +118,11 @@ class GenerateTest(parameterized.TestCase):
 
     def test_hardly_warm_is_greedy(self):
         queries = random_ids(3, 3, 5)
-        got = generate(MODEL, PARAMS, MEMORY, queries, 4, temperature=1e-6, key=jax.random.key(1))
-        np.testing.assert_array_equal(got, generate(MODEL, PARAMS, MEMORY, queries, 4))
+        want = generate(MODEL, PARAMS, MEMORY, queries, 4)
+        for temperature in (1e-6, 2e-38, 1e-40, 1e-60):
+            key = jax.random.key(1)
+            got = generate(MODEL, PARAMS, MEMORY, queries, 4, temperature=temperature, key=key)
+            np.testing.assert_array_equal(got, want)
 
     @parameterized.parameters(
         dict(max_new_tokens=1, temperature=-1.0, message="temperature=-1.0 must not"),

@@ -134,6 +134,50 @@ class ModesTest(FloatSixtyFour):
         self.assertEqual(rate == 0, mode == "none")
         self.assertEqual(np.all(got[1]["initial_memory"] == 0), mode == "none")
 
+    def write_gradient(self, options, weight=0.0, **steps):
+        """Gradient of READ's variance and, with `weight`, the WRITE loss after `steps`."""
+        model, params, batch = self.case(**options)
+        context = batch["context_ids"][:1]
+        static = {name: n for name, n in steps.items() if not isinstance(n, jax.Array)}
+        traced = {name: n for name, n in steps.items() if name not in static}
+
+        def loss(params, traced):
+            memory, info = model.write_memory(params, context, **static, **traced)
+            logits = model.read_memory(params, memory, batch["query_ids"][:1])
+            return logits.var() + weight * model.outer_write_loss(info).sum(), info
+
+        return jax.jit(jax.grad(loss, has_aux=True))(params, traced)
+
+    @parameterized.parameters(
+        dict(second_order_steps=1),
+        dict(second_order_steps=1, meta_gradient="reverse"),
+        dict(second_order_steps=3),
+    )
+    def test_a_traced_number_of_steps_has_the_gradient_of_a_static_one(self, **options):
+        want, _ = self.write_gradient(options, num_steps=2)
+        got, _ = self.write_gradient(options, num_steps=jnp.int32(2), max_steps=4)
+        chex.assert_trees_all_close(got, want, rtol=1e-9, atol=1e-12)
+
+    @parameterized.parameters(
+        dict(gradient_mode="first"), dict(gradient_mode="none"), dict(second_order_steps=1)
+    )
+    def test_outer_write_loss_is_that_of_the_last_step_taken(self, **options):
+        options |= {"inner_loss_weight": 0.5}
+        want, info = self.write_gradient(options, weight=0.5, num_steps=2)
+        got, traced = self.write_gradient(options, 0.5, num_steps=jnp.int32(2), max_steps=3)
+        chex.assert_trees_all_close(got, want, rtol=1e-9, atol=1e-12)
+        model, _, _ = self.case(**options)
+        np.testing.assert_allclose(model.outer_write_loss(traced), info.losses[-1])
+
+    def test_outer_write_loss_below_a_tolerance(self):
+        options = dict(gradient_mode="first", inner_loss_weight=0.5, write_learning_rate=0.1)
+        _, info = self.write_gradient(options, num_steps=3)
+        tolerance = float(info.losses[1:].mean())
+        want, _ = self.write_gradient(options, weight=0.5, num_steps=2)
+        got, info = self.write_gradient(options, 0.5, num_steps=3, loss_tolerance=tolerance)
+        np.testing.assert_array_equal(info.num_steps, 2)
+        chex.assert_trees_all_close(got, want, rtol=1e-9, atol=1e-12)
+
 
 class MemoryTest(parameterized.TestCase):
     def temporary_bytes(self, meta_gradient, steps):

@@ -27,7 +27,9 @@ VIEWS = {
     "tied": lambda: small_model(lm={"tied_head": True}),
     "no_write_head": lambda: small_model(write_head=False),
     "control": lambda: small_model(num_control_tokens=2, memory_projection="per_sample"),
-    "adapters": lambda: small_model(write_lora_rank=2, write_lora_targets=("query", "up")),
+    "adapters": lambda: small_model(
+        write_lora_rank=2, write_lora_targets=("query", "up"), write_lora_dropout=0.1
+    ),
     "rmt_projections": lambda: small_rmt(
         memory_projection="proj_rw", write_head=True, num_control_tokens=1
     ),

@@ -1,6 +1,7 @@
 """The outer loop: metrics, micro-batches, optimizer, steps that are not finite, learning."""
 
 import functools
+import re
 
 import chex
 import jax
@@ -10,12 +11,15 @@ import optax
 from absl.testing import absltest, parameterized
 
 from experiments.methods import METHODS
+from gradmem_jax import GPT2Config, GradMem, GradMemConfig
 from gradmem_jax.optimizer import (
     OptimizerConfig,
     learning_rate_schedule,
     linear_layers,
     make_optimizer,
+    matrices,
 )
+from gradmem_jax.sharding import path_name
 from gradmem_jax.training import (
     evaluate_batch,
     init_state,
@@ -27,6 +31,13 @@ from tests.small import random_ids, small_batch, small_model, small_params, smal
 
 MODEL = small_model(inner_loss_weight=0.5)
 PARAMS = small_params(MODEL)
+
+
+def decayed_names(model):
+    """Paths of the parameters that weight decay reaches, without the numbers of layers."""
+    tree = matrices(jax.eval_shape(model.init, jax.random.key(0)))
+    leaves = jax.tree.leaves_with_path(tree)
+    return {re.sub(r"layers_\d+", "layers", path_name(path)) for path, is_one in leaves if is_one}
 
 
 class LossTest(parameterized.TestCase):
@@ -122,6 +133,34 @@ class OptimizerTest(parameterized.TestCase):
         updates, _ = optimizer.update(zeros, optimizer.init(params), params)
         np.testing.assert_allclose(updates["matrix"], -0.05 * np.ones((2, 2)), rtol=1e-6)
         np.testing.assert_array_equal(updates["vector"], 0)
+
+    @parameterized.parameters(*METHODS)
+    def test_the_same_parameters_decay_however_layers_are_stacked(self, name):
+        decayed = []
+        for scan_layers in (False, True):
+            model = small_writer(name, lm=dict(num_layers=2, scan_layers=scan_layers))
+            decayed.append(decayed_names(model))
+        self.assertEqual(*decayed)
+        self.assertIn("lm/embedding", decayed[0])
+        for path in decayed[0]:
+            self.assertNotRegex(path, "bias$|scale$|A_log$")
+
+    def test_matrices_of_adapters_and_gpt2_decay(self):
+        for scan_layers in (False, True):
+            lm = dict(vocab_size=11, width=8, num_layers=2, num_heads=2, scan_layers=scan_layers)
+            config = GradMemConfig(
+                lm=GPT2Config(**lm),
+                num_control_tokens=1,
+                write_lora_rank=2,
+                memory_projection="proj",
+                learned_write_learning_rate="token",
+            )
+            self.assertEqual(
+                {path.split("/")[-1] for path in decayed_names(GradMem(config))},
+                {"embedding", "position_embedding", "kernel", "a", "b"}
+                | {"initial_memory", "write_head"}
+                | {f"{phase}_{side}" for phase in ("read", "write") for side in ("start", "end")},
+            )
 
     def test_muon_updates_of_linear_layers_are_nearly_orthogonal(self):
         params = small_params(small_model(lm=dict(width=16, mlp_width=24)))

@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from absl import logging
 
-from gradmem_jax.config import require, require_choice, require_integer
+from gradmem_jax.checks import require, require_choice, require_integer
 from gradmem_jax.data.babi_copies import varied_copies
 from gradmem_jax.data.babi_questions import questions
 from gradmem_jax.data.records import (
@@ -22,7 +22,7 @@ from gradmem_jax.data.records import (
     split_names,
 )
 from gradmem_jax.data.text_source import Query, TextSource, encode_target
-from gradmem_jax.data.text_task import QuestionTask
+from gradmem_jax.data.text_task import QuestionTask, is_prepared
 from gradmem_jax.data.text_tokenizer import TextTokenizer
 
 VARIANTS = ("en", "en-10k")
@@ -111,7 +111,10 @@ class BabiConfig(QuestionTask):
 
     def word_task(self) -> "BabiConfig":
         """Returns the task without varied copies, whose words are those of the stories."""
-        return dataclasses.replace(super().record_task(), queries_per_context=1, varied_copies=0)
+        task = dataclasses.replace(super().record_task(), queries_per_context=1)
+        if is_prepared(task.data_dir):  # with its copies, as they are
+            return task
+        return dataclasses.replace(task, varied_copies=0)
 
     def texts(self, record: Record) -> tuple[str, ...]:
         """Returns context, question and answers, and other questions with their answers."""

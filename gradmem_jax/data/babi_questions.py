@@ -67,9 +67,9 @@ def questions(context: str, *tasks: int, holders: bool = False) -> dict[str, str
 
 def _play(context: str) -> _World:
     world = _World()
-    for statement in re.findall(r"[^.]+", context):
-        found = _STATEMENT.fullmatch(statement.strip())
-        require(found is not None, f"{statement.strip()!r} is no statement of bAbI tasks 1 to 5.")
+    for statement in filter(None, map(str.strip, context.split("."))):
+        found = _STATEMENT.fullmatch(statement)
+        require(found is not None, f"{statement!r} is no statement of bAbI tasks 1 to 5.")
         assert found is not None
         if found["mover"]:
             world.place[found["mover"]] = found["place"]

@@ -11,8 +11,13 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
-from gradmem_jax.checks import check_fields
-from gradmem_jax.config import require, require_choice, require_integer, require_number
+from gradmem_jax.checks import (
+    check_fields,
+    require,
+    require_choice,
+    require_integer,
+    require_number,
+)
 from gradmem_jax.data.tokenizer import PAD_ID, STRUCTURE, CharTokenizer, kv_alphabet, kv_tokenizer
 from gradmem_jax.losses import IGNORE
 

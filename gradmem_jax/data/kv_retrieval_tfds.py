@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from gradmem_jax.config import require, require_integer
+from gradmem_jax.checks import require, require_integer
 from gradmem_jax.data.kv_retrieval import KVRetrievalConfig, KVRetrievalSource
 
 

@@ -11,8 +11,7 @@ from typing import SupportsIndex
 
 import numpy as np
 
-from gradmem_jax.checks import check_fields
-from gradmem_jax.config import require, require_choice, require_integer
+from gradmem_jax.checks import check_fields, require, require_choice, require_integer
 from gradmem_jax.data.records import SPLITS, Record
 from gradmem_jax.data.text_source import encode_target, length_buckets, query_arrays
 from gradmem_jax.data.text_task import PlainTexts

@@ -6,8 +6,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from gradmem_jax.checks import require_instance
-from gradmem_jax.config import require, require_integer
+from gradmem_jax.checks import require, require_instance, require_integer
 from gradmem_jax.data.task import Task
 from gradmem_jax.losses import IGNORE
 
@@ -34,7 +33,9 @@ def make_iterator(
     the source they hold. If there are several buckets and the source knows its `context_lengths`,
     samples of one bucket come together: bucket by bucket or, shuffled, in batches of random order.
     A batch then has the same shape in every shard. Batch i of all shards together holds the samples
-    of batch i without shards, of a batch size `num_shards` times as large.
+    of batch i without shards, of a batch size `num_shards` times as large. Samples that do not come
+    by buckets are dealt out one by one: a shard may have one batch more than another, with
+    `pad_last` too, unless `num_shards * batch_size` divides their number.
 
     Args:
         source: random-access source of dicts of arrays, with `__len__` and `__getitem__`.

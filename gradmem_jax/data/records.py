@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from absl import logging
 
-from gradmem_jax.config import require
+from gradmem_jax.checks import require
 
 SPLITS = ("train", "validation", "test")
 DATA_DIR_VARIABLE = "GRADMEM_DATA_DIR"
@@ -73,6 +73,15 @@ def split_names(names: Iterable[str], held_out: tuple[str, ...]) -> dict[str, st
     share = -(-len(ordered) // 10)
     splits = [split for split in held_out for _ in range(share)]
     return dict(itertools.zip_longest(ordered, splits[: len(ordered)], fillvalue="train"))
+
+
+def files_name(*paths: str) -> str:
+    """A name of what files hold: their own names and, if any has a folder, a hash of the paths."""
+    name = "_".join(pathlib.Path(path).name for path in paths)
+    if name == "_".join(paths):
+        return name
+    digest = hashlib.blake2b("\n".join(paths).encode(), digest_size=4).hexdigest()
+    return f"{name}_{digest}"
 
 
 def data_folder(data_dir: str, name: str) -> pathlib.Path:

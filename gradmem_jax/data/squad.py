@@ -10,11 +10,12 @@ from typing import Any, ClassVar
 
 from absl import logging
 
-from gradmem_jax.config import require, require_choice
+from gradmem_jax.checks import require, require_choice
 from gradmem_jax.data.records import (
     Record,
     Records,
     Skipped,
+    files_name,
     find_file,
     read_text,
     require_file,
@@ -68,7 +69,7 @@ class SquadConfig(QuestionTask):
     @property
     def records_name(self) -> str:
         """The files' names."""
-        return "_".join(pathlib.Path(name).stem for name in (self.train_file, self.test_file))
+        return files_name(self.train_file, self.test_file)
 
     def downloaded(self, paths: dict[str, str]) -> "SquadConfig":
         """Returns the task with its files where a download of `urls` put them."""

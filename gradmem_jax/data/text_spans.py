@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 from absl import logging
 
-from gradmem_jax.config import require, require_integer
+from gradmem_jax.checks import require, require_integer
 from gradmem_jax.data.records import SPLITS, Record, Records, Skipped, read_text
 from gradmem_jax.data.text_source import TextSource, chunk_source, encode_texts
 from gradmem_jax.data.text_task import TextTask

@@ -7,8 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gradmem_jax.checks import check_fields
-from gradmem_jax.config import require, require_choice, require_integer
+from gradmem_jax.checks import check_fields, require, require_choice, require_integer
 from gradmem_jax.data.records import SPLITS, Record, Records, data_folder, log_skipped
 from gradmem_jax.data.text_source import (
     TextSource,
@@ -76,6 +75,11 @@ class TextTask(PlainTexts):
     def records_name(self) -> str:
         """A name of the raw records: of the fields that decide what `read` returns."""
         raise NotImplementedError
+
+    @property
+    def data_name(self) -> str:
+        """A name of the raw records, another one for each task."""
+        return f"{self.folder_name}_{self.records_name}"
 
     def read(self, folder: pathlib.Path, split: str) -> Records:
         """Reads the records of a split from raw files; the only reader of their format.
@@ -229,13 +233,18 @@ class QuestionTask(TextTask):
         return _buckets(self.located())[1]
 
 
+def is_prepared(folder: str | pathlib.Path) -> bool:
+    """Whether TFDS wrote a folder."""
+    return (pathlib.Path(folder) / "dataset_info.json").exists()
+
+
 @functools.lru_cache(maxsize=2 * len(SPLITS))  # those of `record_task` and `word_task`
 def _records(task: TextTask, split: str) -> Records:
     folder = pathlib.Path(task.data_dir)
-    if (folder / "dataset_info.json").exists():
+    if is_prepared(folder):
         from gradmem_jax.data.text_tfds import read_prepared  # TFDS takes seconds to import
 
-        return read_prepared(folder, split)
+        return read_prepared(folder, split, task.data_name)
     return task.read(folder, split)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from gradmem_jax.config import require, require_choice
+from gradmem_jax.checks import require, require_choice
 from gradmem_jax.data.records import SPLITS, Record, Records, Skipped, log_skipped
 from gradmem_jax.data.text_task import TextTask
 
@@ -60,6 +60,7 @@ class TextRecords(tfds.core.GeneratorBasedBuilder):
         for split, found in records.items():
             log_skipped(f"{self.builder_config.name}, {split}", found.skipped)
         skipped = {split: found.skipped for split, found in records.items()}
+        self.info.metadata["records"] = self.builder_config.task.data_name
         self.info.metadata["skipped"] = json.dumps(skipped)
         return {split: self._generate_examples(found.kept) for split, found in records.items()}
 
@@ -91,7 +92,7 @@ def prepare(
         bool(task.data_dir or task.urls),
         f"the files of {type(task).__name__} cannot be downloaded; set its data_dir to them.",
     )
-    name = f"{task.folder_name}_{task.records_name}_{'_'.join(splits)}"
+    name = f"{task.data_name}_{'_'.join(splits)}"
     if task.data_dir:  # other raw files, another data set
         path = str(pathlib.Path(task.data_dir).resolve())
         name += f"_{hashlib.blake2b(path.encode(), digest_size=4).hexdigest()}"
@@ -101,13 +102,24 @@ def prepare(
     return builder
 
 
-def read_prepared(folder: pathlib.Path, split: str) -> Records:
+def read_prepared(folder: pathlib.Path, split: str, data_name: str) -> Records:
     """Reads the records of a split that `prepare` wrote.
 
+    Args:
+        folder: where they are.
+        split: "train", "validation" or "test".
+        data_name: that of the task that reads them.
+
     Raises:
-        ValueError: the split was not written, or the files are damaged.
+        ValueError: they are another task's, the split was not written, or the files are damaged.
     """
     builder = tfds.builder_from_directory(str(folder))
+    found = (builder.info.metadata or {}).get("records", "records without a name")
+    require(
+        found == data_name,
+        f"{folder} holds {found}, this task reads {data_name}: set data_dir to the task's own "
+        "folder, or prepare that.",
+    )
     require(
         split in builder.info.splits,
         f"{folder} has no split {split!r}, only {sorted(builder.info.splits)}; prepare it.",

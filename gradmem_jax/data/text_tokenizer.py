@@ -1,6 +1,7 @@
 """Tokenizers of natural language: words, and what pretrained models come with."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -38,10 +39,10 @@ class TextTokenizer:
     pad_id: int
     end_id: int
 
-    @property
+    @functools.cached_property
     def vocab_size(self) -> int:
-        """V, number of ids."""
-        return self.backend.get_vocab_size()
+        """V, the largest id and one: ids that no token has count too."""
+        return max(self.backend.get_vocab().values(), default=-1) + 1
 
     def encode(self, text: str) -> np.ndarray:
         """Returns the ids of a text, int32 [n]."""
@@ -176,7 +177,7 @@ def load_tokenizer(path: str | pathlib.Path) -> TextTokenizer:
     if path.is_dir() and not has_own and len(files := list(path.glob("*.gguf"))) == 1:
         (path,) = files
     if path.suffix == ".gguf" and path.is_file():
-        file = read_gguf_tokenizer(gguf_fields(open_gguf_reader(path)))
+        file = read_gguf_tokenizer(gguf_fields(open_gguf_reader(path)), path)
         return wrap_tokenizer(**file._asdict())
     if path.suffix == ".bin" and path.is_file():
         file = read_llama2c_tokenizer(_tokenizer_of_llama2c(path))

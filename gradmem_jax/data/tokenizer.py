@@ -1,8 +1,6 @@
 """A tokenizer of single characters."""
 
 import dataclasses
-import json
-import pathlib
 import string
 import unicodedata
 from collections.abc import Iterable
@@ -73,26 +71,6 @@ class CharTokenizer:
             elif keep_specials:
                 parts.append(SPECIALS[i])
         return "".join(parts)
-
-    def save(self, path: str | pathlib.Path) -> None:
-        """Writes the tokenizer to a JSON file."""
-        pathlib.Path(path).write_text(json.dumps({"symbols": self.symbols}), encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: str | pathlib.Path) -> "CharTokenizer":
-        """Reads what `save` wrote.
-
-        Raises:
-            ValueError: the file is not a saved tokenizer.
-        """
-        try:
-            content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-            symbols = content["symbols"]
-            if not isinstance(symbols, str):
-                raise TypeError("symbols must be a string")
-            return cls(symbols)
-        except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a saved CharTokenizer: {error}") from error
 
 
 def _extra_symbols() -> str:

@@ -9,7 +9,7 @@ import gguf
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from gradmem_jax.config import require, require_choice
+from gradmem_jax.checks import require, require_choice
 
 _SPACE = "\u2581"
 _LLAMA3_PATTERN = (
@@ -51,22 +51,48 @@ def gguf_fields(reader: gguf.GGUFReader) -> dict[str, Any]:
     return {name: field.contents() for name, field in reader.fields.items()}
 
 
-def read_gguf_tokenizer(fields: Mapping[str, Any]) -> TokenizerFile:
+def read_gguf_tokenizer(
+    fields: Mapping[str, Any], path: str | pathlib.Path = "the GGUF file"
+) -> TokenizerFile:
     """Reads the tokenizer of a GGUF file from its metadata.
 
+    Args:
+        fields: the metadata.
+        path: the file, for messages.
+
     Raises:
-        ValueError: there is none, or it is of a kind that is not known here.
+        ValueError: there is none, it is damaged, or of a kind that is not known here.
     """
     get: Any = lambda key, absent=None: fields.get(f"tokenizer.ggml.{key}", absent)
     kind, pieces = get("model"), get("tokens")
-    require(pieces is not None, "the GGUF file holds no tokenizer.")
+    require(pieces is not None, f"{path} holds no tokenizer.")
     require_choice("tokenizer.ggml.model", kind, ("gpt2", "llama"))
-    if kind == "gpt2":
-        backend = _byte_level_bpe(pieces, get("merges", []), get("pre", "gpt-2"))
-    else:
-        scores = get("scores", [0.0] * len(pieces))
-        backend = _scored_bpe(pieces, scores, add_space=get("add_space_prefix", True))
+    scores = get("scores", [0.0] * len(pieces))
     types = get("token_type", [gguf.TokenType.NORMAL] * len(pieces))
+    end = get("eos_token_id")
+    pad = get("padding_token_id", end)
+    damaged = lambda what: f"{path} has a damaged tokenizer: {what}; get the file again."
+    for key, values in (("scores", scores), ("token_type", types)):
+        require(
+            isinstance(values, Sequence) and len(values) == len(pieces),
+            damaged(f"tokenizer.ggml.{key} has not one value for each of {len(pieces)} pieces"),
+        )
+    for key, i in (("eos_token_id", end), ("padding_token_id", pad)):
+        require(
+            i is None or (isinstance(i, int) and 0 <= i < len(pieces)),
+            damaged(f"tokenizer.ggml.{key}={i} is none of the ids of {len(pieces)} pieces"),
+        )
+    if kind == "gpt2":
+        merges, known = get("merges", []), set(pieces)
+        for merge in merges:
+            left, _, right = merge.partition(" ")
+            require(
+                {left, right, left + right} <= known,
+                damaged(f"tokenizer.ggml.merges has {merge!r}, which makes no piece of two"),
+            )
+        backend = _byte_level_bpe(pieces, merges, get("pre", "gpt-2"))
+    else:
+        backend = _scored_bpe(pieces, scores, add_space=get("add_space_prefix", True))
     of_type = lambda wanted: [p for p, t in zip(pieces, types, strict=True) if t == wanted]
     backend.add_special_tokens(of_type(gguf.TokenType.CONTROL))
     backend.add_tokens(
@@ -75,8 +101,6 @@ def read_gguf_tokenizer(fields: Mapping[str, Any]) -> TokenizerFile:
             for piece in of_type(gguf.TokenType.USER_DEFINED)
         ]
     )
-    end = get("eos_token_id")
-    pad = get("padding_token_id", end)
     name = lambda i: "" if i is None else pieces[i]
     return TokenizerFile(backend, name(pad), name(end))
 

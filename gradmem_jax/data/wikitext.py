@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from gradmem_jax.config import require, require_integer
-from gradmem_jax.data.records import Record, Records, read_text, require_file
+from gradmem_jax.checks import require, require_integer
+from gradmem_jax.data.records import Record, Records, files_name, read_text, require_file
 from gradmem_jax.data.text_source import TextSource, chunk_source, encode_texts
 from gradmem_jax.data.text_task import TextTask
 from gradmem_jax.data.text_tokenizer import TextTokenizer
@@ -61,7 +61,7 @@ class WikiTextConfig(TextTask):
     @property
     def records_name(self) -> str:
         """The files' names."""
-        return "_".join(pathlib.Path(name).name for name in self._files.values())
+        return files_name(*self._files.values())
 
     def read(self, folder: pathlib.Path, split: str) -> Records:
         """Reads the articles of a split; see `TextTask.read`."""

@@ -20,14 +20,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from gradmem_jax.config import (
-    GPT2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    TransformerConfig,
-    require,
-    require_integer,
-)
+from gradmem_jax.checks import require, require_integer
+from gradmem_jax.config import GPT2Config, GPTNeoXConfig, LlamaConfig, TransformerConfig
 from gradmem_jax.lm.gpt2 import GPT2, GPT2Layer
 from gradmem_jax.lm.gpt_neox import GPTNeoX, GPTNeoXLayer
 from gradmem_jax.lm.language_model import dense

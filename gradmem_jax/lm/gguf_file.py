@@ -8,7 +8,8 @@ from typing import Any
 import gguf
 import numpy as np
 
-from gradmem_jax.config import LlamaConfig, RopeScaling, require, require_choice
+from gradmem_jax.checks import require, require_choice
+from gradmem_jax.config import LlamaConfig, RopeScaling
 from gradmem_jax.data.text_tokenizer import wrap_tokenizer
 from gradmem_jax.data.tokenizer_files import gguf_fields, open_gguf_reader, read_gguf_tokenizer
 from gradmem_jax.lm.attention import rotary_frequencies
@@ -50,7 +51,7 @@ def open_gguf(path: pathlib.Path) -> StoredModel:
     rope_factors = tensors.pop(_ROPE_FACTORS, None)
     config = _read_config(fields, tensors, rope_factors)
     read_tokenizer = lambda: (
-        wrap_tokenizer(**read_gguf_tokenizer(fields)._asdict())
+        wrap_tokenizer(**read_gguf_tokenizer(fields, path)._asdict())
         if "tokenizer.ggml.tokens" in fields
         else None
     )

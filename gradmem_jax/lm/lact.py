@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gradmem_jax.config import LlamaConfig, require, require_integer, require_number
+from gradmem_jax.checks import require, require_integer, require_number
+from gradmem_jax.config import LlamaConfig
 from gradmem_jax.lm.attention import attend, rotary_frequencies, rotate
 from gradmem_jax.lm.chunks import scan_chunks
 from gradmem_jax.lm.language_model import dense, rms_norm, swiglu

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gradmem_jax.config import LMConfig
-
-PyTree = Any
+from gradmem_jax.trees import PyTree
 
 _REMAT_POLICIES = {
     "full": None,
@@ -45,6 +44,15 @@ def dense(config: LMConfig, features: Any, name: str, **options: Any) -> Dense:
     return Dense(features, dtype=config.dtype, param_dtype=config.param_dtype, name=name, **options)
 
 
+def num_stacked_axes(path: Sequence[str]) -> int:
+    """Says how many leading axes of a parameter are those of stacked layers, 0 or 1.
+
+    Args:
+        path: names of the modules around it, and its own.
+    """
+    return int("layers" in path)
+
+
 def kernel_axes(path: Sequence[str], num_axes: int) -> tuple[int, int]:
     """Says how many axes of the kernel of a linear layer are leading ones and how many inputs.
 
@@ -54,7 +62,7 @@ def kernel_axes(path: Sequence[str], num_axes: int) -> tuple[int, int]:
         path: names of the modules around it, and its own.
         num_axes: how many axes it has.
     """
-    num_leading = int("layers" in path)
+    num_leading = num_stacked_axes(path)
     joins_heads = path[-2] == "output" and num_axes - num_leading == 3
     return num_leading, 2 if joins_heads else 1
 

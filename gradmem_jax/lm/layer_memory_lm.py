@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from gradmem_jax.lm.attention import KVCache, append_to_cache
-from gradmem_jax.lm.language_model import PyTree
 from gradmem_jax.lm.transformer import Places, Transformer, find_places
+from gradmem_jax.trees import PyTree
 
 
 class Segment(flax.struct.PyTreeNode):

@@ -7,7 +7,8 @@ import struct
 
 import numpy as np
 
-from gradmem_jax.config import LlamaConfig, require
+from gradmem_jax.checks import require
+from gradmem_jax.config import LlamaConfig
 from gradmem_jax.data.text_tokenizer import load_tokenizer
 from gradmem_jax.lm.tensor_layout import StoredModel, StoredTensor, tensor_shapes
 

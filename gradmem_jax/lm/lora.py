@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from gradmem_jax.config import require
+from gradmem_jax.checks import require
 from gradmem_jax.lm.language_model import kernel_axes
-
-Params = dict[str, Any]
+from gradmem_jax.trees import Params
 
 
 def _kernels(

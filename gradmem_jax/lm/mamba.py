@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gradmem_jax.config import LMConfig, require_integer
+from gradmem_jax.checks import require_integer
+from gradmem_jax.config import LMConfig
 from gradmem_jax.lm.chunks import scan_chunks
 from gradmem_jax.lm.language_model import dense, rms_norm
 from gradmem_jax.lm.recurrent_lm import RecurrentLM, causal_convolution, conv_init

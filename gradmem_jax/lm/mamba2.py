@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gradmem_jax.config import LMConfig, require, require_integer
+from gradmem_jax.checks import require, require_integer
+from gradmem_jax.config import LMConfig
 from gradmem_jax.lm.chunks import scan_chunks
 from gradmem_jax.lm.language_model import dense, rms_norm
 from gradmem_jax.lm.mamba import dt_bias_init

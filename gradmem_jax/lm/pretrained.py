@@ -19,12 +19,18 @@ from gradmem_jax.lm.hugging_face import open_hugging_face, read_config_file, wri
 from gradmem_jax.lm.hugging_face_families import family_of
 from gradmem_jax.lm.llama2c import open_llama2c
 from gradmem_jax.lm.tensor_layout import (
-    Params,
     StoredModel,
     StoredTensor,
+    first_positions,
     tensor_shapes,
     to_params,
     to_tensors,
+)
+from gradmem_jax.trees import Params
+
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model"),
+    *("special_tokens_map.json", "added_tokens.json"),
 )
 
 
@@ -56,7 +62,7 @@ def load_pretrained(
             a `.bin` file of llama2.c's first format, with its tokenizer `tok*.bin` beside it.
         tokenizer: where the tokenizer is, if it is elsewhere; see `load_tokenizer`.
         **changes: fields of the configuration to be replaced, such as `dtype`, `param_dtype`,
-            `scan_layers`, `remat` or `max_positions`.
+            `scan_layers`, `remat` or `max_positions`; of learned positions the first ones remain.
 
     Raises:
         ValueError: a file is missing or damaged, the model is none that can be computed here, or
@@ -71,7 +77,8 @@ def load_pretrained(
         f"the tokenizer has {num_ids} ids, the model {config.vocab_size}; they do not belong "
         "together: name the model's tokenizer by tokenizer=.",
     )
-    return Pretrained(config, to_params(stored.tensors, stored.layout, config), text_tokenizer)
+    tensors = first_positions(stored, config.max_positions)
+    return Pretrained(config, to_params(tensors, stored.layout, config), text_tokenizer)
 
 
 def load_config(path: str | pathlib.Path, **changes: Any) -> LMConfig:
@@ -85,7 +92,8 @@ def save_pretrained(directory: str | pathlib.Path, pretrained: Pretrained) -> No
     """Writes a model as Hugging Face stores it, for `load_pretrained` and `transformers`.
 
     Args:
-        directory: where to; made if missing. Files of a model that is there are overwritten.
+        directory: where to; made if missing. Files of a model that is there are overwritten, and
+            those of its tokenizer removed.
         pretrained: the model.
 
     Raises:
@@ -102,7 +110,8 @@ def save_pretrained(directory: str | pathlib.Path, pretrained: Pretrained) -> No
         theirs |= {"eos_token_id": tokenizer.end_id, "pad_token_id": tokenizer.pad_id}
     directory.mkdir(parents=True, exist_ok=True)
     write = lambda name, content: (directory / name).write_text(json.dumps(content, indent=2))
-    (directory / "model.safetensors.index.json").unlink(missing_ok=True)  # of an older model
+    for name in ("model.safetensors.index.json", *_TOKENIZER_FILES):
+        (directory / name).unlink(missing_ok=True)  # of an older model
     write("config.json", write_config(config) | theirs)
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     if tokenizer is not None:

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from gradmem_jax.lm.language_model import LanguageModel, PyTree
+from gradmem_jax.lm.language_model import LanguageModel
+from gradmem_jax.trees import PyTree
 
 
 class RecurrentLM(LanguageModel):

@@ -10,21 +10,23 @@ them all, the last one running fastest. A `*` in our path stands for query, key 
 they keep in one tensor: the first of our axes, "c", tells them apart.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from gradmem_jax.config import LMConfig, TransformerConfig, require
+from gradmem_jax.checks import require
+from gradmem_jax.config import LMConfig, TransformerConfig
 from gradmem_jax.data.text_tokenizer import TextTokenizer
 from gradmem_jax.lm.mamba import MambaConfig
+from gradmem_jax.trees import Params
 from gradmem_jax.validation import check_params
 
-Params = dict[str, Any]
 Layout = Mapping[str, tuple[str, str]]
 
 _MOST_LAYERS_NAMED = 1000  # of a checkpoint that lacks their tensors
@@ -116,6 +118,24 @@ def to_params(tensors: Mapping[str, StoredTensor], layout: Layout, config: LMCon
             else:
                 flat |= dict(zip(_layer_paths(path, config), leaves, strict=True))
     return unflatten_dict(flat, sep="/")
+
+
+def first_positions(stored: StoredModel, num_positions: int) -> dict[str, StoredTensor]:
+    """Returns the tensors of a model, learned positions cut to the first `num_positions`."""
+    tensors = dict(stored.tensors)
+    sizes = axis_sizes(stored.config)
+    for name, (_, pattern) in stored.layout.items():
+        before = pattern.split("->")[0]
+        whole = _shape(before, sizes)
+        if before.split()[0] == "n" and name in tensors and tensors[name].shape == whole:
+            shape = (min(num_positions, whole[0]), *whole[1:])
+            read = functools.partial(_first_rows, tensors[name], num_positions)
+            tensors[name] = StoredTensor(shape, read)
+    return tensors
+
+
+def _first_rows(tensor: StoredTensor, count: int) -> np.ndarray:
+    return tensor.read()[:count]
 
 
 def _read(name: str, tensor: StoredTensor) -> np.ndarray:

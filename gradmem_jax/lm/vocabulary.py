@@ -9,8 +9,7 @@ import numpy as np
 
 from gradmem_jax.checks import require
 from gradmem_jax.sharding import logical_axes, path_name
-
-Params = dict[str, Any]
+from gradmem_jax.trees import Params
 
 
 def change_vocabulary(

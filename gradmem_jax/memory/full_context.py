@@ -12,7 +12,8 @@ from gradmem_jax.config import MemoryConfig, TransformerConfig
 from gradmem_jax.lm.attention import KVCache, add_room, make_cache
 from gradmem_jax.losses import IGNORE, mean_per_sample, token_losses
 from gradmem_jax.memory.inner_loop import WriteInfo
-from gradmem_jax.memory.interface import Memory, MemoryModel, Params
+from gradmem_jax.memory.interface import Memory, MemoryModel
+from gradmem_jax.trees import Params
 from gradmem_jax.validation import check_length, check_memory
 
 

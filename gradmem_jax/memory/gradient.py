@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradmem_jax.config import GradMemConfig, require
+from gradmem_jax.checks import require
+from gradmem_jax.config import GradMemConfig
 from gradmem_jax.losses import IGNORE, mean_per_sample
 from gradmem_jax.memory.inner_loop import (
     WriteInfo,
@@ -15,8 +16,8 @@ from gradmem_jax.memory.inner_loop import (
     run_write_steps,
     step_modes,
 )
-from gradmem_jax.memory.interface import Params
 from gradmem_jax.memory.prefix import PrefixMemory
+from gradmem_jax.trees import Params
 from gradmem_jax.validation import check_tolerance
 
 
@@ -140,7 +141,7 @@ class GradMem(PrefixMemory):
             num_steps: K; `config.num_write_steps` by default. A traced value needs `max_steps`.
             max_steps: static upper bound of a traced `num_steps`.
             loss_tolerance: a sample is not updated any more once its WRITE loss, in nats a token,
-                is not above this.
+                is not above this. `second_order_steps` counts from K all the same.
 
         Returns:
             The memory [B, m, d] (or a `ProjectedMemory`), and a `WriteInfo`.
@@ -157,6 +158,7 @@ class GradMem(PrefixMemory):
             start = jax.lax.stop_gradient(start)
         embeddings = self.embed(params, context_ids)
         labels = jnp.where(context_ids == c.pad_id, IGNORE, context_ids)
+        traced_steps = None if isinstance(last, int) else last
         memory, info = run_write_steps(
             self._write_loss,
             lambda memory, gradient, state: self._update(params, memory, gradient, state),
@@ -170,8 +172,11 @@ class GradMem(PrefixMemory):
                 c.second_order_steps,
                 c.meta_gradient,
                 differentiable_loss=c.inner_loss_weight > 0,
+                traced=traced_steps is not None,
+                stops=loss_tolerance is not None,
             ),
-            num_steps=None if isinstance(last, int) else last,
+            num_steps=traced_steps,
+            second_order_steps=c.second_order_steps,
             loss_tolerance=loss_tolerance,
         )
         if not c.inner_loss_weight:
@@ -190,7 +195,8 @@ class GradMem(PrefixMemory):
 
     def outer_write_loss(self, info: WriteInfo) -> jax.Array:
         """The WRITE loss [B] that the outer loss may add: the last step's, 0 if there is none."""
-        return info.losses[-1] if len(info.losses) else jnp.zeros(info.losses.shape[1])
+        is_last = jnp.arange(len(info.losses))[:, None] == info.num_steps - 1
+        return jnp.where(is_last, info.losses, 0).sum(axis=0)
 
     def _write_loss(
         self, memory: Memory, slow: tuple[Params, jax.Array], labels: jax.Array

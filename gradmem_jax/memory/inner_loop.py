@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from gradmem_jax.meta_gradient import LossFn, Mode, losses_and_gradient
+from gradmem_jax.trees import PyTree
 
-PyTree = Any
 UpdateFn = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
 
 
@@ -71,15 +71,20 @@ def step_modes(
     second_order_steps: int | None,
     meta_gradient: str,
     differentiable_loss: bool,
+    *,
+    traced: bool = False,
+    stops: bool = False,
 ) -> list[tuple[int, Mode]]:
     """Splits K steps into runs of equal mode, see `losses_and_gradient`.
 
     Args:
-        num_steps: K.
+        num_steps: K, or its bound.
         gradient_mode: "second", "first" or "none".
         second_order_steps: how many of the last steps are second order; None means all.
         meta_gradient: "mixed" or "reverse", how second order is computed.
         differentiable_loss: whether the outer loss uses the last step's WRITE loss.
+        traced: whether K is traced: any step may be second order, and any may be the last.
+        stops: whether samples may stop at a tolerance: any step may be the last.
 
     Returns:
         (number of steps, mode) of each run that is not empty, in order.
@@ -87,8 +92,12 @@ def step_modes(
     second = num_steps if second_order_steps is None else min(second_order_steps, num_steps)
     if gradient_mode != "second":
         second = 0
+    elif traced and second:
+        second = num_steps
     cheap = "none" if gradient_mode == "none" else "first"
-    with_loss = int(differentiable_loss and second == 0 and num_steps > 0)
+    with_loss = 0
+    if differentiable_loss:
+        with_loss = num_steps - second if traced or stops else int(second == 0 and num_steps > 0)
     runs: list[tuple[int, Any]] = [
         (num_steps - second - with_loss, cheap),
         (with_loss, cheap + "_with_loss"),
@@ -107,6 +116,7 @@ def run_write_steps(
     modes: list[tuple[int, Mode]],
     *,
     num_steps: jax.Array | None = None,
+    second_order_steps: int | None = None,
     loss_tolerance: jax.Array | float | None = None,
 ) -> tuple[PyTree, WriteInfo]:
     """Runs the WRITE steps as one `lax.scan` for each run of equal mode.
@@ -121,6 +131,8 @@ def run_write_steps(
         optimizer_state: first state of `update_fn`.
         modes: (number of steps, mode) of each run, see `step_modes`.
         num_steps: traced int32 scalar, how many of the steps to take; None takes all.
+        second_order_steps: of a traced `num_steps`, how many of the last ones keep the derivative
+            of their gradient; None means all. Without one `modes` says it.
         loss_tolerance: a sample stops before the first update at which its loss is not above
             this; None never stops.
 
@@ -142,6 +154,11 @@ def run_write_steps(
             if mode.startswith("none"):
                 fast = jax.lax.stop_gradient(fast)
             losses, gradient = evaluate(fast, slow, constants)
+            if num_steps is not None and second_order_steps is not None:
+                is_constant = k < num_steps - second_order_steps
+                gradient = jax.tree.map(
+                    lambda g: jnp.where(is_constant, jax.lax.stop_gradient(g), g), gradient
+                )
             norms = jax.tree.map(safe_norm, jax.lax.stop_gradient(gradient))
             new = update_fn(fast, gradient, state)
             if mode.startswith("none"):

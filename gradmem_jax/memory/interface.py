@@ -9,17 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradmem_jax.checks import require_instance
-from gradmem_jax.config import (
-    LMConfig,
-    MemoryConfig,
-    TransformerConfig,
-    require,
-    require_integer,
-)
+from gradmem_jax.checks import require, require_instance, require_integer
+from gradmem_jax.config import LMConfig, MemoryConfig, TransformerConfig
 from gradmem_jax.lm.families import make_lm
 from gradmem_jax.losses import IGNORE, token_losses
 from gradmem_jax.memory.inner_loop import WriteInfo
+from gradmem_jax.trees import Params
 from gradmem_jax.validation import (
     as_array,
     check_ids,
@@ -29,7 +24,6 @@ from gradmem_jax.validation import (
     resolve_steps,
 )
 
-Params = dict[str, Any]
 Memory = Any
 DecodingState = Any
 

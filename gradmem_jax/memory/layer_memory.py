@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
-from gradmem_jax.config import MemoryConfig, require_integer, require_number
+from gradmem_jax.checks import require_integer, require_number
+from gradmem_jax.config import MemoryConfig
 from gradmem_jax.lm.associative import AssociativeFields, adopt_transformer
 from gradmem_jax.lm.attention import add_room
 from gradmem_jax.memory.inner_loop import WriteInfo
-from gradmem_jax.memory.interface import Memory, MemoryModel, Params, swap_batch_and_layers
+from gradmem_jax.memory.interface import Memory, MemoryModel, swap_batch_and_layers
+from gradmem_jax.trees import Params
 from gradmem_jax.validation import check_key, check_memory
 
 

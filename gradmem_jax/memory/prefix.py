@@ -11,7 +11,8 @@ from gradmem_jax.lm.attention import KVCache, add_room
 from gradmem_jax.lm.language_model import project_to_logits
 from gradmem_jax.lm.lora import attach_lora, drop_inputs, init_lora, merge_lora
 from gradmem_jax.losses import IGNORE, token_losses
-from gradmem_jax.memory.interface import Memory, MemoryModel, Params
+from gradmem_jax.memory.interface import Memory, MemoryModel
+from gradmem_jax.trees import Params
 from gradmem_jax.validation import check_key, check_memory
 
 
@@ -87,7 +88,7 @@ class PrefixMemory(MemoryModel):
         """READ with the head, the adapters and the control tokens of WRITE; see `MemoryModel`."""
         c = self.config
         lm_params = self._with_adapters(params, merge_lora)["lm"]
-        view = dataclasses.replace(c, write_lora_rank=0)
+        view = dataclasses.replace(c, write_lora_rank=0, write_lora_dropout=0.0)
         if c.write_head:
             lm_params = lm_params | {"head": params["write_head"]}
             view = dataclasses.replace(view, lm=dataclasses.replace(c.lm, tied_head=False))

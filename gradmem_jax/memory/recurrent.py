@@ -10,11 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gradmem_jax.config import PrefixConfig, require_choice
+from gradmem_jax.checks import require_choice
+from gradmem_jax.config import PrefixConfig
 from gradmem_jax.losses import IGNORE, mean_per_sample
 from gradmem_jax.memory.inner_loop import WriteInfo
-from gradmem_jax.memory.interface import Memory, Params
+from gradmem_jax.memory.interface import Memory
 from gradmem_jax.memory.prefix import PrefixMemory
+from gradmem_jax.trees import Params
 
 _LAYER_NORM_EPSILON = 1e-5
 

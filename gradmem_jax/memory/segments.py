@@ -7,12 +7,18 @@ import jax.numpy as jnp
 
 from gradmem_jax.checks import require_instance
 from gradmem_jax.memory.inner_loop import WriteInfo
-from gradmem_jax.memory.interface import Memory, MemoryModel, Params
+from gradmem_jax.memory.interface import Memory, MemoryModel
+from gradmem_jax.trees import Params
 from gradmem_jax.validation import as_array, check_ids
 
 
 def write_context(
-    model: MemoryModel, params: Params, context_ids: jax.Array, **options: Any
+    model: MemoryModel,
+    params: Params,
+    context_ids: jax.Array,
+    *,
+    memory: Memory | None = None,
+    **options: Any,
 ) -> tuple[Memory, WriteInfo]:
     """Writes a context, or its segments one after the other, each WRITE going on from the last.
 
@@ -22,6 +28,7 @@ def write_context(
         model: the model.
         params: its parameters.
         context_ids: int [B, S], or [B, T, S] for T segments, padded on the right.
+        memory: where the first segment starts, for writing on; the model's first one by default.
         **options: of `write_memory`, the same for all segments.
 
     Returns:
@@ -34,18 +41,18 @@ def write_context(
     require_instance("model", model, MemoryModel)
     context_ids = as_array("context_ids", context_ids, "int ids of shape [B, S] or [B, T, S]")
     if context_ids.ndim != 3:
-        return model.write_memory(params, context_ids, **options)
+        return model.write_memory(params, context_ids, memory=memory, **options)
     c = model.config
     # All segments at once: those behind the first are traced, and no one looks at them again.
     context_ids = check_ids("context_ids", context_ids, ("B", "T", "S"), c.lm.vocab_size, c.pad_id)
     shape = jax.ShapeDtypeStruct((len(context_ids), context_ids.shape[2]), jnp.int32)
-    jax.eval_shape(lambda ids: model.write_memory(params, ids, **options), shape)
+    jax.eval_shape(lambda ids: model.write_memory(params, ids, memory=memory, **options), shape)
     segments = jnp.moveaxis(context_ids, 1, 0)
 
     def write(memory: Memory, ids: jax.Array) -> tuple[Memory, WriteInfo]:
         return model.write_memory(params, ids, memory=memory, **options)
 
-    memory, first = model.write_memory(params, segments[0], **options)
+    memory, first = model.write_memory(params, segments[0], memory=memory, **options)
     shapes = lambda memory: jax.tree.map(jnp.shape, memory)
     if shapes(jax.eval_shape(write, memory, segments[0])[0]) == shapes(memory):
         memory, others = jax.lax.scan(write, memory, segments[1:])

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from gradmem_jax.config import MemoryConfig
 from gradmem_jax.memory.inner_loop import WriteInfo
-from gradmem_jax.memory.interface import Memory, MemoryModel, Params, swap_batch_and_layers
+from gradmem_jax.memory.interface import Memory, MemoryModel, swap_batch_and_layers
+from gradmem_jax.trees import Params
 from gradmem_jax.validation import check_memory
 
 

@@ -4,11 +4,13 @@ import dataclasses
 
 import jax
 
-from gradmem_jax.config import GradMemConfig, require_choice, require_integer
+from gradmem_jax.checks import require_choice, require_integer
+from gradmem_jax.config import GradMemConfig
 from gradmem_jax.memory.gradient import GradMem
 from gradmem_jax.memory.inner_loop import WriteInfo
-from gradmem_jax.memory.interface import Memory, Params
+from gradmem_jax.memory.interface import Memory
 from gradmem_jax.memory.recurrent import RMT, RMTConfig
+from gradmem_jax.trees import Params
 from gradmem_jax.validation import check_tolerance
 
 
@@ -36,21 +38,15 @@ class WarmStart(GradMem):
 
     config: WarmStartConfig
 
-    def write_memory(
-        self,
-        params: Params,
-        context_ids: jax.Array,
-        *,
-        memory: Memory | None = None,
-        num_steps: int | jax.Array | None = None,
-        max_steps: int | None = None,
-        loss_tolerance: jax.Array | float | None = None,
-    ) -> tuple[Memory, WriteInfo]:
-        """Forward passes, then gradient steps; see `GradMem.write_memory` for the arguments."""
+    @property
+    def write_positions(self) -> int:
+        """Positions that a WRITE needs beside the context: those of RMT, which starts it."""
+        return self._forward.write_positions
+
+    @property
+    def _forward(self) -> RMT:
         c = self.config
-        check_tolerance("loss_tolerance", loss_tolerance)
-        self.resolve_steps(num_steps, max_steps)
-        forward = RMT(
+        return RMT(
             RMTConfig(
                 lm=c.lm,
                 pad_id=c.pad_id,
@@ -63,7 +59,21 @@ class WarmStart(GradMem):
                 write_lora_targets=c.write_lora_targets,
             )
         )
-        memory, _ = forward.write_memory(params, context_ids, memory=memory)
+
+    def write_memory(
+        self,
+        params: Params,
+        context_ids: jax.Array,
+        *,
+        memory: Memory | None = None,
+        num_steps: int | jax.Array | None = None,
+        max_steps: int | None = None,
+        loss_tolerance: jax.Array | float | None = None,
+    ) -> tuple[Memory, WriteInfo]:
+        """Forward passes, then gradient steps; see `GradMem.write_memory` for the arguments."""
+        check_tolerance("loss_tolerance", loss_tolerance)
+        self.resolve_steps(num_steps, max_steps)
+        memory, _ = self._forward.write_memory(params, context_ids, memory=memory)
         return super().write_memory(
             params,
             context_ids,

@@ -77,6 +77,10 @@ class QuestionsTest(parameterized.TestCase):
         before = STORY.removesuffix(" John put down the milk.")
         self.assertEqual(questions(before, holders=True), {"Who has the milk?": "John"})
 
+    def test_white_space_behind_a_story(self):
+        for end in (" ", "\n", ".\r\n"):
+            self.assertEqual(questions(STORY + end, 2), questions(STORY, 2))
+
     def test_unknown_statement(self):
         with self.assertRaisesRegex(ValueError, "'Mary sang' is no statement of bAbI tasks 1 to 5"):
             questions("Mary went to the garden. Mary sang.", 1)

@@ -13,6 +13,7 @@ from gradmem_jax.data.babi import BabiConfig
 from gradmem_jax.data.squad import SquadConfig
 from gradmem_jax.data.text_spans import TextSpansConfig
 from gradmem_jax.data.text_tfds import prepare
+from gradmem_jax.data.wikitext import WikiTextConfig
 
 STORY = "1 Ann slept.\n2 Who slept? \tAnn\t1\n3 Who ate? \n1 Bob slept.\n2 Who slept? \tBob\t1\n"
 
@@ -94,6 +95,32 @@ class TextTFDSTest(absltest.TestCase):
         self.assertLen(task.records("test").kept, 2)
         with self.assertRaisesRegex(ValueError, "no split 'train'"):
             task.records("train")
+
+    def test_records_of_another_task_are_refused(self):
+        story = STORY.replace("Ann", "Mary").replace("Bob", "John")
+        files = self.folder({f"en/qa1_x_{part}.txt": story for part in ("train", "test")})
+        raw = BabiConfig(data_dir=files, variant="en", varied_copies=1)
+        builder = prepare(raw, self.create_tempdir().full_path)
+        folder = str(builder.data_path)
+        task = dataclasses.replace(raw, data_dir=folder)
+        self.assertEqual(task.tokenizer.vocab_size, raw.tokenizer.vocab_size)
+        self.assertEqual(task.records("train"), raw.records("train"))
+        for other in (
+            dataclasses.replace(task, varied_copies=0),
+            dataclasses.replace(task, qa=2),
+            SquadConfig(data_dir=folder),
+        ):
+            message = f"holds babi_qa1_en_copies1, this task reads {other.data_name}"
+            with self.assertRaisesRegex(ValueError, message):
+                other.records("test")
+
+    def test_names_of_data(self):
+        paths = [("t.json", "d.json"), ("a/t.json", "d.json"), ("b/t.json", "d.json")]
+        tasks = [SquadConfig(train_file=train, test_file=test) for train, test in paths]
+        self.assertLen({task.data_name for task in tasks}, 3)
+        self.assertEqual(tasks[0].data_name, "squad_t.json_d.json")
+        splits = [WikiTextConfig(train_file=f"{folder}/wiki.train.raw") for folder in "ab"]
+        self.assertNotEqual(splits[0].data_name, splits[1].data_name)
 
     def test_refusals(self):
         with self.assertRaisesRegex(ValueError, "splits='dev'"):

@@ -4,11 +4,14 @@ import pathlib
 import struct
 
 import gguf
+import tokenizers
 from absl.testing import absltest, parameterized
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import models
 
-from gradmem_jax.data.text_tokenizer import load_tokenizer
+from gradmem_jax.data.text_tokenizer import load_tokenizer, wrap_tokenizer
+from gradmem_jax.data.tokenizer_files import read_gguf_tokenizer
 from tests.shared_data import data_dir
 
 STORY = (
@@ -104,6 +107,21 @@ class GGUFTokenizerTest(parameterized.TestCase):
                 lambda writer: (writer.add_tokenizer_model("bert"), writer.add_token_list("ab"))
             )
 
+    @parameterized.parameters(
+        ("llama", dict(scores=[0.0]), "scores has not one value for each of 4 pieces"),
+        ("llama", dict(token_type=[1]), "token_type has not one value"),
+        ("llama", dict(eos_token_id=99), "eos_token_id=99 is none of the ids of 4 pieces"),
+        ("llama", dict(eos_token_id=-1), "eos_token_id=-1"),
+        ("llama", dict(eos_token_id=0, padding_token_id=4), "padding_token_id=4"),
+        ("gpt2", dict(merges=["a"]), "merges has 'a'"),
+        ("gpt2", dict(merges=["a b"]), "merges has 'a b', which makes no piece"),
+    )
+    def test_damaged(self, model, changes, message):
+        fields = dict(model=model, tokens=["<unk>", "<s>", "a", "\u2581"]) | changes
+        fields = {f"tokenizer.ggml.{key}": value for key, value in fields.items()}
+        with self.assertRaisesRegex(ValueError, f"x.gguf has a damaged tokenizer.*{message}"):
+            read_gguf_tokenizer(fields, "x.gguf")
+
     @parameterized.parameters((True, ["\u2581", "ab", "c"]), (False, ["ab", "c"]))
     def test_scored_pieces(self, add_space, want):
         pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
@@ -122,6 +140,15 @@ class GGUFTokenizerTest(parameterized.TestCase):
         self.assertEqual(tokenizer.encode("\u00e9")[-2:].tolist(), [3 + 0xC3, 3 + 0xA9])
         for text in ("abc", "a b\u00e9\U0001f600c"):
             self.assertEqual(tokenizer.decode(tokenizer.encode(text)), text)
+
+
+class TextTokenizerTest(absltest.TestCase):
+    def test_ids_with_gaps(self):
+        vocabulary = {"[PAD]": 0, "[END]": 1, "[UNK]": 2, "a": 5}
+        backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+        tokenizer = wrap_tokenizer(backend)
+        self.assertEqual(tokenizer.vocab_size, 6)
+        self.assertEqual(tokenizer.decode(tokenizer.encode("a")), "a")
 
 
 class Llama2cTokenizerTest(parameterized.TestCase):

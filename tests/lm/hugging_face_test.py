@@ -258,6 +258,29 @@ class HuggingFaceTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "index.json is damaged"):
             load_pretrained(folder)
 
+    def test_the_tokenizer_of_an_older_model_is_removed(self):
+        folder = self.copy("lm_llama")
+        model = load_pretrained(folder)
+        save_pretrained(folder, model._replace(tokenizer=word_tokenizer(["an old clock"])))
+        (folder / "vocab.json").write_text("{}")
+        save_pretrained(folder, load_pretrained(folder)._replace(tokenizer=None))
+        self.assertIsNone(load_pretrained(folder).tokenizer)
+        self.assertEqual(
+            sorted(path.name for path in folder.iterdir()),
+            sorted(path.name for path in self.copy("lm_llama").iterdir()),
+        )
+
+    def test_fewer_learned_positions(self):
+        whole = load_pretrained(GOLDEN / "lm_gpt2")
+        cut = load_pretrained(GOLDEN / "lm_gpt2", max_positions=5)
+        self.assertEqual(cut.config.max_positions, 5)
+        np.testing.assert_array_equal(
+            cut.params["position_embedding"], whole.params["position_embedding"][:5]
+        )
+        more = whole.config.max_positions + 1
+        with self.assertRaisesRegex(ValueError, rf"wpe.weight' has shape .* instead of \({more},"):
+            load_pretrained(GOLDEN / "lm_gpt2", max_positions=more)
+
     def test_changes(self):
         config = load_pretrained(GOLDEN / "lm_llama", max_positions=7, dtype="bfloat16").config
         self.assertEqual((config.max_positions, config.dtype), (7, "bfloat16"))

@@ -24,7 +24,8 @@ OPTIONS = dict(
     param_dtype="float64",
 )
 MEMORY_TOKENS = 2
-ARMT = make_lm(AssociativeConfig(**OPTIONS, memory_width=4))
+with jax.enable_x64(True):
+    ARMT = make_lm(AssociativeConfig(**OPTIONS, memory_width=4))
 
 
 def lact(**changes):

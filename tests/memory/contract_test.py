@@ -82,6 +82,13 @@ class ContractTest(parameterized.TestCase):
         else:
             self.assertGreater(np.abs(once - twice).max(), 1e-3)
 
+    def test_a_traced_number_of_steps_is_clipped_to_its_bounds(self, name):
+        model, params, write, _ = writer(name)
+        for given, taken in ((-2, 0), (9, 1 if model.one_pass else MAX_STEPS)):
+            memory, info = write(params, CONTEXT, num_steps=given)
+            np.testing.assert_array_equal(info.num_steps, taken)
+            chex.assert_trees_all_equal(memory, write(params, CONTEXT, num_steps=taken)[0])
+
     def test_writing_on(self, name):
         model, params, write, read = writer(name)
         memory, _ = write(params, CONTEXT, num_steps=1)
@@ -103,6 +110,14 @@ class ContractTest(parameterized.TestCase):
             logits = read(params, memory, CONTEXT[:, None])[:, 0, :-1]
             want = token_losses(logits, np.where(CONTEXT == 0, -100, CONTEXT))
             np.testing.assert_allclose(losses, want, rtol=1e-4)
+
+    def test_context_too_long(self, name):
+        model, params, _, _ = writer(name)
+        room = model.config.lm.max_positions - model.write_positions
+        shape = lambda length: jax.ShapeDtypeStruct((3, length), jnp.int32)
+        jax.eval_shape(model.write_memory, params, shape(room))
+        with self.assertRaisesRegex(ValueError, f"Shorten it to {room} "):
+            jax.eval_shape(model.write_memory, params, shape(room + 1))
 
     def test_refusals(self, name):
         model, params, write, _ = writer(name)

@@ -27,6 +27,16 @@ class SegmentsTest(parameterized.TestCase):
             np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
         self.assertEqual(info.num_steps.shape, (3, 3))
 
+    @parameterized.parameters("gradmem", "full_context")
+    def test_writing_on(self, name):
+        model = small_writer(name, num_write_steps=1)
+        params = small_params(model)
+        run = jax.jit(lambda p, ids, memory: write_context(model, p, ids, memory=memory)[0])
+        memory = run(params, SEGMENTS[:, :2], run(params, SEGMENTS[:, 2], None))
+        want = run(params, SEGMENTS[:, [2, 0, 1]], None)
+        for got, expected in zip(jax.tree.leaves(memory), jax.tree.leaves(want), strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
     def test_the_outer_gradient_passes_all_segments(self):
         model = small_writer("gradmem", num_write_steps=1, inner_loss_weight=0.5)
         params = small_params(model)
