@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.contexts import bucket, warn_of_unknown
 from experiments.open_model import OpenModel
-from gradmem_jax.config import require
+from gradmem_jax.checks import require
 from gradmem_jax.fingerprint import take_fingerprint
 from gradmem_jax.generate import generate
 from gradmem_jax.memory.interface import Memory

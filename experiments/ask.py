@@ -13,7 +13,7 @@ from absl import flags
 from experiments import program, reporting
 from experiments.answering import answer, ask_in_a_loop, choose_contexts, open_memories, show
 from experiments.open_model import reopen_model
-from gradmem_jax.config import require
+from gradmem_jax.checks import require
 from gradmem_jax.memory.interface import Memory
 from gradmem_jax.memory_file import read_header
 

@@ -21,8 +21,9 @@ from gradmem_jax.data.task import Task
 from gradmem_jax.freezing import split_params
 from gradmem_jax.lm import pretrained
 from gradmem_jax.lm.associative import AssociativeConfig, associative_config
-from gradmem_jax.memory.interface import MemoryModel, Params
+from gradmem_jax.memory.interface import MemoryModel
 from gradmem_jax.optimizer import OptimizerConfig
+from gradmem_jax.trees import Params
 
 LOWER_IS_BETTER = ("read_loss",)
 BEST_METRICS = ("exact_match", "token_accuracy", *LOWER_IS_BETTER)

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Iterator
 
-from gradmem_jax.config import require
+from gradmem_jax.checks import require
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _BITS = re.compile(r"\d+")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.reporting import log
-from gradmem_jax.config import require
+from gradmem_jax.checks import require
 from gradmem_jax.data.task import Tokenizer
 
 _SMALLEST_BUCKET = 16

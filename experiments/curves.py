@@ -14,7 +14,7 @@ from experiments.events import read_scalars
 from experiments.outputs import output_figure
 from experiments.reporting import log
 from experiments.runs import ONLY, ROOT, name_pattern
-from gradmem_jax.config import require
+from gradmem_jax.checks import require
 
 flags.declare_key_flag(ROOT.name)
 flags.declare_key_flag(ONLY.name)

@@ -18,7 +18,8 @@ from experiments.build import build_model, build_task, one_query, resize, task_n
 from experiments.evaluation import evaluate_params, table
 from experiments.open_model import check_paths, run_config, run_params
 from experiments.reporting import log
-from gradmem_jax.config import DTYPES, require
+from gradmem_jax.checks import require
+from gradmem_jax.config import DTYPES
 from gradmem_jax.data.task import Task
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run to evaluate.", required=True)

@@ -13,10 +13,11 @@ from gradmem_jax import metrics
 from gradmem_jax.data.pipeline import make_iterator
 from gradmem_jax.data.task import Task
 from gradmem_jax.generate import generate
-from gradmem_jax.memory.interface import MemoryModel, Params
+from gradmem_jax.memory.interface import MemoryModel
 from gradmem_jax.memory.segments import write_context
 from gradmem_jax.sharding import place
 from gradmem_jax.training import evaluate_batch
+from gradmem_jax.trees import Params
 
 
 def confidence_interval(rate: float, count: int, z: float = 1.96) -> tuple[float, float]:

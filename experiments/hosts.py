@@ -7,7 +7,7 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from gradmem_jax.config import require
+from gradmem_jax.checks import require
 
 _DISTRIBUTED = flags.DEFINE_boolean(
     "distributed",

@@ -25,9 +25,10 @@ from gradmem_jax.checks import require, require_choice
 from gradmem_jax.lm.attention import KVCache, make_cache
 from gradmem_jax.memory.full_context import FullContext, FullContextConfig
 from gradmem_jax.memory.gradient import GradMem
-from gradmem_jax.memory.interface import Params, kv_cache_floats, memory_floats
+from gradmem_jax.memory.interface import kv_cache_floats, memory_floats
 from gradmem_jax.optimizer import OptimizerConfig, make_optimizer
 from gradmem_jax.training import init_state, jit_train_step
+from gradmem_jax.trees import Params
 
 _SHORTEST = 0.3  # seconds that the timed calls take together, at least
 _MOST_CALLS = 50

@@ -9,9 +9,10 @@ import numpy as np
 import optax
 
 from experiments.stage import FIELDS
-from gradmem_jax.config import require
-from gradmem_jax.memory.interface import MemoryModel, Params
+from gradmem_jax.checks import require
+from gradmem_jax.memory.interface import MemoryModel
 from gradmem_jax.training import loss_gradient
+from gradmem_jax.trees import Params
 
 
 class NonFiniteError(RuntimeError):

@@ -14,12 +14,14 @@ from ml_collections import ConfigDict
 from experiments import reporting
 from experiments.build import build_model, build_task
 from gradmem_jax import checkpoint
-from gradmem_jax.config import GradMemConfig, require, require_choice, require_number
+from gradmem_jax.checks import require, require_choice, require_number
+from gradmem_jax.config import GradMemConfig
 from gradmem_jax.data.task import Tokenizer
 from gradmem_jax.lm.pretrained import load_pretrained
 from gradmem_jax.memory.gradient import GradMem
-from gradmem_jax.memory.interface import MemoryModel, Params
+from gradmem_jax.memory.interface import MemoryModel
 from gradmem_jax.params_file import load_params
+from gradmem_jax.trees import Params
 
 # Learning rates of a WRITE that nobody trained; Adam's is in units of the embeddings' size.
 WRITE_LEARNING_RATES = {"adam": 0.3, "sgd": 1.0}

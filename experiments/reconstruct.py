@@ -15,7 +15,7 @@ from experiments.open_model import is_run, open_pretrained
 from experiments.outputs import check_apart, files, output_figure
 from experiments.reporting import log
 from experiments.tracing import make_optimizer, trace_writes
-from gradmem_jax.config import require
+from gradmem_jax.checks import require
 
 _MODEL = flags.DEFINE_string("model", None, "Files of a pretrained language model.", required=True)
 _CONTEXT = flags.DEFINE_string("context", None, "A text file.", required=True)

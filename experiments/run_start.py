@@ -14,12 +14,13 @@ from experiments.configs.default import get_config
 from experiments.open_model import EXPORTED, run_config, run_params
 from experiments.reporting import log
 from gradmem_jax import sharding
-from gradmem_jax.config import require
+from gradmem_jax.checks import require
 from gradmem_jax.data.text_task import read_tokenizer
 from gradmem_jax.data.text_tokenizer import TextTokenizer
 from gradmem_jax.lm.vocabulary import change_vocabulary
-from gradmem_jax.memory.interface import MemoryModel, Params
+from gradmem_jax.memory.interface import MemoryModel
 from gradmem_jax.training import TrainState, init_state
+from gradmem_jax.trees import Params
 
 
 def start_state(config: ConfigDict, model: MemoryModel, optimizer: Any) -> TrainState:

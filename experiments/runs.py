@@ -13,7 +13,7 @@ from experiments.methods import BY_GRADIENT
 from experiments.open_model import EXPORTED
 from experiments.reporting import log
 from experiments.tasks import SIZES, TASKS, size_name
-from gradmem_jax.config import require
+from gradmem_jax.checks import require
 
 ROOT = flags.DEFINE_string("root", None, "Folder of the runs' folders.", required=True)
 ONLY = flags.DEFINE_string("only", "", "Regular expression; only runs whose name has it.")

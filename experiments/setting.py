@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from gradmem_jax.checks import check_fields, require_integer
-from gradmem_jax.config import DTYPES, REMAT_POLICIES, GradMemConfig, LlamaConfig, require
+from gradmem_jax.checks import check_fields, require, require_integer
+from gradmem_jax.config import DTYPES, REMAT_POLICIES, GradMemConfig, LlamaConfig
 from gradmem_jax.data.kv_retrieval import KVRetrievalConfig
 from gradmem_jax.losses import IGNORE
 

@@ -16,11 +16,12 @@ from ml_collections import ConfigDict
 from experiments.build import Stage, build_optimizer_config
 from experiments.reporting import log
 from gradmem_jax import sharding
-from gradmem_jax.config import require
+from gradmem_jax.checks import require
 from gradmem_jax.data.pipeline import make_iterator
-from gradmem_jax.memory.interface import MemoryModel, Params
+from gradmem_jax.memory.interface import MemoryModel
 from gradmem_jax.optimizer import make_optimizer
 from gradmem_jax.training import TrainState, jit_train_step
+from gradmem_jax.trees import Params
 
 Batch = Mapping[str, jax.Array | jax.ShapeDtypeStruct]
 _MAX_COMPILING = 4  # programs compiled at a time; each takes memory of the host

@@ -27,7 +27,7 @@ from experiments import locks, program, reporting
 from experiments.build import LOWER_IS_BETTER, build_stages
 from experiments.reporting import log
 from experiments.runs import ONLY, ROOT, name_pattern
-from gradmem_jax.config import require
+from gradmem_jax.checks import require
 
 _SWEEP = flags.DEFINE_string(
     "sweep", None, "Python file whose get_runs() lists the runs.", required=True

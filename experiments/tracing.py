@@ -15,8 +15,9 @@ from experiments.open_model import OpenModel, scaled_adam
 from experiments.reporting import log
 from gradmem_jax.checks import require, require_number
 from gradmem_jax.losses import token_losses
-from gradmem_jax.memory.interface import Memory, Params
+from gradmem_jax.memory.interface import Memory
 from gradmem_jax.reconstruction import reconstruct
+from gradmem_jax.trees import Params
 
 
 def trace_writes(

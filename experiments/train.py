@@ -28,7 +28,7 @@ from experiments.stage import CompiledSteps, Devices, find_devices
 from experiments.stopping import EXIT_STOPPED, STORAGE_ERRORS, Stopped, Stopping, catch_signals
 from experiments.training_run import TrainingRun, state_shapes
 from gradmem_jax import checkpoint
-from gradmem_jax.config import require
+from gradmem_jax.checks import require
 
 with program.known_fields():
     _CONFIG = config_flags.DEFINE_config_file(

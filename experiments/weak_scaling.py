@@ -26,7 +26,7 @@ from experiments.communication import sent_bytes
 from experiments.projection import Chip, project, step_flops
 from experiments.stage import FIELDS
 from gradmem_jax import sharding
-from gradmem_jax.config import require, require_choice
+from gradmem_jax.checks import require, require_choice
 from gradmem_jax.data.pipeline import make_iterator
 from gradmem_jax.optimizer import make_optimizer
 from gradmem_jax.training import init_state, jit_train_step

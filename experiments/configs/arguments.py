@@ -4,7 +4,7 @@ import re
 from typing import NamedTuple
 
 from experiments.methods import METHODS
-from gradmem_jax.config import require
+from gradmem_jax.checks import require
 
 
 class Row(NamedTuple):

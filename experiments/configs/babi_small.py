@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from experiments.configs import default, recipe
 from experiments.methods import METHODS
-from gradmem_jax.config import require
+from gradmem_jax.checks import require
 
 # Lengths of contexts, in tokens, that are learned one after the other; 0 is any. In QA1 by the full
 # context only.

@@ -11,7 +11,7 @@ import re
 from ml_collections import ConfigDict
 
 from experiments.configs import default, recipe
-from gradmem_jax.config import require
+from gradmem_jax.checks import require
 
 
 def get_config(arguments: str = "spans8_k2_m1") -> ConfigDict:

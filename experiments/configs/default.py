@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, config_dict
 
 from experiments.methods import METHODS
 from experiments.tasks import GENERATED, TASKS
-from gradmem_jax.config import require_choice
+from gradmem_jax.checks import require_choice
 from gradmem_jax.optimizer import OptimizerConfig
 from gradmem_jax.sharding import MeshConfig
 

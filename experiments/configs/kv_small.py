@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from experiments.configs import kv_quick
 from experiments.configs.arguments import parse_row
-from gradmem_jax.config import require
+from gradmem_jax.checks import require
 
 FIRST_PAIRS = {"full_context": 8}
 NUM_STEPS = {4: {4: 1000, 8: 1000}, 8: {8: 5000, 4: 500}}  # by first N, then by N

@@ -17,7 +17,7 @@ import re
 from ml_collections import ConfigDict
 
 from experiments.configs import default
-from gradmem_jax.config import require
+from gradmem_jax.checks import require
 
 METHODS = ("gradmem", "rmt", "armt", "mamba", "full_context", "limited")
 TASKS = {"qa": "babi", "squad": "squad", "lm": "wikitext", "spans": "text_spans"}

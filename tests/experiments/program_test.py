@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 
 from experiments import program
 from gradmem_jax.checkpoint import restore_params
-from gradmem_jax.config import require
+from gradmem_jax.checks import require
 
 ROOT = pathlib.Path(__file__).parents[2]
 
