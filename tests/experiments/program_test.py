@@ -5,13 +5,16 @@ import pathlib
 import subprocess
 import sys
 
+from absl import flags
 from absl.testing import absltest, parameterized
+from ml_collections import config_flags
 
 from experiments import program
 from gradmem_jax.checkpoint import restore_params
 from gradmem_jax.checks import require
 
 ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = ROOT / "experiments" / "configs" / "kv_quick.py"
 
 
 def refuse(_):
@@ -58,11 +61,21 @@ class ProgramTest(parameterized.TestCase):
                 self.assertEqual(process.wait(), status)
 
     @parameterized.parameters(
-        ("train", ("--config.model.num_write_step=1",), "no field 'num_write_step'.*num_write_ste"),
-        ("train", ("--config.foo=1",), "no field 'foo'; experiments/configs/default.py"),
+        ("model.num_write_step", "no field 'num_write_step'; .*mean \"num_write_steps\""),
+        ("foo", "no field 'foo'; experiments/configs/default.py explains those it has.$"),
+    )
+    def test_unknown_fields(self, field, message):
+        words = ["train", f"--config.{field}=1"]
+        with self.assertRaises(SystemExit) as ended, program.known_fields():
+            config_flags.DEFINE_config_file(
+                "config", str(CONFIG), flag_values=flags.FlagValues(), sys_argv=words
+            )
+        self.assertRegex(str(ended.exception.code), "^error: .*" + message)
+
+    @parameterized.parameters(
         ("train", ("--config=experiments/configs/kv_paper.py:n5_k2",), "no gradmem row N=5"),
         ("train", ("--config=nowhere.py",), "nowhere.py"),
-        ("train", ("--config.seed=a",), "--config.seed=a: .*--help lists"),
+        ("train", ("--config.data.num_pair=3",), "no field 'num_pair'.*mean \"num_pairs\""),
         ("evaluate", ("--num_write_steps", "0", "1", "2"), "'1' '2' belongs to no flag. Write lis"),
     )
     def test_wrong_flags_are_refused_in_a_few_words(self, name, arguments, message):
