@@ -31,7 +31,7 @@ OUTPUTS = {
     "scaling": ("--out={}",),
     "weak_scaling": ("--out={}",),
     "report": ("--root=none", "--out={}"),
-    "curves": ("--root=none", "--out={}"),
+    "curves": ("--root=none", "--out={}.png"),
 }
 
 
@@ -131,7 +131,7 @@ class UnwritableTest(parameterized.TestCase):
 
     @parameterized.parameters(*OUTPUTS)
     def test_programs_refuse(self, program):
-        (self.folder / "config.json").write_text("{}")
+        shutil.copy(ROOT / "experiments" / "models" / "babi_qa2" / "config.json", self.folder)
         bad = self.folder / "file" / "below"
         arguments = [text.format(bad, run=self.folder) for text in OUTPUTS[program]]
         done = subprocess.run(

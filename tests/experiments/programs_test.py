@@ -100,7 +100,7 @@ class ProgramsTest(absltest.TestCase):
         text = start("train", "--help").stdout
         for flag in ("config", "workdir", "[no]distributed", "coordinator_address"):
             self.assertIn(f"--{flag}:", text)
-        for flag in ("num_processes", "process_id", "experiments/configs/default.py explains"):
+        for flag in ("num_processes", "process_id", "experiments/configs/default.py"):
             self.assertIn(flag, text)
 
 

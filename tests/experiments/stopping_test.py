@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from experiments import train
+from experiments import train, training_run
 from experiments.nonfinite import NonFiniteError, checkpoint_before, load_batch, sample_results
 from experiments.stage import RunningStage
 from experiments.stopping import EXIT_STOPPED, Stopped
@@ -60,11 +60,11 @@ def signal_at(call, number=signal.SIGTERM):
 
 
 def signal_in_evaluation():
-    def evaluate(*_):
+    def evaluate(*_, **__):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(60)
 
-    return mock.patch.object(train, "evaluate", evaluate)
+    return mock.patch.object(training_run, "evaluate_params", evaluate)
 
 
 def start_run(test, folder, name, program=("-m", "experiments.train"), **changes):

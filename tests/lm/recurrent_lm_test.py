@@ -351,7 +351,7 @@ class ConfigTest(parameterized.TestCase):
         (TTTLinearConfig, dict(num_heads=3), "width=8 is not a multiple of num_heads=3"),
         (TTTLinearConfig, dict(num_heads=8), "make heads of 1; a head must be even"),
         (TTTLinearConfig, dict(mlp_width=0), "mlp_width=0 must be an integer >= 1"),
-        (TTTLinearConfig, dict(inner_learning_rate=0), "inner_learning_rate=0 must be greater"),
+        (TTTLinearConfig, dict(inner_learning_rate=0), "inner_learning_rate=0.0 must be greater"),
         (TTTLinearConfig, dict(rope_base=-1.0), "rope_base=-1.0 must be greater than 0"),
         (TTTLinearConfig, dict(vocab_size=0), "vocab_size=0 must be an integer >= 1"),
     )
