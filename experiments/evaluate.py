@@ -27,7 +27,9 @@ _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "best", "best (by the run's config.best_metric), latest, or a step."
 )
 _NUM_WRITE_STEPS = flags.DEFINE_list(
-    "num_write_steps", ["0", "1", "2", "3", "4", "5", "8"], "Numbers of WRITE steps K."
+    "num_write_steps",
+    None,
+    "Numbers of WRITE steps K; default: 0,1,2,3,4,5,8, or 0,1 if a method writes in one pass.",
 )
 _NUM_PAIRS = flags.DEFINE_list(
     "num_pairs", None, "Numbers of pairs N, of KV retrieval; default: as trained."
@@ -66,7 +68,10 @@ def main(_: Sequence[str]) -> None:
     step, params = run_params(workdir, _CHECKPOINT.value)
     task = one_query(build_task(config))
     model, split = build_model(config), _SPLIT.value or config.final_split
-    steps = reporting.integers("num_write_steps", _NUM_WRITE_STEPS.value)
+    asked = _NUM_WRITE_STEPS.value
+    if asked is None:
+        asked = list("01" if model.one_pass else "0123458")
+    steps = reporting.integers("num_write_steps", asked)
     trained = {
         "task": task_name(config, task),
         "num_write_steps": model.config.num_write_steps,

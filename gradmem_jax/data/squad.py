@@ -41,7 +41,7 @@ class SquadConfig(QuestionTask):
         context: "paragraph", or "sentence" for the sentence that holds the first answer (all of
             them from its start to its end if it crosses sentences). A sentence ends at a line
             break, and at `.`, `!` or `?`, with closing quotes or brackets, before white space and
-            a capital letter or digit; but not behind a single capital letter (`J.`, `U.S.`) or
+            a letter A to Z or a digit; but not behind a single capital letter (`J.`, `U.S.`) or
             Dr, Mr, Mrs, Ms, St, Jr, Sr, No, vs.
         train_file: training file in `data_dir`, packed or not.
         test_file: development file.
