@@ -107,8 +107,8 @@ def warn_of_unknown(name: str, text: str, tokenizer: Tokenizer) -> None:
         words = dict.fromkeys(unknown)
         shown = ", ".join(map(repr, [*words][:_MAX_SHOWN]))
         more = f" and {len(words) - _MAX_SHOWN} more" if len(words) > _MAX_SHOWN else ""
-        text = "%s has %d tokens that the model does not know and takes for one and the same: %s%s"
-        log.warning(text, name, len(unknown), shown, more)
+        text = "%s: the model does not know %s%s; unknown words are all the same to it"
+        log.warning(text, name, shown, more)
 
 
 def encode_context(
