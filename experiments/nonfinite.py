@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from experiments.stage import FIELDS
+from gradmem_jax.checkpoint import saved_steps
 from gradmem_jax.checks import require
 from gradmem_jax.memory.interface import MemoryModel
 from gradmem_jax.training import loss_gradient
@@ -69,7 +70,7 @@ def checkpoint_before(directory: pathlib.Path, step: int) -> str:
     Raises:
         ValueError: there is none.
     """
-    steps = sorted(int(path.name) for path in directory.glob("*") if path.name.isdecimal())
+    steps = saved_steps(directory)
     before = [earlier for earlier in steps if earlier <= step]
     require(
         bool(before),

@@ -87,11 +87,12 @@ def _train(
     check_workdir(workdir, config)
     if hosts.is_first():
         save_tokenizer(workdir, target.task)
+    shapes = state_shapes(config, target.model)
     with (
         checkpoint.open_checkpoints(workdir / "checkpoints") as checkpoints,
-        CompiledSteps(config, devices, state_shapes(config, target.model)) as steps,
+        CompiledSteps(config, devices, shapes) as steps,
     ):
-        run = TrainingRun(config, workdir, stages, devices, stopping, checkpoints)
+        run = TrainingRun(config, workdir, stages, devices, stopping, checkpoints, shapes)
         with reporting.Progress(
             workdir, config.num_steps, config.batch_size, run.step, write=hosts.is_first()
         ) as progress:

@@ -69,6 +69,7 @@ class TrainingRun:
         devices: Devices,
         stopping: Stopping,
         checkpoints: ocp.CheckpointManager,
+        shapes: TrainState,
     ):
         """Restores the last checkpoint, or makes the state of step 0.
 
@@ -79,11 +80,11 @@ class TrainingRun:
             devices: what `find_devices` returned.
             stopping: says when a signal has come.
             checkpoints: from `checkpoint.open_checkpoints`.
+            shapes: from `state_shapes`.
         """
         self._started = time.monotonic()
         self._config, self._stages, self._devices = config, stages, devices
         self._stopping, self._checkpoints = stopping, checkpoints
-        shapes = state_shapes(config, stages[-1].model)
         template = sharding.placed_shapes(shapes, sharding.shardings(shapes, devices.mesh))
         restored = checkpoint.restore_latest(checkpoints, template)
         if restored is None:

@@ -76,12 +76,17 @@ def _writing(checkpoints: ocp.CheckpointManager) -> Iterator[None]:
         yield
     except Exception as error:
         directory = pathlib.Path(checkpoints.directory)
-        whole = sorted(int(path.name) for path in directory.glob("*") if path.name.isdecimal())
+        whole = saved_steps(directory)
         raise CheckpointError(
             f"a checkpoint could not be written to {directory}: {error}\nWhole ones there: steps "
             f"{whole}. Make space or make the folder writable; the same command goes on from the "
             "last of them."
         ) from error
+
+
+def saved_steps(directory: pathlib.Path) -> list[int]:
+    """Returns the steps of the checkpoints in a directory, in ascending order."""
+    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdecimal())
 
 
 def _wait_for_all(name: str) -> None:

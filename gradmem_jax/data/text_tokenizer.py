@@ -57,7 +57,9 @@ class TextTokenizer:
     def unknown(self, text: str) -> list[str]:
         """Returns the words of a text that become the token of unknown ones, if there is one."""
         name = getattr(self.backend.model, "unk_token", None)
-        unknown_id = None if name is None else self.backend.token_to_id(name)
+        if name is None:
+            return []
+        unknown_id = self.backend.token_to_id(name)
         ids, offsets = self.encode_with_offsets(text)
         return [text[slice(*span)] for i, span in zip(ids, offsets, strict=True) if i == unknown_id]
 

@@ -30,6 +30,14 @@ class ReportingTest(parameterized.TestCase):
             reporting.log.info("step 1")
         self.assertEqual("Logging error" in said.getvalue(), is_news)
 
+    @parameterized.parameters(
+        ("results/alpha0.5", "results/alpha0.5.png"),
+        ("results/scan", "results/scan.png"),
+        ("results/scan.json", "results/scan.png"),
+    )
+    def test_endings_leave_other_dots(self, path, want):
+        self.assertEqual(reporting.with_ending(pathlib.Path(path), ".png"), pathlib.Path(want))
+
     def test_speed_is_of_training_only(self):
         clock = mock.Mock(return_value=0.0)
         metrics = dict.fromkeys(("loss", "exact_match", "token_accuracy", "write_loss"), 0.5)
