@@ -377,6 +377,7 @@ class WriteAskTest(parameterized.TestCase):
         self.write(self.run_path)
         for question, how, message in (
             (" ", {}, "the question ' ' is empty"),
+            ("?!\udcff:", {}, "is not UTF-8 text"),
             ("?!a:", {"max_new_tokens": 2046}, r"has 4 tokens; .* room for 0 beside"),
             ("?!a:", {"pattern": "z"}, "no context 'z'; it has"),
         ):
