@@ -83,7 +83,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         first = ours.get("error") or seconds
         values = [ours.get(field) for field in fields]
         lines.append([row["what"], row["write_steps"], first, *values, share])
-    return children.markdown(head, lines)
+    return reporting.markdown(head, lines)
 
 
 def comparison(rows: Sequence[dict[str, Any]]) -> str:
@@ -99,7 +99,7 @@ def comparison(rows: Sequence[dict[str, Any]]) -> str:
             faster = f"{pair[0] / pair[1]:.2f} x"
             memory = f"{100 * peaks[1] / peaks[0]:.0f} %"
         lines.append([row["what"], row["write_steps"], *pair, faster, *peaks, memory])
-    return children.markdown(head, lines)
+    return reporting.markdown(head, lines)
 
 
 def main(_: Sequence[str]) -> int:

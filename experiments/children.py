@@ -83,15 +83,3 @@ def report(name: str, measured: Measured) -> None:
             label = "" if field in ("seconds", "gflop_per_second") else label + " "
             parts.append(f"{label}{measured[field]:.4g} {unit}")
     log.info("%s: %s", name, measured.get("error") or ", ".join(parts))
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Formats a table; numbers get three digits, None stays empty."""
-
-    def cell(value: Any) -> str:
-        if isinstance(value, float):
-            return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
-        return "" if value is None else str(value)
-
-    lines = [head, ["---"] * len(head), *([cell(value) for value in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

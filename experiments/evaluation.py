@@ -13,7 +13,7 @@ from gradmem_jax import metrics
 from gradmem_jax.data.pipeline import make_iterator
 from gradmem_jax.data.task import Task
 from gradmem_jax.generate import generate
-from gradmem_jax.memory.interface import MemoryModel
+from gradmem_jax.memory.interface import Memory, MemoryModel
 from gradmem_jax.memory.segments import write_context
 from gradmem_jax.sharding import place
 from gradmem_jax.training import evaluate_batch
@@ -117,6 +117,11 @@ def _summarize(results: list[Any], num_samples: int, kinds: Sequence[str]) -> di
     return summary
 
 
+@functools.partial(jax.jit, static_argnames="model")
+def _write(model: MemoryModel, params: Params, context_ids: jax.Array) -> Memory:
+    return write_context(model, params, context_ids)[0]
+
+
 def answer_metrics(
     model: MemoryModel,
     params: Params,
@@ -141,11 +146,10 @@ def answer_metrics(
     """
     source, tokenizer = task.source(split, num_samples), task.tokenizer
     longest = max(int((source[i]["labels"] >= 0).sum()) for i in range(len(source)))
-    write = jax.jit(lambda params, ids: write_context(model, params, ids)[0])
     matches, f1s = np.zeros(len(source)), np.zeros(len(source))
     for batch in make_iterator(source, batch_size, task=task, pad_last=True):
         questions = np.where(batch["labels"] < 0, batch["query_ids"], task.pad_id)
-        memory = write(params, batch["context_ids"])
+        memory = _write(model, params, batch["context_ids"])
         answers = generate(
             model, params, memory, questions, longest, stop_id=getattr(tokenizer, "end_id", None)
         )
@@ -170,8 +174,7 @@ def sample_answers(
     is_question = (batch["labels"] < 0) & (batch["query_ids"] != task.pad_id)
     questions = np.where(is_question, batch["query_ids"], task.pad_id)
     is_answer = batch["labels"] >= 0
-    write = jax.jit(lambda params, ids: write_context(model, params, ids)[0])
-    memory = write(params, batch["context_ids"])
+    memory = _write(model, params, batch["context_ids"])
     answers = np.asarray(
         generate(model, params, memory, questions, int(is_answer.sum(axis=-1).max()))
     )

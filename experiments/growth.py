@@ -93,7 +93,7 @@ def tables(report: dict[str, Any]) -> str:
             seconds, gflop = row.get("seconds"), row.get("gflop")
             share = f"{100 * gflop / seconds / rate:.0f} %" if seconds and rate else None
             lines.append([value, row.get("error") or seconds, *shown, gflop, share])
-        parts.append(children.markdown([SYMBOLS[name], *head], lines))
+        parts.append(reporting.markdown([SYMBOLS[name], *head], lines))
     lines = [
         [SYMBOLS[name], *(text for field in _GROWN for text in _exponents(fits.get(field)))]
         for name, fits in report["growth"].items()
@@ -101,7 +101,7 @@ def tables(report: dict[str, Any]) -> str:
     head = ["time", "temporary memory", "compile time", "GFLOP"]
     parts.append(
         "Growth, the p of size ** p: over all values, and from the last but one to the last.\n\n"
-        + children.markdown(["", *(text for h in head for text in (h, "last"))], lines)
+        + reporting.markdown(["", *(text for h in head for text in (h, "last"))], lines)
     )
     if report["memory_by_context"]:
         fitted = report["memory_by_context"]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from experiments import children
+from experiments import children, reporting
 
 
 def totals(row: children.Measured, queries: Sequence[int]) -> dict[str, list[float]]:
@@ -45,9 +45,9 @@ def tables(rows: Sequence[tuple[int, children.Measured]], queries: Sequence[int]
             [length, *(b / a for a, b in zip(total["memory"], total["cache"], strict=True))]
         )
     return (
-        children.markdown(head, lines)
+        reporting.markdown(head, lines)
         + "\n\nHow many times faster N queries are from memory than from the cache:\n\n"
-        + children.markdown(["c", *(f"N = {n}" for n in queries)], ratios)
+        + reporting.markdown(["c", *(f"N = {n}" for n in queries)], ratios)
         + "\n"
     )
 

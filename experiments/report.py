@@ -87,11 +87,6 @@ def _by_method(runs: Sequence[FinishedRun]) -> Groups:
     return _group(sorted(runs, key=rank), key)
 
 
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def _paper(runs: Sequence[FinishedRun]) -> float | None:
     return paper_results.find(runs[0].config)
 
@@ -111,7 +106,7 @@ def score_table(groups: Groups) -> str:
                 cell, compared = f"{cell} [{paper:.1f}]", True
             cells.append(cell)
         rows.append(cells)
-    lines = [_markdown([_metric(groups).name, *sizes.values()], rows)]
+    lines = [reporting.markdown([_metric(groups).name, *sizes.values()], rows)]
     notes = ["Mean ± standard deviation over seeds (their number)."]
     if compared:
         notes[0] += " In brackets: the paper's figure for this method and K."
@@ -140,7 +135,7 @@ def cost_table(groups: Groups) -> str:
         ]
         devices = dict.fromkeys(" and ".join(names) for names in known("devices"))
         rows.append([name, runs[0].size_name, *means, ", ".join(devices) or "?"])
-    return _markdown(head, rows) + "\n\nMeans over seeds; memory is that of one sample."
+    return reporting.markdown(head, rows) + "\n\nMeans over seeds; memory is that of one sample."
 
 
 def _by_memory(runs: Sequence[FinishedRun]) -> dict[str, dict[str, dict[int, Any]]]:
@@ -165,7 +160,7 @@ def memory_table(by_memory: Mapping[str, Mapping[str, Mapping[int, Any]]]) -> st
             cells = [score(lines[k][m]) if m in lines.get(k, {}) else "" for k in names]
             rows.append([title, str(m), *cells])
     runs = next(iter(next(iter(next(iter(by_memory.values())).values())).values()))
-    return _markdown([runs[0].metric.name, "m", *names], rows)
+    return reporting.markdown([runs[0].metric.name, "m", *names], rows)
 
 
 def _curves(

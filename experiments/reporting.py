@@ -139,6 +139,22 @@ def minutes(seconds: float) -> str:
     return f"{hours}:{text}" if hours else text
 
 
+def markdown(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Formats a table, right-aligned but for its first column.
+
+    Floating numbers get three digits, None stays empty.
+    """
+
+    def cell(value: Any) -> str:
+        if isinstance(value, float):
+            return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+        return "" if value is None else str(value)
+
+    ruler = ["---"] + ["---:"] * (len(head) - 1)
+    cells = [[cell(value) for value in row] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ruler, *cells))
+
+
 class Progress:
     """Prints a line every window and keeps TensorBoard events; a context manager."""
 

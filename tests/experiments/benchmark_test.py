@@ -143,10 +143,6 @@ class ChildrenTest(parameterized.TestCase):
         program = "print('by the way'); print('{\"seconds\": 2}')"
         self.assertEqual(children.run_json([sys.executable, "-c", program]), {"seconds": 2})
 
-    def test_markdown(self):
-        table = children.markdown(["a", "b"], [[1, 0.12345], [None, 12345.6]])
-        self.assertEqual(table, "| a | b |\n| --- | --- |\n| 1 | 0.123 |\n|  | 12346 |")
-
 
 class SettingTest(absltest.TestCase):
     def test_batch_is_what_a_step_takes(self):

@@ -1,4 +1,4 @@
-"""Progress lines: their speed, and what happens when nobody reads them any more."""
+"""What programs print: progress lines, tables, and what happens when nobody reads them any more."""
 
 import contextlib
 import io
@@ -37,6 +37,10 @@ class ReportingTest(parameterized.TestCase):
     )
     def test_endings_leave_other_dots(self, path, want):
         self.assertEqual(reporting.with_ending(pathlib.Path(path), ".png"), pathlib.Path(want))
+
+    def test_markdown(self):
+        table = reporting.markdown(["size", "s"], [[1, 0.12345], [None, 12345.6]])
+        self.assertEqual(table, "| size | s |\n| --- | ---: |\n| 1 | 0.123 |\n|  | 12346 |")
 
     def test_speed_is_of_training_only(self):
         clock = mock.Mock(return_value=0.0)
