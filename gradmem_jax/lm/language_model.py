@@ -87,8 +87,14 @@ def layer_norm(config: LMConfig, name: str | None = None) -> nn.LayerNorm:
 
 def swiglu(config: LMConfig, hidden: int, x: jax.Array) -> jax.Array:
     """The gated MLP of Llama, [B, S, d] to [B, S, d]; its parts are modules of the caller."""
-    gate = nn.silu(dense(config, hidden, "gate")(x))
-    return dense(config, config.width, "down")(gate * dense(config, hidden, "up")(x))
+    gate, up = (dense(config, hidden, name)(x) for name in ("gate", "up"))
+    return dense(config, config.width, "down")(_gated(gate, up))
+
+
+@jax.checkpoint
+def _gated(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """The activation of `swiglu`; to compute it again takes less time than to keep its parts."""
+    return nn.silu(gate) * up
 
 
 def project_to_logits(hidden: jax.Array, head: jax.Array) -> jax.Array:
