@@ -79,6 +79,35 @@ class ModesTest(FloatSixtyFour):
         chex.assert_trees_all_close(*pulled, rtol=1e-12)
         self.assertGreater(np.abs(pulled[0][1][1]["w"]).min(), 0)
 
+    def test_the_gradient_of_a_gradient_in_a_scan(self):
+        def loss_fn(fast, slow, constants):
+            return ((fast * slow) ** 3).sum((1, 2))
+
+        start = jnp.linspace(0.5, 1, 12).reshape(2, 2, 3)
+
+        def distance(scale, mode):
+            evaluate = losses_and_gradient(loss_fn, mode)
+            slow = scale * jnp.linspace(1, 1.5, 12).reshape(2, 2, 3)
+            step = lambda fast, _: (fast - 0.1 * evaluate(fast, slow, ())[1], None)
+            return (jax.lax.scan(step, start, length=2)[0] ** 2).sum()
+
+        second = jax.grad(jax.grad(distance))
+        np.testing.assert_allclose(second(1.0, "mixed"), second(1.0, "reverse"), rtol=1e-12)
+
+    def test_the_gradient_of_a_gradient_through_write(self):
+        model, params, batch = self.case()
+        start = model.initial_memory(params, len(batch["context_ids"]))
+
+        def size(scale, model):
+            memory = model.write_memory(params, batch["context_ids"], memory=scale * start)[0]
+            return (memory**2).sum()
+
+        second = [
+            jax.jit(jax.grad(jax.grad(size)), static_argnums=1)(1.0, model)
+            for model in (model, self.case(meta_gradient="reverse")[0])
+        ]
+        np.testing.assert_allclose(*second, rtol=1e-9)
+
     @parameterized.named_parameters((name, options) for name, options in OPTIONS.items())
     def test_mixed_reverse_and_central_differences_agree(self, options):
         model, params, batch = self.case(**options)
