@@ -23,17 +23,22 @@ _SHARED = ("build", "evaluation", "figures", "open_model", "stage", "writing")  
 
 def start(program, *arguments, devices=8, keyboard=""):
     """Runs a program of experiments/ to its end; returns status and output as subprocess.run."""
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     with tempfile.TemporaryDirectory() as folder:
         files = [os.path.join(folder, name) for name in ("stdin", "stdout", "stderr")]
         pathlib.Path(files[0]).write_text(keyboard)
         words = [f"experiments.{program}", *map(os.fspath, arguments)]
-        call = {"words": words, "environment": os.environ | {"XLA_FLAGS": flags}, "files": files}
+        call = {"words": words, "environment": environment(devices), "files": files}
         server = _server()
         print(json.dumps(call), file=server.stdin, flush=True)
         status = int(server.stdout.readline())
         out, errors = (pathlib.Path(path).read_text() for path in files[1:])
     return subprocess.CompletedProcess(words, status, out, errors)
+
+
+def environment(devices):
+    """That of the tests, with so many simulated devices."""
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    return os.environ | {"XLA_FLAGS": flags}
 
 
 @functools.cache

@@ -1,14 +1,13 @@
 """The programs as users start them, one after the other."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
 
 from absl.testing import absltest
 
-from tests.programs import ROOT, start
+from tests.programs import ROOT, environment, start
 
 TINY = tuple(
     f"--config.{field}"
@@ -29,12 +28,12 @@ TINY = tuple(
 )
 
 
-def start_training(test, arguments, environment, program=("-m", "experiments.train")):
+def start_training(test, arguments, changes, program=("-m", "experiments.train")):
     """Starts experiments.train and lets it run; `test` ends it when it is over."""
     process = subprocess.Popen(
         [sys.executable, "-u", *program, *arguments],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"} | environment,
+        env=environment(devices=1) | changes,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
