@@ -64,11 +64,12 @@ def random_run(folder, config, scores=(0.0,)):
     """A run that was stopped before its first step, with a checkpoint for each score."""
     folder.mkdir()
     run_start.check_workdir(folder, config)
-    model = build_model(config)
+    config = config.copy_and_resolve_references()
     with checkpoint.open_checkpoints(folder / "checkpoints") as checkpoints:
         for step, score in enumerate(scores, 1):
-            state = init_state(model.init(jax.random.key(step)), optax.identity())
+            state = run_start.start_state(config, build_model(config), optax.identity())
             checkpoint.save(checkpoints, step, state, {}, {"score": score})
+            config.seed += 1
 
 
 class Killed(BaseException):
