@@ -124,9 +124,12 @@ class TrainingRun:
         log.info("%d parameters on %s; compiling", size, " and ".join(self._devices.names))
         for axis in sharding.undivided(params, self._devices.mesh):
             log.info("every device has the %s", axis)
-        start_stage = lambda index, iterator: RunningStage(
-            self._config, self._stages, index, self._devices, steps, iterator
-        )
+
+        def start_stage(index: int, iterator: Any) -> RunningStage:
+            stage = RunningStage(self._config, self._stages, index, self._devices, steps, iterator)
+            progress.restart_clock(self.step)  # it has waited for a compile
+            return stage
+
         stage = start_stage(host.stage, host.iterator)
         try:
             if host.evaluation_due:

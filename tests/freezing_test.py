@@ -17,6 +17,7 @@ PARAMS = small_params(MODEL)
 class FreezingTest(parameterized.TestCase):
     @parameterized.parameters(
         ((), set(PARAMS), set()),
+        (("/bias$",), set(PARAMS), {"projection"}),
         (("^lm/",), {"initial_memory", "projection", "write_lora"}, {"lm"}),
         (("^lm/", "projection/bias"), {"initial_memory", "projection", "write_lora"}, None),
     )

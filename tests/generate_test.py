@@ -115,6 +115,10 @@ class GenerateTest(parameterized.TestCase):
         self.assertGreater(len(np.unique(got[:, 0, 0])), 1)
         again = generate(MODEL, PARAMS, memory, queries, 2, temperature=2.0, key=jax.random.key(0))
         np.testing.assert_array_equal(got, again)
+        hot = generate(MODEL, PARAMS, memory, queries, 2, temperature=1e4, key=jax.random.key(0))
+        hot = np.asarray(hot)  # all tokens alike: equal ones are chance
+        for one, other in ((hot[:, 0], hot[:, 1]), (hot[..., 0], hot[..., 1])):
+            self.assertAlmostEqual((one == other).mean(), 1 / 11, delta=0.03)
 
     def test_hardly_warm_is_greedy(self):
         queries = random_ids(3, 3, 5)

@@ -96,6 +96,23 @@ class MemoryFileTest(parameterized.TestCase):
         )
         chex.assert_trees_all_equal(load_memory(self.path, other, params), memory)
 
+    @parameterized.parameters(
+        *({"lm": lm} for lm in ({"init": "normal"}, {"init_std": 0.5}, {"remat": "full"})),
+        *({name: 0.5} for name in ("memory_init_std", "inner_loss_weight", "write_learning_rate")),
+        *({name: 0.5} for name in ("clip_value", "clip_norm")),
+        *({name: 1} for name in ("num_write_steps", "second_order_steps")),
+        {"gradient_mode": "first"},
+        {"meta_gradient": "reverse"},
+    )
+    def test_what_read_does_not_depend_on(self, **changes):
+        model, other = small_model(), small_model(**changes)
+        self.assertNotEqual(model, other)
+        self.assertEqual(*(take_fingerprint(m, {}) for m in (model, other)))
+
+    def test_passes_of_a_forward_write(self):
+        models = [small_writer("warm_start", num_forward_passes=n) for n in (1, 2)]
+        self.assertEqual(*(take_fingerprint(model, {}) for model in models))
+
     def test_refuses_another_model(self):
         model, params, memory = written()
         save_memory(self.path, memory, model, params)

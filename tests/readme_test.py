@@ -5,15 +5,19 @@ import os
 import pathlib
 import re
 import shlex
-import subprocess
-import sys
 
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from experiments.build import build_stages
+from tests.programs import start
 
 ROOT = pathlib.Path(__file__).parents[1]
+PROGRAMS = {  # and their source
+    path.stem: text
+    for path in sorted((ROOT / "experiments").glob("*.py"))
+    if "program.run(main" in (text := path.read_text())
+}
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -71,20 +75,20 @@ class ReadmeTest(parameterized.TestCase):
             if "data_dir" not in fields.data:  # else it needs files that no clone has
                 build_stages(config)
 
-    @parameterized.parameters(
-        "train", "evaluate", "write", "ask", "sample", "benchmark", "sweep", "report"
-    )
-    def test_help_explains_every_flag_that_is_used(self, program):
-        text = subprocess.run(
-            [sys.executable, "-m", f"experiments.{program}", "--help"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        ).stdout
-        for words in commands(program):
-            for word in (word for word in words if word.startswith("--")):
-                name = word.removeprefix("--").split("=")[0].split(".")[0]
-                self.assertRegex(text, rf"--(\[no\])?{name}\b")
+    @parameterized.parameters(*PROGRAMS)
+    def test_help_explains_every_flag(self, program):
+        text, source = start(program, "--help").stdout, PROGRAMS[program]
+        self.assertIn(text.split(".")[0].strip(), source)
+        for module in re.findall(r"adopt_module_key_flags\((\w+)\)", source):
+            source += (ROOT / f"experiments/{module}.py").read_text()
+        known = re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', source)
+        used = [word for words in commands(program) for word in words if word.startswith("--")]
+        for name in known + [re.match(r"--(\w+)", word)[1] for word in used]:
+            self.assertRegex(text, rf"--(\[no\])?{name}\b")
+
+    def test_commands_are_of_programs(self):
+        text = "".join(page.read_text() for page in PAGES)
+        self.assertEmpty(set(re.findall(r"-m experiments\.(\w+)", text)) - PROGRAMS.keys())
 
     def test_links_lead_to_files(self):
         for page in PAGES:

@@ -59,6 +59,7 @@ class LossTest(parameterized.TestCase):
             "exact_match": right.mean(),
             "token_accuracy": right.mean(),
             "write_loss": write_loss,
+            "write_gradient_norm": info.gradient_norms[:, np.array(rows)].mean(),
             "loss": read_loss + 0.5 * write_loss,
         }
         for name, value in want.items():
@@ -133,6 +134,28 @@ class OptimizerTest(parameterized.TestCase):
         updates, _ = optimizer.update(zeros, optimizer.init(params), params)
         np.testing.assert_allclose(updates["matrix"], -0.05 * np.ones((2, 2)), rtol=1e-6)
         np.testing.assert_array_equal(updates["vector"], 0)
+
+    @parameterized.parameters(None, 0.5, 20.0)
+    def test_adamw_by_hand(self, clip_norm):
+        optimizer = make_optimizer(
+            OptimizerConfig(
+                learning_rate=0.1,
+                warmup_steps=0,
+                b1=0.6,
+                b2=0.7,
+                epsilon=0.3,
+                weight_decay=0.0,
+                clip_norm=clip_norm,
+            )
+        )
+        params = {"x": jnp.zeros(2)}
+        state, mean, square = optimizer.init(params), 0.0, 0.0
+        for t, gradient in enumerate(([3.0, -4.0], [0.1, 0.2]), 1):
+            updates, state = optimizer.update({"x": jnp.array(gradient)}, state, params)
+            clipped = np.array(gradient) * min(1, (clip_norm or 99) / np.linalg.norm(gradient))
+            mean, square = 0.6 * mean + 0.4 * clipped, 0.7 * square + 0.3 * clipped**2
+            want = -0.1 * mean / (1 - 0.6**t) / (np.sqrt(square / (1 - 0.7**t)) + 0.3)
+            np.testing.assert_allclose(updates["x"], want, rtol=1e-5)
 
     @parameterized.parameters(*METHODS)
     def test_the_same_parameters_decay_however_layers_are_stacked(self, name):
@@ -281,6 +304,19 @@ class StepTest(parameterized.TestCase):
         chex.assert_trees_all_equal(after.optimizer_state, bad.optimizer_state)
         after, metrics = step(state, small_batch())
         self.assertTrue(bool(metrics["finite"]))
+
+    def test_step_of_a_finite_loss_without_a_gradient_changes_nothing(self):
+        class Kink(GradMem):
+            def read_memory(self, params, memory, query_ids):
+                zero = jnp.sqrt(0 * params["initial_memory"].sum())  # its gradient is NaN
+                return super().read_memory(params, memory, query_ids) + zero
+
+        model, optimizer = Kink(small_model(num_write_steps=0).config), optax.sgd(0.1)
+        state = init_state(PARAMS, optimizer)
+        after, metrics = jax.jit(make_train_step(model, optimizer))(state, small_batch())
+        self.assertTrue(np.isfinite(metrics["loss"]))
+        self.assertFalse(bool(metrics["finite"]))
+        chex.assert_trees_all_equal(after.params, state.params)
 
 
 if __name__ == "__main__":

@@ -75,6 +75,11 @@ class BabiCopiesTest(parameterized.TestCase):
         verbs = [re.findall(MOVES, copy.context) for copy in copies]
         self.assertGreater(len(set(map(tuple, verbs))), 3)
 
+    def test_equal_stories_have_other_copies(self):
+        record = Record("a", *EXAMPLES[0][:2], EXAMPLES[0][2:])
+        contexts = [copy.context for copy in varied_copies([record, record], 9)]
+        self.assertNotEqual(contexts[:9], contexts[9:])
+
     def test_order_is_kept_where_statements_share_something(self):
         statements = ["Mary got the milk.", "Mary left the milk.", "John got the milk."]
         order = lambda text: [text.index(verb) for verb in ("Mary", "left", "John")]

@@ -1,5 +1,6 @@
 """Questions about bAbI stories: the published answers, and those of a second player."""
 
+import collections
 import dataclasses
 
 import numpy as np
@@ -141,6 +142,17 @@ class QueriesPerContextTest(parameterized.TestCase):
         for split in ("validation", "test"):
             self.assertLen(task.source(split)[0]["query_ids"], 1)
 
+    def test_other_questions_are_drawn_anew_for_each_sample(self):
+        path = str(data_dir() / "babi")
+        source = BabiConfig(data_dir=path, variant="en", queries_per_context=2).source("train")
+        drawn = collections.defaultdict(set)
+        for i in range(100):
+            record, sample = source.record(i), source[i]
+            others = tuple(q for q in questions(record.context, 1) if q != record.question)
+            question = sample["query_ids"][1][sample["labels"][1] < 0]
+            drawn[others].add(tuple(question.tolist()))
+        self.assertGreater(sum(len(asked) > 1 for asked in drawn.values()), 5)
+
     def test_other_questions_may_be_longer(self):
         one = BabiConfig(data_dir=str(data_dir() / "babi"), qa=2, variant="en")
         task = dataclasses.replace(one, queries_per_context=4, query_tasks=(3,))
@@ -165,8 +177,12 @@ class QueriesPerContextTest(parameterized.TestCase):
         }
         source, tokenizer = task.source("train"), task.tokenizer
         possible = 0
+        contexts = {context for context, _ in held_out}
         for i in range(len(source)):
-            record, sample = source.record(i), source[i]
+            record = source.record(i)
+            if record.context not in contexts:
+                continue
+            sample = source[i]
             asked = [
                 tokenizer.decode(ids[(labels < 0) & (ids != task.pad_id)]).replace(" ?", "?")
                 for ids, labels in zip(sample["query_ids"], sample["labels"], strict=True)

@@ -1,5 +1,7 @@
 """What the TFDS builder writes is what the source makes."""
 
+import dataclasses
+
 import numpy as np
 from absl.testing import absltest
 
@@ -29,6 +31,15 @@ class KVRetrievalTFDSTest(absltest.TestCase):
 
         again = prepare(task, folder, num_train=12, num_validation=5)
         self.assertLen(again.as_data_source(split="validation"), 5)
+
+    def test_tasks_of_one_folder_are_kept_apart(self):
+        folder, task = self.create_tempdir().full_path, KVRetrievalConfig(**TASK)
+        for changes in ({}, {"seed": 6}, {"noise": 0.5}):
+            changed = dataclasses.replace(task, **changes)
+            (written,) = prepare(changed, folder, num_train=1, num_validation=1).as_data_source(
+                split="train"
+            )
+            np.testing.assert_equal(written, changed.source("train")[0])
 
     def test_refusal(self):
         with self.assertRaisesRegex(ValueError, "num_validation=0"):

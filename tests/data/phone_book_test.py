@@ -5,6 +5,7 @@ import re
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from gradmem_jax.data import phone_book
 from gradmem_jax.data.phone_book import FIRST_NAMES, LAST_NAMES, PhoneBookConfig
 from gradmem_jax.data.pipeline import make_iterator
 from gradmem_jax.data.text_tokenizer import character_tokenizer, load_tokenizer
@@ -67,6 +68,13 @@ class PhoneBookTest(parameterized.TestCase):
             self.assertNotEqual(source.records(0), other.records(0))
             self.assertLen(contexts[split], 300)
         self.assertEmpty(contexts["train"] & (contexts["validation"] | contexts["test"]))
+
+    def test_the_order_of_lines_decides_no_split(self):
+        for split in ("train", "validation", "test"):
+            source = PhoneBookConfig(num_entries=3).source(split)
+            for i in range(20):
+                lines = source.record(i).context.split("\n")
+                self.assertEqual(phone_book._split_of("\n".join(reversed(lines))), split)
 
     def test_names(self):
         for names in (FIRST_NAMES, LAST_NAMES):

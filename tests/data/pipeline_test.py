@@ -32,6 +32,7 @@ class TextSource:
     def __getitem__(self, i):
         return {
             "context_ids": np.full(self.context_lengths[i], i + 1, np.int32),
+            "context_kinds": np.full(self.context_lengths[i], 2, np.int8),
             "query_ids": np.array([[5, 6]], np.int32),
             "labels": np.array([[IGNORE, 6]], np.int32),
             "value_mask": np.array([[False, True]]),
@@ -119,11 +120,20 @@ class PipelineTest(parameterized.TestCase):
         batch = plain[0]
         self.assertEqual([b["index"].tolist() for b in plain], [[0, 1], [2, 3]])
         self.assertEqual(batch["context_ids"].tolist(), [[1, 1, 1, 99], [2, 2, 99, 99]])
+        self.assertEqual(batch["context_kinds"].tolist(), [[2, 2, 2, 0], [2, 2, 0, 0]])
         self.assertEqual(batch["query_ids"].tolist(), [[[5, 6, 99]], [[5, 6, 99]]])
         self.assertEqual(batch["labels"].tolist(), [[[-100, 6, -100]]] * 2)
         self.assertEqual(batch["value_mask"].tolist(), [[[False, True, False]]] * 2)
         with self.assertRaisesRegex(ValueError, "context_ids of 6 tokens do not fit"):
             list(make_iterator(Plain(source), 2, task=TextTask(buckets=(4,))))
+
+    def test_shards_of_unknown_lengths_have_equal_shapes(self):
+        task, source = TextTask(buckets=(4, 8)), Plain(TextSource([2, 8, 3, 7]))
+        parts = [
+            next(make_iterator(source, 2, task=task, shard_index=i, num_shards=2)) for i in (0, 1)
+        ]
+        self.assertEqual([part["index"].tolist() for part in parts], [[0, 2], [1, 3]])
+        self.assertEqual([part["context_ids"].shape for part in parts], [(2, 8), (2, 8)])
 
     @parameterized.parameters(None, 3)
     def test_samples_of_a_bucket_come_together(self, shuffle_seed):

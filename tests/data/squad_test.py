@@ -73,6 +73,17 @@ class SquadTest(parameterized.TestCase):
         source = SquadConfig(data_dir=task.data_dir, context="sentence").source("test")
         self.assertEqual(source.record(0).context, want)
 
+    @parameterized.parameters(
+        *((name, False) for name in ("Dr", "Mr", "Mrs", "Ms", "St", "Jr", "Sr", "No", "vs", "J")),
+        *((word, True) for word in ("revs", "JNo", "MJ", "no")),
+    )
+    def test_what_ends_no_sentence(self, word, ends):
+        first, second = f"It was {word}.", "Then he left."
+        want = second if ends else f"{first} {second}"
+        context = f"{first} {second} Why?"
+        start = context.index("he")
+        self.assertEqual(sentences_around(context, start, start + 2), want)
+
     def test_splits_by_article(self):
         train, dev = simple_articles(21), simple_articles(4)
         both = self.task(dev, train)

@@ -43,6 +43,7 @@ class TextSpansTest(absltest.TestCase):
             self.assertEqual((len(ids),), task.query_buckets)
         self.assertLen(set(seen), len(seen))  # no text in two spans
         self.assertGreater(len(seen), 190)
+        self.assertContainsSubset(seen, WORDS)  # no word is cut
 
     def test_folders_are_splits(self):
         files = {f"{split}/1.txt": f"{split} a b" for split in ("train", "validation", "test")}

@@ -10,7 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import models
 
-from gradmem_jax.data.text_tokenizer import load_tokenizer, wrap_tokenizer
+from gradmem_jax.data.text_tokenizer import (
+    UNKNOWN,
+    load_tokenizer,
+    word_tokenizer,
+    wrap_tokenizer,
+)
 from gradmem_jax.data.tokenizer_files import read_gguf_tokenizer
 from tests.shared_data import data_dir
 
@@ -52,10 +57,10 @@ def read_pieces(path):
     return zip(*found, strict=True)
 
 
-def byte_level(kind):
-    """Writes a vocabulary of bytes and a few words."""
+def byte_level(kind, *more):
+    """Writes a vocabulary of bytes and a few words, and more words without merges."""
     alphabet = sorted({c for c in "\u0120abcdefghijklmnopqrstuvwxyzABC'0123456789.!\u010a"})
-    pieces = ["<|end|>", *alphabet, "th", "the", "\u0120the", "12", "<|tool|>"]
+    pieces = ["<|end|>", *alphabet, "th", "the", "\u0120the", "12", *more, "<|tool|>"]
     types = [3, *[1] * (len(pieces) - 2), 4]
 
     def write(writer):
@@ -98,6 +103,11 @@ class GGUFTokenizerTest(parameterized.TestCase):
         self.assertEqual(pieces[tokenizer.encode("a<|tool|>b")[1]], "<|tool|>")
         self.assertEqual(tokenizer.decode([0, *tokenizer.encode("abc"), 0]), "abc")
         self.assertEqual(tokenizer.vocab_size, len(pieces))
+
+    @parameterized.parameters(("gpt-2", ["d", "o", "g"]), ("llama-bpe", ["dog"]))
+    def test_pieces_that_no_merge_makes(self, kind, want):
+        pieces, write = byte_level(kind, "dog")
+        self.assertEqual([pieces[i] for i in self.load(write).encode("dog")], want)
 
     def test_unknown_kinds(self):
         with self.assertRaisesRegex(ValueError, "tokenizer.ggml.pre='qwen2' is not known"):
@@ -143,6 +153,12 @@ class GGUFTokenizerTest(parameterized.TestCase):
 
 
 class TextTokenizerTest(absltest.TestCase):
+    def test_special_tokens_are_not_decoded(self):
+        tokenizer = word_tokenizer(["a b"])
+        ids = tokenizer.encode("a x b").tolist()
+        self.assertEqual(tokenizer.backend.id_to_token(ids[1]), UNKNOWN)
+        self.assertEqual(tokenizer.decode([*ids, tokenizer.end_id, tokenizer.pad_id]), "a b")
+
     def test_ids_with_gaps(self):
         vocabulary = {"[PAD]": 0, "[END]": 1, "[UNK]": 2, "a": 5}
         backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))

@@ -8,7 +8,7 @@ from absl.testing import absltest, parameterized
 
 from experiments import children, measure, reporting
 from experiments.setting import Setting
-from tests.experiments.programs_test import start
+from tests.programs import start
 
 TINY = ("--num_pairs=2", "--batch_size=2", "--width=8", "--num_layers=1", "--repeats=1")
 

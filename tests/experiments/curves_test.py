@@ -9,7 +9,7 @@ from absl.testing import absltest
 from experiments import figures
 from experiments.events import read_scalars
 from experiments.reporting import Progress
-from tests.experiments.programs_test import start
+from tests.programs import start
 
 METRICS = {"loss": 2.0, "exact_match": 0.5, "token_accuracy": 0.5, "write_loss": 1.0}
 

@@ -1,22 +1,23 @@
 """Disks that take no more, and folders that take nothing: refused, or the run goes on later."""
 
+import errno
 import json
 import os
 import pathlib
 import resource
 import shutil
 import subprocess
-import sys
 import unittest
+from unittest import mock
 
 import chex
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import absltest, flagsaver, parameterized
 
-from experiments import reporting
+from experiments import reporting, train
 from gradmem_jax import checkpoint
-from tests.experiments.programs_test import ROOT
 from tests.experiments.stopping_test import start_run
+from tests.programs import ROOT, start
 
 METRICS = {"loss": 2.0, "exact_match": 0.5, "token_accuracy": 0.5, "write_loss": 1.0}
 OUTPUTS = {
@@ -105,6 +106,29 @@ class FullDiskTest(parameterized.TestCase):
         progress.__exit__()
 
 
+class StorageErrorsTest(parameterized.TestCase):
+    @parameterized.parameters(
+        *("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ESTALE")
+    )
+    def test_what_a_disk_is_blamed_for(self, name):
+        error = OSError(getattr(errno, name), "no good")
+        with self.assertLogs("experiments", "ERROR") as logs:
+            self.assertEqual(self.fail_with(error), 1)
+        self.assertIn("no good. Make space for somewhere, or mend its disk", logs.output[0])
+
+    def test_other_errors(self):
+        with self.assertRaisesRegex(OSError, "no program"):
+            self.fail_with(OSError(errno.ENOEXEC, "no program"))
+
+    def fail_with(self, error):
+        with (
+            mock.patch.object(train, "train", side_effect=error),
+            mock.patch.object(reporting, "set_up_logging"),
+            flagsaver.flagsaver(workdir="somewhere"),
+        ):
+            return train.main([])
+
+
 class UnwritableTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()
@@ -134,12 +158,7 @@ class UnwritableTest(parameterized.TestCase):
         shutil.copy(ROOT / "experiments" / "models" / "babi_qa2" / "config.json", self.folder)
         bad = self.folder / "file" / "below"
         arguments = [text.format(bad, run=self.folder) for text in OUTPUTS[program]]
-        done = subprocess.run(
-            [sys.executable, "-m", f"experiments.{program}", *arguments],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        )
+        done = start(program, *arguments)
         self.assertEqual(done.returncode, 1)
         flag = OUTPUTS[program][-1].partition("=")[0]
         message = rf"(?m)^error: {flag}: files .*{self.folder}/file.* another"

@@ -6,7 +6,7 @@ import pathlib
 from absl.testing import absltest, parameterized
 
 from experiments.outputs import check_apart, files, output_figure
-from tests.experiments.programs_test import start
+from tests.programs import start
 
 
 class OutputsTest(parameterized.TestCase):

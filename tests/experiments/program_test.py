@@ -1,7 +1,6 @@
 """How programs end when their input is refused."""
 
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -12,8 +11,8 @@ from ml_collections import config_flags
 from experiments import program
 from gradmem_jax.checkpoint import restore_params
 from gradmem_jax.checks import require
+from tests.programs import ROOT, start
 
-ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = ROOT / "experiments" / "configs" / "kv_quick.py"
 
 
@@ -79,12 +78,7 @@ class ProgramTest(parameterized.TestCase):
         ("evaluate", ("--num_write_steps", "0", "1", "2"), "'1' '2' belongs to no flag. Write lis"),
     )
     def test_wrong_flags_are_refused_in_a_few_words(self, name, arguments, message):
-        done = subprocess.run(
-            [sys.executable, "-m", f"experiments.{name}", "--workdir=nowhere", *arguments],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-        )
+        done = start(name, "--workdir=nowhere", *arguments)
         self.assertEqual(done.returncode, 1)
         self.assertRegex(done.stderr.replace("\n", " "), "^error: .*" + message)
         self.assertNotIn("Traceback", done.stderr)

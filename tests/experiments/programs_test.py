@@ -1,19 +1,19 @@
-"""The programs as users start them: a process each."""
+"""The programs as users start them, one after the other."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
 
 from absl.testing import absltest
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.programs import ROOT, environment, start
+
 TINY = tuple(
     f"--config.{field}"
     for field in (
         "num_steps=4",
-        "evaluate_every=4",
+        "evaluate_every=2",
         "log_every=2",
         "num_eval_samples=16",
         "batch_size=8",
@@ -28,24 +28,12 @@ TINY = tuple(
 )
 
 
-def start(program, *arguments, devices=8, keyboard=""):
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    return subprocess.run(
-        [sys.executable, "-m", f"experiments.{program}", *arguments],
-        cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": flags},
-        capture_output=True,
-        text=True,
-        input=keyboard,
-    )
-
-
-def start_training(test, arguments, environment, program=("-m", "experiments.train")):
+def start_training(test, arguments, changes, program=("-m", "experiments.train")):
     """Starts experiments.train and lets it run; `test` ends it when it is over."""
     process = subprocess.Popen(
         [sys.executable, "-u", *program, *arguments],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"} | environment,
+        env=environment(devices=1) | changes,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -64,18 +52,23 @@ class ProgramsTest(absltest.TestCase):
         self.assertIn("step 4/4 N = 2, K = 1 | loss", done.stdout)
         self.assertIn("answers from memory alone", done.stdout)
 
+        best_step = json.loads((workdir / "metrics.json").read_text())["best_step"]
+        other_step = {2: 4, 4: 2}[best_step]
         done = start(
             "evaluate",
             f"--workdir={workdir}",
             "--num_write_steps=0,2",
             "--num_pairs=1,2",
             "--num_samples=20",
+            "--split=train",
+            f"--checkpoint={other_step}",
             "--dtype=bfloat16",
             devices=1,
         )
         self.assertEqual(done.returncode, 0, done.stderr)
         report = json.loads((workdir / "evaluation.json").read_text())
         self.assertEqual(report["dtype"], "bfloat16")
+        self.assertEqual((report["step"], report["split"]), (other_step, "train"))
         self.assertEqual(set(report["by_task"]), {"N = 1", "N = 2"})
         for rows in report["by_task"].values():
             self.assertEqual(set(rows), {"0", "2"})
@@ -95,13 +88,6 @@ class ProgramsTest(absltest.TestCase):
         done = start("evaluate", f"--workdir={folder}")
         self.assertEqual(done.returncode, 1)
         self.assertRegex(done.stderr, "^error: cannot read .* the workdir of a run")
-
-    def test_help_of_train(self):
-        text = start("train", "--help").stdout
-        for flag in ("config", "workdir", "[no]distributed", "coordinator_address"):
-            self.assertIn(f"--{flag}:", text)
-        for flag in ("num_processes", "process_id", "experiments/configs/default.py"):
-            self.assertIn(flag, text)
 
 
 if __name__ == "__main__":

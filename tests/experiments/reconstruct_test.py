@@ -11,8 +11,8 @@ from absl.testing import absltest, parameterized
 
 from experiments.open_model import open_model
 from experiments.tracing import make_optimizer, trace_writes
-from tests.experiments.programs_test import start
 from tests.experiments.write_ask_test import words
+from tests.programs import start
 
 
 class ReconstructTest(parameterized.TestCase):

@@ -4,18 +4,16 @@ import json
 import pathlib
 import re
 import statistics
-import subprocess
-import sys
 from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from experiments import figures, paper_results, report, runs, sweep
+from experiments import figures, paper_results, report, runs
 from experiments.configs import default
 from experiments.methods import METHODS
 from experiments.reporting import to_json
+from tests.programs import start
 
-ROOT = pathlib.Path(__file__).parents[2]
 PNG = b"\x89PNG"
 
 
@@ -270,12 +268,6 @@ class ReportTest(parameterized.TestCase):
             {i: round(mean) for i, (mean, _) in points.items()}, {0: 90, 1: 30, 2: 20, 3: 10}
         )
 
-    @parameterized.parameters("kv_small", "kv_paper")
-    def test_sweeps(self, name):
-        """Every run of the published sweeps can be built."""
-        listed = sweep.load_runs(ROOT / "experiments" / "sweeps" / f"{name}.py")
-        self.assertLen({run.name for run in listed}, len(listed))
-
     def test_unfinished_and_damaged_runs(self):
         self.add("a", 0.2)
         for name in ("x/b", "c"):
@@ -329,12 +321,8 @@ class ReportTest(parameterized.TestCase):
 
     def test_program(self):
         self.add("a", 0.2)
-        done = subprocess.run(
-            [sys.executable, "-m", "experiments.report", f"--root={self.root}"]
-            + [f"--out={self.out}.md", "--title=Small models"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
+        done = start(
+            "report", f"--root={self.root}", f"--out={self.out}.md", "--title=Small models"
         )
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertStartsWith(done.stdout, "# Small models\n")

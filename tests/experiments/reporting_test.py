@@ -38,6 +38,10 @@ class ReportingTest(parameterized.TestCase):
     def test_endings_leave_other_dots(self, path, want):
         self.assertEqual(reporting.with_ending(pathlib.Path(path), ".png"), pathlib.Path(want))
 
+    @parameterized.parameters((59.6, "1:00"), (245, "4:05"), (3600, "1:00:00"), (7445, "2:04:05"))
+    def test_minutes(self, seconds, want):
+        self.assertEqual(reporting.minutes(seconds), want)
+
     def test_markdown(self):
         table = reporting.markdown(["size", "s"], [[1, 0.12345], [None, 12345.6]])
         self.assertEqual(table, "| size | s |\n| --- | ---: |\n| 1 | 0.123 |\n|  | 12346 |")

@@ -8,7 +8,7 @@ from absl.testing import absltest
 
 from gradmem_jax.data.text_tokenizer import END, word_tokenizer
 from gradmem_jax.lm.pretrained import Pretrained, save_pretrained
-from tests.experiments.programs_test import start
+from tests.programs import start
 from tests.small import numpy_params, small_model
 
 

@@ -5,7 +5,7 @@ from absl.testing import absltest, parameterized
 
 from experiments.growth import exponent, growth, memory_by_context, parse_sweeps
 from experiments.setting import Setting
-from tests.experiments.programs_test import start
+from tests.programs import start
 
 
 class ScalingTest(parameterized.TestCase):

@@ -14,17 +14,29 @@ from unittest import mock
 import chex
 import jax
 import numpy as np
+import optax
 import pytest
 from absl.testing import absltest, parameterized
 
-from experiments import train, training_run
-from experiments.nonfinite import NonFiniteError, checkpoint_before, load_batch, sample_results
-from experiments.stage import RunningStage
+from experiments import run_start, train, training_run
+from experiments.build import build_model
+from experiments.nonfinite import (
+    NonFiniteError,
+    checkpoint_before,
+    load_batch,
+    sample_results,
+    save_batch,
+)
+from experiments.stage import FIELDS, RunningStage
 from experiments.stopping import EXIT_STOPPED, Stopped
 from gradmem_jax import checkpoint
+from gradmem_jax.data.pipeline import make_iterator
+from gradmem_jax.training import init_state, step_params
 from tests.experiments.programs_test import start_training
 from tests.experiments.train_test import target_stage, tiny_config
 from tests.kill_in_save import NUM_EVENTS, TEMPORARY
+from tests.programs import start
+from tests.small import small_params
 
 ROOT = pathlib.Path(__file__).parents[2]
 CURRICULUM = {"curriculum.num_pairs": (1, 2), "curriculum.exact_match": 0.0}
@@ -248,6 +260,28 @@ class StoppingTest(parameterized.TestCase):
         (self.folder / "other.npz").write_bytes(b"PK")
         with self.assertRaisesRegex(ValueError, "other.npz cannot be read"):
             load_batch(self.folder / "other.npz")
+
+    def test_rerun_computes_the_step_again(self):
+        adapters = {"write_lora_rank": 2, "write_lora_dropout": 0.5, "write_lora_alpha": 64.0}
+        changes = {f"model.{name}": value for name, value in adapters.items()}
+        config = tiny_config("rmt", seed=3, **changes)
+        model, run = build_model(config, num_write_steps=2), self.folder / "run"
+        run.mkdir()
+        run_start.check_workdir(run, config)
+        params = small_params(model)
+        with checkpoint.open_checkpoints(run / "checkpoints") as checkpoints:
+            state = init_state(params, optax.identity())
+            checkpoint.save(checkpoints, 4, state, {}, {"score": 0.0})
+        task = target_stage(config).task
+        batch = next(make_iterator(task.source("train"), 2, task=task))
+        fields = {name: batch[name] for name in (*FIELDS, "index")}
+        path = save_batch(run, fields, step=6, num_write_steps=2)
+        done = start("rerun", f"--workdir={run}", f"--batch={path}", devices=1)
+        self.assertIn("batch of step 6, K = 2; parameters of step 4", done.stdout)
+        used = step_params(model, params, 5, seed=3)
+        for sample, loss, norm in sample_results(model, used, load_batch(path)):
+            line = f"sample {sample} | loss {loss:.4f} | gradient norm {norm:.4f}\n"
+            self.assertIn(line, done.stdout)
 
     def test_no_pickle(self):
         files = [path for name in ("gradmem_jax", "experiments") for path in ROOT.glob(name)]

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -126,6 +127,27 @@ class SweepTest(parameterized.TestCase):
         runs = seeds(chain([Run("a", "c"), Run("b", "c")]), range(4))
         parts = [names(sweep.select(runs, i, 2, only="^b_seed[123]")) for i in range(2)]
         self.assertEqual(parts, [["b_seed1", "b_seed3"], ["b_seed2"]])
+
+    def test_a_lock_names_its_holder_only(self):
+        path = self.root / "lock"
+        path.parent.mkdir()
+        path.write_text("process 1234567890 on a host of a long name\n")
+        with locks.hold(path):
+            name = f"process {os.getpid()} on {socket.gethostname()}"
+            self.assertEqual(locks.holder(path), name)
+
+    @parameterized.parameters(
+        ({}, "exact match 50.0%", 0.4, 0.6),
+        ({"best_metric": "token_accuracy"}, "token accuracy 70.0%", 0.6, 0.8),
+        ({"best_metric": "read_loss"}, "read loss 2.000", 3.0, 1.0),
+    )
+    def test_results_are_of_the_best_metric(self, more, text, reached, missed):
+        self.root.mkdir()
+        metrics = {"exact_match": 0.5, "token_accuracy": 0.7, "read_loss": 2.0} | more
+        (self.root / "metrics.json").write_text(json.dumps(metrics))
+        result = sweep.finished(self.root)
+        self.assertEqual(str(result), text)
+        self.assertEqual([result.reached(bar) for bar in (reached, missed)], [True, False])
 
     def test_order_progress_and_resume(self):
         runs = chain([Run("a", "c"), Run("b", "c"), Run("d", "c")])

@@ -1,8 +1,6 @@
 """Documents written into memory by one program, asked by the other: runs and pretrained models."""
 
-import contextlib
 import functools
-import io
 import json
 import os
 import pathlib
@@ -17,12 +15,13 @@ import optax
 from absl.testing import absltest, parameterized
 
 import gradmem_jax
-from experiments import run_start, train
+from experiments import run_start
 from experiments.answering import answer, choose_contexts, open_memories
 from experiments.build import build_model
 from experiments.configs import default
 from experiments.contexts import Context, read_contexts
 from experiments.open_model import (
+    WRITE_LEARNING_RATES,
     check_paths,
     open_model,
     reopen_model,
@@ -30,12 +29,11 @@ from experiments.open_model import (
     run_params,
 )
 from experiments.writing import report, save_written, write_contexts
-from gradmem_jax import checkpoint
 from gradmem_jax.data.text_tokenizer import word_tokenizer
 from gradmem_jax.lm.pretrained import Pretrained, save_pretrained
 from gradmem_jax.memory_file import load_memory, read_header
-from tests.experiments.programs_test import start
-from tests.experiments.train_test import tiny_config
+from tests.experiments.train_test import random_run, tiny_config
+from tests.programs import start
 from tests.small import numpy_params, small_model
 
 TEXTS = ["!a:b!!c:d!|", "!e:f!!g:h!|", "!a:g!!b:c!|"]
@@ -48,15 +46,6 @@ def words(folder):
     model = small_model(lm={"vocab_size": tokenizer.vocab_size, "max_positions": 64})
     lm = numpy_params(lambda: model.init(jax.random.key(0)))["lm"]
     save_pretrained(folder, Pretrained(model.config.lm, lm, tokenizer))
-
-
-def random_run(folder, config):
-    """A run that was stopped before its first step."""
-    folder.mkdir()
-    run_start.check_workdir(folder, config)
-    state = run_start.start_state(config, build_model(config), optax.identity())
-    with checkpoint.open_checkpoints(folder / "checkpoints") as checkpoints:
-        checkpoint.save(checkpoints, 1, state, {}, {"score": 0.0})
 
 
 class WriteAskTest(parameterized.TestCase):
@@ -187,10 +176,8 @@ class WriteAskTest(parameterized.TestCase):
         chex.assert_trees_all_close(half.params, run.params, rtol=1e-3, atol=1e-6)
         self.assertEqual(half.model.config, run.model.config)
 
-    def test_the_programs_on_a_trained_run(self):
-        run = self.out.parent / "trained"
-        with contextlib.redirect_stdout(io.StringIO()):
-            train.train(tiny_config(num_steps=4, final_num_write_steps=(1,)), run)
+    def test_the_programs(self):
+        run = self.run_path
         pattern, figure = self.contexts(), self.out.with_suffix(".png")
         done = start(
             "write",
@@ -280,6 +267,15 @@ class WriteAskTest(parameterized.TestCase):
         np.testing.assert_allclose(
             opened.params["initial_memory"], np.tile(embedding.mean(0), (4, 1)), atol=1e-6
         )
+
+    @parameterized.parameters(None, 0.3)
+    def test_the_rate_of_adam_is_in_units_of_the_embeddings(self, rate):
+        opened = open_model(self.words_path, {"write_learning_rate": rate})
+        optimizer, embedding = opened.model.write_optimizer, opened.params["lm"]["embedding"]
+        gradient = jax.numpy.array([2.0, -3.0])
+        update, _ = optimizer.update(gradient, optimizer.init(gradient))
+        size = (rate or WRITE_LEARNING_RATES["adam"]) * np.sqrt(np.square(embedding).mean())
+        np.testing.assert_allclose(update, [-size, size], rtol=1e-4)
 
     def test_plain_steps_of_a_pretrained_model(self):
         options = {"write_optimizer": "sgd", "write_learning_rate": 0.5, "num_write_steps": 2}

@@ -60,7 +60,10 @@ def rope_factors(theirs):
 
 
 def write_gguf(path, name="lm_llama", number_type=TYPES.F32, fields=(), **tensors):
-    """Writes a golden model of transformers as llama.cpp's converter does."""
+    """Writes a golden model of transformers as llama.cpp's converter does.
+
+    A field that is None is left out.
+    """
     theirs = json.loads((GOLDEN / name / "config.json").read_text())
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(theirs["num_hidden_layers"])
@@ -75,7 +78,8 @@ def write_gguf(path, name="lm_llama", number_type=TYPES.F32, fields=(), **tensor
     writer.add_key_length(theirs["head_dim"])
     writer.add_value_length(theirs["head_dim"])
     for key, value in dict(fields).items():
-        writer.add_key_value(f"llama.{key}", *value)
+        if value is not None:
+            writer.add_key_value(f"llama.{key}", *value)
     for key, x in load_file(GOLDEN / name / "model.safetensors").items():
         if "q_proj" in key:
             x = pair_neighbours(x, theirs["num_attention_heads"])
@@ -176,6 +180,10 @@ class GGUFTest(parameterized.TestCase):
         path = write_gguf(self.path(), fields=fields)
         with self.assertRaisesRegex(ValueError, message):
             load_config(path)
+
+    def test_base_of_rotary_frequencies_if_absent(self):
+        path = write_gguf(self.path(), fields={"rope.freq_base": None})
+        self.assertEqual(load_config(path).rope_base, 10_000)
 
     def test_linear_scaling(self):
         fields = {

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from gradmem_jax.data.text_tokenizer import word_tokenizer
 from gradmem_jax.lm.families import make_lm
-from gradmem_jax.lm.hugging_face import write_config
+from gradmem_jax.lm.hugging_face import read_config, write_config
 from gradmem_jax.lm.pretrained import Pretrained, load_pretrained, save_pretrained
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -101,11 +101,44 @@ class HuggingFaceTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "lacks model-00002-of-00002.safetensors"):
             load_pretrained(folder)
 
+    @parameterized.parameters(
+        (
+            "lm_llama",
+            dict(max_positions=2048, norm_epsilon=1e-6, init_std=0.02, tied_head=False)
+            | dict(rope_base=10_000.0, rope_scaling=None, kv_heads=4, head_size=4),
+        ),
+        (
+            "lm_gpt2",
+            dict(max_positions=1024, norm_epsilon=1e-5, init_std=0.02, tied_head=True)
+            | dict(mlp_size=64),
+        ),
+        (
+            "lm_gpt_neox",
+            dict(max_positions=2048, norm_epsilon=1e-5, init_std=0.02, tied_head=False)
+            | dict(rope_base=10_000.0, rotary_fraction=0.25, parallel_residual=True),
+        ),
+        (
+            "lm_mamba",
+            dict(norm_epsilon=1e-5, init_std=0.1, tied_head=True, state_size=16, conv_size=4)
+            | dict(expand=2, time_step_rank=1),
+        ),
+    )
+    def test_what_absent_keys_mean(self, name, want):
+        theirs = json.loads((GOLDEN / name / "config.json").read_text())
+        sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+        sizes += ("intermediate_size", "n_embd", "n_layer", "n_head", "model_type")
+        if name == "lm_mamba":
+            sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "model_type")
+        config = read_config({key: theirs[key] for key in sizes if key in theirs})
+        self.assertEqual({field: getattr(config, field) for field in want}, want)
+
     @parameterized.parameters("bfloat16", "float16")
     def test_half_precision_files(self, dtype):
         folder = pathlib.Path(self.create_tempdir().full_path) / "half"
         pretrained = load_pretrained(GOLDEN / "lm_llama", param_dtype=dtype)
         save_pretrained(folder, pretrained)
+        theirs = json.loads((folder / "config.json").read_text())
+        self.assertEqual(theirs["torch_dtype"], dtype)
         got = load_pretrained(folder)
         for x, y in zip(
             jax.tree.leaves(got.params), jax.tree.leaves(pretrained.params), strict=True

@@ -47,6 +47,17 @@ class LoRATest(parameterized.TestCase):
         self.assertNotIn("up", added)
         np.testing.assert_array_equal(new["up"]["kernel"], old["up"]["kernel"])
 
+    def test_first_adapters_are_drawn_apart_and_uniform(self):
+        kernels = {"query": np.zeros((100, 2, 3), np.float32), "up": np.zeros((100, 6), np.float32)}
+        lm = {"layers_0": {name: {"kernel": kernel} for name, kernel in kernels.items()}}
+        adapters = init_lora(jax.random.key(0), lm, 50, ("query", "up"))["layers_0"]
+        for adapter in adapters.values():
+            a = np.abs(adapter["a"])
+            self.assertBetween(a.max(), 0.099, 0.1)
+            self.assertAlmostEqual(a.mean(), 0.05, delta=2e-3)
+            np.testing.assert_array_equal(adapter["b"], 0)
+        self.assertGreater(np.abs(adapters["query"]["a"] - adapters["up"]["a"]).min(), 0)
+
     @parameterized.product(
         config_class=(LlamaConfig, GPT2Config, GPTNeoXConfig), scan_layers=(False, True)
     )
@@ -91,12 +102,14 @@ class LoRATest(parameterized.TestCase):
 
     def test_dropout_leaves_out_inputs_and_keeps_the_mean(self):
         adapters = {"up": {"a": np.ones((2, 500, 3), np.float32), "b": np.ones((2, 3, 4))}}
+        adapters["down"] = adapters["up"]
         dropped = drop_inputs(adapters, jax.random.key(0), 0.25)
         a = np.asarray(dropped["up"]["a"])
         np.testing.assert_array_equal(a, np.broadcast_to(a[..., :1], a.shape))  # whole inputs
         np.testing.assert_allclose(np.unique(a), [0, 4 / 3], rtol=1e-6)
         self.assertAlmostEqual(a.mean(), 1, delta=0.1)
         self.assertFalse((a[0] == a[1]).all())
+        self.assertFalse((a == dropped["down"]["a"]).all())
         self.assertIs(dropped["up"]["b"], adapters["up"]["b"])
 
     def test_dropout_in_training_only(self):
