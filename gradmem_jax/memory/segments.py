@@ -72,10 +72,15 @@ def write_context(
 
 
 def outer_write_loss(model: MemoryModel, context_ids: jax.Array, info: WriteInfo) -> jax.Array:
-    """The WRITE loss [B] that `inner_loss_weight` adds to the outer loss, a mean over segments."""
+    """The WRITE loss [B] that `inner_loss_weight` adds to the outer loss.
+
+    With segments it is a mean over those that hold a token.
+    """
     if jnp.ndim(context_ids) != 3:
         return model.outer_write_loss(info)
-    return jax.vmap(model.outer_write_loss)(info).mean(axis=0)
+    written = (context_ids != model.config.pad_id).any(axis=2)
+    losses = jax.vmap(model.outer_write_loss)(info)
+    return (losses * written.T).sum(axis=0) / jnp.maximum(written.sum(axis=1), 1)
 
 
 def write_token_losses(
