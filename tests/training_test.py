@@ -260,6 +260,12 @@ class StepTest(parameterized.TestCase):
         batch["labels"] = np.where(np.arange(5) < 3, -100, batch["query_ids"])
         self.assertLen({tuple(row) for row in batch["labels"][:, 0]}, 4)
         step = jax.jit(make_train_step(model, optimizer), donate_argnums=0)
+    def test_muon_takes_learned_write_rates_for_numbers(self):
+        model = small_model(memory_projection="per_sample", learned_write_learning_rate="shared")
+        axes = linear_layers(jax.eval_shape(lambda: model.init(jax.random.key(0))))
+        self.assertEqual(set(axes["log_write_learning_rate"].values()), {None})
+        self.assertIsNotNone(axes["projection"]["kernel"])
+
         for _ in range(200):
             state, metrics = step(state, batch)
         self.assertEqual(int(state.step), 200)
