@@ -97,7 +97,7 @@ def check_length(name: str, length: int, prefix_length: int, max_positions: int)
 
 
 def check_memory(memory: Any, expected: Any) -> None:
-    """Raises ValueError unless `memory` has the structure and shapes of `expected`.
+    """Raises ValueError unless `memory` has the structure, shapes and dtypes of `expected`.
 
     Args:
         memory: pytree of arrays.
@@ -117,9 +117,13 @@ def check_memory(memory: Any, expected: Any) -> None:
                 f"{want.shape}."
             )
         dtype = given.dtype if hasattr(given, "dtype") else np.asarray(given).dtype
-        kind = jnp.floating if jnp.issubdtype(want.dtype, jnp.floating) else jnp.integer
-        if not jnp.issubdtype(dtype, kind):
-            raise ValueError(f"memory has dtype {dtype}; it must be {kind.__name__}.")
+        if getattr(dtype, "kind", None) in ("f", "i", "u", "b"):
+            dtype = jax.dtypes.canonicalize_dtype(dtype)  # what JAX takes numpy's 64 bits for
+        if dtype != want.dtype:
+            raise ValueError(
+                f"memory has an array of dtype {dtype} where this model's has {want.dtype}; "
+                f"convert it: x.astype({str(want.dtype)!r})."
+            )
         if not is_traced(given) and not np.isfinite(np.asarray(given, np.float32)).all():
             raise ValueError(
                 "memory holds NaN or infinite values; the WRITE that made it diverged. Use a "

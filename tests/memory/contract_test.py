@@ -139,5 +139,20 @@ class ContractTest(parameterized.TestCase):
             model.read_memory(params, broken, QUERIES)
 
 
+    def test_a_memory_of_another_precision(self, name):
+        model, params, _, read = writer(name)
+        memory = jax.eval_shape(model.write_memory, params, CONTEXT)[0]
+        is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
+        zeros = lambda dtype: jax.tree.map(
+            lambda x: np.zeros(x.shape, dtype if is_float(x) else np.int64), memory
+        )
+        jax.eval_shape(read, params, zeros(np.float64), QUERIES)  # JAX has no other but float32
+        for call, ids in ((model.read_memory, QUERIES), (model.write_memory, CONTEXT)):
+            with self.assertRaisesRegex(ValueError, r"dtype float16 .*astype\('float32'\)"):
+                if call == model.read_memory:
+                    call(params, zeros(np.float16), ids)
+                else:
+                    call(params, ids, memory=zeros(np.float16))
+
 if __name__ == "__main__":
     absltest.main()
