@@ -193,9 +193,11 @@ class MemoryModel:
         Returns:
             [B, S] in nats, 0 on padding.
         """
-        logits, _ = self.read_logits(params, memory, context_ids)
+        length = context_ids.shape[1]
+        before = context_ids[:, : max(length - 1, 1)]  # the last token may have no position
+        logits, _ = self.read_logits(params, memory, before)
         labels = jnp.where(context_ids == self.config.pad_id, IGNORE, context_ids)
-        return token_losses(logits[:, :-1], labels)
+        return token_losses(logits[:, :length], labels)
 
     def write_view(self, params: Params) -> tuple["MemoryModel", Params]:
         """The model as WRITE sees it: its READ predicts a context as the WRITE loss does.

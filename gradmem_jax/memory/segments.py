@@ -89,6 +89,7 @@ def write_token_losses(
     """Loss of every token of the context, or of its segments, given one memory; like context_ids.
 
     With segments this is a curve of what is forgotten: the first ones were written longest ago.
+    `FullContext` forgets nothing; its losses do not depend on the memory.
     """
     losses = lambda ids: model.write_token_losses(params, memory, ids)
     return (
