@@ -90,6 +90,13 @@ class MemoryModel:
     def __post_init__(self) -> None:
         kind = typing.get_type_hints(type(self))["config"]
         require_instance("config", self.config, kind)
+        for other in type(self).__subclasses__():
+            own = typing.get_type_hints(other)["config"]
+            require(
+                own is kind or not isinstance(self.config, own),
+                f"config is a {type(self.config).__name__}, which {type(self).__name__} would take "
+                f"for a {kind.__name__}; use the class {other.__name__}.",
+            )
 
     @property
     def write_positions(self) -> int:

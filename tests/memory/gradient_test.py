@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import gradmem_jax
 from gradmem_jax import GradMem, GradMemConfig, LlamaConfig, ProjectedMemory
 from gradmem_jax.losses import token_losses
-from tests.small import random_ids, small_model, small_params
+from tests.small import random_ids, small_model, small_params, small_writer
 
 MODEL = small_model(write_learning_rate=1.0)
 PARAMS = small_params(MODEL)
@@ -365,6 +365,12 @@ class ErrorsTest(parameterized.TestCase):
     def test_two_write_learning_rates(self):
         with self.assertRaisesRegex(ValueError, "learned_write_learning_rate"):
             small_model(optax.sgd(1.0), learned_write_learning_rate="shared")
+
+    @parameterized.parameters("kv_prefix", "warm_start")
+    def test_configuration_of_another_class(self, name):
+        right = small_writer(name)
+        with self.assertRaisesRegex(ValueError, f"use the class {type(right).__name__}"):
+            GradMem(right.config)
 
 
 class PublicNamesTest(parameterized.TestCase):
