@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core import FrozenDict
 from flax.traverse_util import flatten_dict
 
 from gradmem_jax.checks import is_traced, plain, require, require_integer
@@ -88,11 +89,12 @@ def check_key(key: Any) -> None:
 
 def check_length(name: str, length: int, prefix_length: int, max_positions: int) -> None:
     """Raises ValueError unless memory and `length` tokens fit into the model's positions."""
-    if prefix_length + length > max_positions:
+    room = max_positions - prefix_length
+    if length > room:
+        remedy = f"Shorten it to {room}" if room > 0 else "Take a smaller memory"
         raise ValueError(
             f"{name} has {length} tokens behind {prefix_length} of memory and control tokens; the "
-            f"model has {max_positions} positions. Shorten it to "
-            f"{max_positions - prefix_length} or raise lm.max_positions."
+            f"model has {max_positions} positions. {remedy} or raise lm.max_positions."
         )
 
 
@@ -141,6 +143,10 @@ def check_params(params: Mapping[str, Any], expected: Mapping[str, Any]) -> None
     require(
         isinstance(params, Mapping),
         f"the parameters are a {type(params).__name__}; give the nested dict that init returned.",
+    )
+    require(
+        not any(isinstance(x, FrozenDict) for x in (params, *params.values())),
+        "the parameters are a FrozenDict; give a dict: flax.core.unfreeze(params).",
     )
     shapes = lambda tree: {
         "/".join(map(str, path)): getattr(x, "shape", type(x).__name__)

@@ -317,10 +317,14 @@ class MemoryModel:
         return jax.vmap(read, 1, (1, 0))(query_ids)
 
     def check_params(self, params: Params) -> None:
-        """Raises ValueError unless `params` are those of `init`; more beside them do no harm."""
-        shapes = _param_shapes(self)
-        own = {n: params[n] for n in shapes if n in params} if isinstance(params, dict) else params
-        check_params(own, shapes)
+        """Raises ValueError unless `params` are those of `init`; there may be more beside them."""
+        check_params(self.own_params(params), _param_shapes(self))
+
+    def own_params(self, params: Params) -> Params:
+        """The parameters without what stands beside those of `init`."""
+        if not isinstance(params, dict):
+            return params
+        return {name: params[name] for name in _param_shapes(self) if name in params}
 
     def check_context(
         self, params: Params, context_ids: jax.typing.ArrayLike, positions: int

@@ -3,6 +3,7 @@
 import functools
 
 import chex
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -371,6 +372,20 @@ class ErrorsTest(parameterized.TestCase):
         right = small_writer(name)
         with self.assertRaisesRegex(ValueError, f"use the class {type(right).__name__}"):
             GradMem(right.config)
+
+    def test_memory_that_fills_all_positions(self):
+        model = small_writer("rmt", lm=dict(max_positions=5))
+        with self.assertRaisesRegex(ValueError, "5 positions. Take a smaller memory or raise"):
+            model.write_memory(small_params(model), CONTEXT)
+
+    def test_a_frozen_dict(self):
+        for params in (flax.core.freeze(PARAMS), PARAMS | {"lm": flax.core.freeze(PARAMS["lm"])}):
+            with self.assertRaisesRegex(ValueError, r"give a dict: flax.core.unfreeze"):
+                MODEL.write_memory(params, CONTEXT)
+
+    def test_integers_beside_the_parameters(self):
+        total = lambda p: MODEL.write_memory(p | {"step": jnp.arange(3)}, CONTEXT)[0].sum()
+        chex.assert_trees_all_equal_shapes(jax.eval_shape(jax.grad(total), PARAMS), PARAMS)
 
 
 class PublicNamesTest(parameterized.TestCase):
