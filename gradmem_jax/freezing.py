@@ -21,8 +21,13 @@ def split_params(params: Params, frozen: Sequence[str]) -> tuple[Params, Params]
         Two nested dicts, which `join_params` puts together again.
 
     Raises:
-        ValueError: an expression is none or matches no parameter, or everything is frozen.
+        ValueError: `frozen` is one text, an expression is none or matches no parameter, or
+            everything is frozen.
     """
+    require(
+        not isinstance(frozen, str),
+        f"frozen={frozen!r} is one text; give a tuple of expressions, frozen=({frozen!r},).",
+    )
     if not frozen:
         return params, {}
     flat = flatten_dict(params, sep="/")

@@ -160,7 +160,7 @@ def linear_layers(params: Any) -> Any:
 
     def axes(path: Any, x: jax.Array) -> MuonDimensionNumbers | None:
         names = path_name(path).split("/")
-        if names[-1] != "kernel":
+        if names[-1] != "kernel" or "log_write_learning_rate" in names:
             return None
         leading, inputs = kernel_axes(names, x.ndim)
         numbers = tuple(range(leading - x.ndim, 0))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gradmem_jax.checks import require
+from gradmem_jax.checks import require, require_integer
 from gradmem_jax.freezing import join_params, split_params
 from gradmem_jax.losses import IGNORE, token_losses
 from gradmem_jax.memory.interface import Memory, MemoryModel
@@ -91,7 +91,7 @@ def loss_and_metrics(
 
     Returns:
         The loss, and means over the batch: loss, read_loss, write_loss (see `outer_write_loss`),
-        exact_match, token_accuracy, write_gradient_norm.
+        exact_match, token_accuracy, write_gradient_norm (of the whole memory, over the steps).
     """
     totals = totals or batch_totals(batch)
     context_ids = batch["context_ids"]
@@ -99,17 +99,12 @@ def loss_and_metrics(
     read_loss, metrics, _ = read_loss_and_metrics(model, params, memory, batch, totals)
     mean = lambda x: jnp.where(valid_samples(batch), x, 0).sum() / totals["samples"]
     write_loss = mean(outer_write_loss(model, context_ids, info))
-    norms = [
-        norm.reshape(-1, len(context_ids)).mean(axis=0)
-        for norm in jax.tree.leaves(info.gradient_norms)
-        if norm.size
-    ]
+    norms = [norm for norm in jax.tree.leaves(info.gradient_norms) if norm.size]
     loss = read_loss + model.config.inner_loss_weight * write_loss
-    metrics |= {
-        "loss": loss,
-        "write_loss": write_loss,
-        "write_gradient_norm": mean(norms[0]) if norms else jnp.float32(0),
-    }
+    metrics |= {"loss": loss, "write_loss": write_loss, "write_gradient_norm": jnp.float32(0)}
+    if norms:
+        norm = functools.reduce(jnp.hypot, norms)
+        metrics["write_gradient_norm"] = mean(norm.reshape(-1, len(context_ids)).mean(axis=0))
     return loss, jax.tree.map(jax.lax.stop_gradient, metrics)
 
 
@@ -226,6 +221,7 @@ def loss_gradient(
         return loss_and_metrics(model, join_params(trained, constant), part, totals=totals)
 
     gradient_fn = jax.grad(loss_fn, has_aux=True)
+    num_micro_batches = require_integer("num_micro_batches", num_micro_batches, 1)
     if num_micro_batches == 1:
         return gradient_fn(trained, batch)
     batch_size = batch["context_ids"].shape[0]

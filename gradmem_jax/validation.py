@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core import FrozenDict
 from flax.traverse_util import flatten_dict
 
 from gradmem_jax.checks import is_traced, plain, require, require_integer
@@ -88,16 +89,17 @@ def check_key(key: Any) -> None:
 
 def check_length(name: str, length: int, prefix_length: int, max_positions: int) -> None:
     """Raises ValueError unless memory and `length` tokens fit into the model's positions."""
-    if prefix_length + length > max_positions:
+    room = max_positions - prefix_length
+    if length > room:
+        remedy = f"Shorten it to {room}" if room > 0 else "Take a smaller memory"
         raise ValueError(
             f"{name} has {length} tokens behind {prefix_length} of memory and control tokens; the "
-            f"model has {max_positions} positions. Shorten it to "
-            f"{max_positions - prefix_length} or raise lm.max_positions."
+            f"model has {max_positions} positions. {remedy} or raise lm.max_positions."
         )
 
 
 def check_memory(memory: Any, expected: Any) -> None:
-    """Raises ValueError unless `memory` has the structure and shapes of `expected`.
+    """Raises ValueError unless `memory` has the structure, shapes and dtypes of `expected`.
 
     Args:
         memory: pytree of arrays.
@@ -117,9 +119,13 @@ def check_memory(memory: Any, expected: Any) -> None:
                 f"{want.shape}."
             )
         dtype = given.dtype if hasattr(given, "dtype") else np.asarray(given).dtype
-        kind = jnp.floating if jnp.issubdtype(want.dtype, jnp.floating) else jnp.integer
-        if not jnp.issubdtype(dtype, kind):
-            raise ValueError(f"memory has dtype {dtype}; it must be {kind.__name__}.")
+        if getattr(dtype, "kind", None) in ("f", "i", "u", "b"):
+            dtype = jax.dtypes.canonicalize_dtype(dtype)  # what JAX takes numpy's 64 bits for
+        if dtype != want.dtype:
+            raise ValueError(
+                f"memory has an array of dtype {dtype} where this model's has {want.dtype}; "
+                f"convert it: x.astype({str(want.dtype)!r})."
+            )
         if not is_traced(given) and not np.isfinite(np.asarray(given, np.float32)).all():
             raise ValueError(
                 "memory holds NaN or infinite values; the WRITE that made it diverged. Use a "
@@ -137,6 +143,10 @@ def check_params(params: Mapping[str, Any], expected: Mapping[str, Any]) -> None
     require(
         isinstance(params, Mapping),
         f"the parameters are a {type(params).__name__}; give the nested dict that init returned.",
+    )
+    require(
+        not any(isinstance(x, FrozenDict) for x in (params, *params.values())),
+        "the parameters are a FrozenDict; give a dict: flax.core.unfreeze(params).",
     )
     shapes = lambda tree: {
         "/".join(map(str, path)): getattr(x, "shape", type(x).__name__)

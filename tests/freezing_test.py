@@ -62,6 +62,7 @@ class FreezingTest(parameterized.TestCase):
         (("^llm/",), "frozen '.llm/' matches no parameter; they are .*'initial_memory'"),
         (("(",), "is no regular expression"),
         (("",), "leaves no parameter to train"),
+        ("proj", r"frozen='proj' is one text; give a tuple of expressions, frozen=\('proj',\)"),
     )
     def test_refusals(self, frozen, message):
         with self.assertRaisesRegex(ValueError, message):

@@ -107,6 +107,26 @@ class LossTest(parameterized.TestCase):
                 )
                 self.assertEqual(totals["kinds"][kind], where.sum())
 
+    @parameterized.parameters(0, -1, 1.5)
+    def test_number_of_micro_batches(self, bad):
+        with self.assertRaisesRegex(ValueError, f"num_micro_batches={bad} must be an integer >= 1"):
+            loss_gradient(MODEL, PARAMS, small_batch(6), bad)
+
+    def test_write_gradient_norm_is_that_of_the_whole_memory(self):
+        model = small_model(memory_projection="per_sample", num_write_steps=1)
+        params, batch = small_params(model), small_batch()
+        run = jax.jit(
+            lambda p: (
+                model.write_memory(p, batch["context_ids"])[1],
+                loss_and_metrics(model, p, batch)[1],
+            )
+        )
+        info, metrics = run(params)
+        squares = sum(np.square(norm) for norm in info.gradient_norms)
+        np.testing.assert_allclose(
+            metrics["write_gradient_norm"], np.sqrt(squares).mean(), rtol=1e-5
+        )
+
 
 class OptimizerTest(parameterized.TestCase):
     def test_schedules(self):
@@ -262,6 +282,12 @@ class OptimizerTest(parameterized.TestCase):
     def test_refusals(self, **fields):
         with self.assertRaisesRegex(ValueError, list(fields)[-1]):
             OptimizerConfig(**fields)
+
+    def test_muon_takes_learned_write_rates_for_numbers(self):
+        model = small_model(memory_projection="per_sample", learned_write_learning_rate="shared")
+        axes = linear_layers(jax.eval_shape(lambda: model.init(jax.random.key(0))))
+        self.assertEqual(set(axes["log_write_learning_rate"].values()), {None})
+        self.assertIsNotNone(axes["projection"]["kernel"])
 
 
 class StepTest(parameterized.TestCase):

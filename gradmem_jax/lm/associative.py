@@ -27,6 +27,7 @@ from gradmem_jax.lm.gpt_neox import GPTNeoX, GPTNeoXLayer
 from gradmem_jax.lm.language_model import dense
 from gradmem_jax.lm.layer_memory_lm import LayerMemoryLM, Segment
 from gradmem_jax.lm.llama import Block, Llama
+from gradmem_jax.validation import check_params
 
 _EPSILON = 1e-5
 
@@ -134,10 +135,17 @@ def associate(
 
 
 def adopt_transformer(params: Any, transformer: Any) -> Any:
-    """Parameters of an associative Transformer with a plain one's in the places of its own."""
-    inside = lambda path: (path[0], "block", *path[1:]) if path[0].startswith("layers") else path
-    adopted = {inside(path): x for path, x in flatten_dict(transformer).items()}
-    return unflatten_dict(flatten_dict(params) | adopted)
+    """Parameters of an associative Transformer with a plain one's in the places of its own.
+
+    Raises:
+        ValueError: the plain one is not the Transformer that the associative one is made of.
+    """
+    drawn = flatten_dict(params)
+    inside = {path: path for path in drawn if not path[0].startswith("layers")}
+    inside |= {(path[0], *path[2:]): path for path in drawn if path[1:2] == ("block",)}
+    check_params(transformer, unflatten_dict({path: drawn[inside[path]] for path in inside}))
+    adopted = {inside[path]: x for path, x in flatten_dict(transformer).items()}
+    return unflatten_dict(drawn | adopted)
 
 
 class AssociativeLayer(nn.Module):

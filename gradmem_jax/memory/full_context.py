@@ -117,17 +117,40 @@ class FullContext(MemoryModel):
         losses = jnp.zeros((0, batch_size))
         if self.config.inner_loss_weight:
             before = jnp.concatenate([memory.last_hidden[:, None], hidden[:, :-1]], axis=1)
-            losses = self._losses(params, before, context_ids, memory.length)[None] * kept
+            each = self._token_losses(params, before, context_ids, memory.length)
+            losses = mean_per_sample(*each)[None] * kept
         return written, WriteInfo(losses, (), taken)
 
     def outer_write_loss(self, info: WriteInfo) -> jax.Array:
         """The WRITE loss [B] that the outer loss may add."""
         return info.losses.sum(axis=0)
 
-    def _losses(
-        self, params: Params, before: jax.Array, context_ids: jax.Array, offset: jax.Array
+    def write_token_losses(
+        self, params: Params, memory: Memory, context_ids: jax.Array
     ) -> jax.Array:
-        """Mean loss [B] of tokens [B, S] from hidden states [B, S, d] before them.
+        """The language model's own loss of every context token, whatever the memory.
+
+        Reading a context back from itself would need twice its positions, and be another figure
+        than the WRITE loss. A segment stands by itself here.
+
+        Args:
+            params: parameters of `init`.
+            memory: not used.
+            context_ids: int [B, S].
+
+        Returns:
+            [B, S] in nats, 0 on padding and for the first token, which nothing predicts.
+        """
+        del memory
+        hidden, _ = self.apply_lm(params, self.embed(params, context_ids))
+        before = jnp.pad(hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
+        offset = jnp.zeros(len(context_ids), jnp.int32)
+        return self._token_losses(params, before, context_ids, offset)[0]
+
+    def _token_losses(
+        self, params: Params, before: jax.Array, context_ids: jax.Array, offset: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Losses [B, S] of tokens [B, S] from hidden states [B, S, d] before them, and labels.
 
         The first token of all, where `offset` [B] is 0, is predicted from nothing and left out.
         """
@@ -135,7 +158,7 @@ class FullContext(MemoryModel):
         ignored = first | (context_ids == self.config.pad_id)
         labels = jnp.where(ignored, IGNORE, context_ids)
         logits = self.apply_lm(params, before, method="unembed")
-        return mean_per_sample(token_losses(logits, labels), labels)
+        return token_losses(logits, labels), labels
 
     def check_memory(self, params: Params, memory: Memory, batch_size: int) -> None:
         """Raises ValueError unless `memory` is one of this model, for `batch_size` samples."""

@@ -163,7 +163,7 @@ class GradMem(PrefixMemory):
             self._write_loss,
             lambda memory, gradient, state: self._update(params, memory, gradient, state),
             start,
-            (self.write_params(params), embeddings),
+            (self.write_params(self.own_params(params)), embeddings),
             labels,
             self._init_optimizer(start),
             step_modes(

@@ -10,6 +10,7 @@ from gradmem_jax.meta_gradient import LossFn, Mode, losses_and_gradient
 from gradmem_jax.trees import PyTree
 
 UpdateFn = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
+StepFn = Callable[[PyTree, jax.Array], tuple[PyTree, PyTree]]
 
 
 class WriteInfo(NamedTuple):
@@ -63,6 +64,16 @@ def clip_gradient(
         return g
 
     return jax.tree.map(clip, gradient)
+
+
+def step_if(taken: jax.Array, step: StepFn, carry: PyTree, k: jax.Array) -> tuple[PyTree, PyTree]:
+    """One step of a `lax.scan`, `step(carry, k)`, if it is `taken`.
+
+    If not it costs nothing, leaves the carry as it is, and its row is zeros.
+    """
+    nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(step, carry, k)[1])
+    skip = lambda carry, k: (carry, nothing)
+    return jax.lax.cond(taken, step, skip, carry, k)
 
 
 def step_modes(
@@ -174,10 +185,7 @@ def run_write_steps(
             fast, state, active, taken = carry
             if num_steps is not None:
                 active = active & (k < num_steps)
-            carry = (fast, state, active, taken)
-            nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(step, carry, k)[1])
-            skip = lambda carry, k: (carry, nothing)
-            return jax.lax.cond(active.any(), step, skip, carry, k)
+            return step_if(active.any(), step, (fast, state, active, taken), k)
 
         steps = jnp.arange(first_step, first_step + count)
         carry, row = jax.lax.scan(maybe_step if may_stop else step, carry, steps)

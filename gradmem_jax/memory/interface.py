@@ -90,6 +90,13 @@ class MemoryModel:
     def __post_init__(self) -> None:
         kind = typing.get_type_hints(type(self))["config"]
         require_instance("config", self.config, kind)
+        for other in type(self).__subclasses__():
+            own = typing.get_type_hints(other)["config"]
+            require(
+                own is kind or not isinstance(self.config, own),
+                f"config is a {type(self.config).__name__}, which {type(self).__name__} would take "
+                f"for a {kind.__name__}; use the class {other.__name__}.",
+            )
 
     @property
     def write_positions(self) -> int:
@@ -193,9 +200,11 @@ class MemoryModel:
         Returns:
             [B, S] in nats, 0 on padding.
         """
-        logits, _ = self.read_logits(params, memory, context_ids)
+        length = context_ids.shape[1]
+        before = context_ids[:, : max(length - 1, 1)]  # the last token may have no position
+        logits, _ = self.read_logits(params, memory, before)
         labels = jnp.where(context_ids == self.config.pad_id, IGNORE, context_ids)
-        return token_losses(logits[:, :-1], labels)
+        return token_losses(logits[:, :length], labels)
 
     def write_view(self, params: Params) -> tuple["MemoryModel", Params]:
         """The model as WRITE sees it: its READ predicts a context as the WRITE loss does.
@@ -308,10 +317,14 @@ class MemoryModel:
         return jax.vmap(read, 1, (1, 0))(query_ids)
 
     def check_params(self, params: Params) -> None:
-        """Raises ValueError unless `params` are those of `init`; more beside them do no harm."""
-        shapes = _param_shapes(self)
-        own = {n: params[n] for n in shapes if n in params} if isinstance(params, dict) else params
-        check_params(own, shapes)
+        """Raises ValueError unless `params` are those of `init`; there may be more beside them."""
+        check_params(self.own_params(params), _param_shapes(self))
+
+    def own_params(self, params: Params) -> Params:
+        """The parameters without what stands beside those of `init`."""
+        if not isinstance(params, dict):
+            return params
+        return {name: params[name] for name in _param_shapes(self) if name in params}
 
     def check_context(
         self, params: Params, context_ids: jax.typing.ArrayLike, positions: int

@@ -11,7 +11,7 @@ from gradmem_jax.checks import require_integer, require_number
 from gradmem_jax.config import MemoryConfig
 from gradmem_jax.lm.associative import AssociativeFields, adopt_transformer
 from gradmem_jax.lm.attention import add_room
-from gradmem_jax.memory.inner_loop import WriteInfo
+from gradmem_jax.memory.inner_loop import WriteInfo, step_if
 from gradmem_jax.memory.interface import Memory, MemoryModel, swap_batch_and_layers
 from gradmem_jax.trees import Params
 from gradmem_jax.validation import check_key, check_memory
@@ -156,7 +156,7 @@ class LayerMemory(MemoryModel):
             context_ids != c.pad_id, ((0, 0), (0, c.tokens_behind)), constant_values=True
         )
 
-        def one_pass(memory: Memory, k: jax.Array) -> tuple[Memory, None]:
+        def one_pass(memory: Memory, _: jax.Array) -> tuple[Memory, None]:
             _, new, _ = self.apply_lm(
                 params,
                 embeddings,
@@ -165,9 +165,13 @@ class LayerMemory(MemoryModel):
                 write=True,
                 num_memory_tokens=c.tokens_behind,
             )
-            return jax.tree.map(lambda new, old: jnp.where(k < last, new, old), new, memory), None
+            return new, None
 
-        written, _ = jax.lax.scan(one_pass, start, jnp.arange(steps))
+        def maybe_pass(memory: Memory, k: jax.Array) -> tuple[Memory, None]:
+            return step_if(k < last, one_pass, memory, k)
+
+        passes = one_pass if isinstance(last, int) else maybe_pass
+        written, _ = jax.lax.scan(passes, start, jnp.arange(steps))
         taken = jnp.full(batch_size, last, jnp.int32)
         return swap_batch_and_layers(written), WriteInfo(jnp.zeros((0, batch_size)), (), taken)
 

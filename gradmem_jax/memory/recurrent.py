@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from gradmem_jax.checks import require_choice
 from gradmem_jax.config import PrefixConfig
 from gradmem_jax.losses import IGNORE, mean_per_sample
-from gradmem_jax.memory.inner_loop import WriteInfo
+from gradmem_jax.memory.inner_loop import WriteInfo, step_if
 from gradmem_jax.memory.interface import Memory
 from gradmem_jax.memory.prefix import PrefixMemory
 from gradmem_jax.trees import Params
@@ -179,9 +179,7 @@ class RMT(PrefixMemory):
             return jnp.where(k < last, new, memory), jnp.where(k <= last, losses, 0)
 
         def maybe_pass(memory: jax.Array, k: jax.Array) -> tuple[jax.Array, Any]:
-            losses = jax.eval_shape(one_pass, memory, k)[1]
-            skip = lambda memory, k: (memory, jnp.zeros(losses.shape, losses.dtype))
-            return jax.lax.cond(k < last + with_losses, one_pass, skip, memory, k)
+            return step_if(k < last + with_losses, one_pass, memory, k)
 
         from_initial = memory is None
         with_losses = bool(c.inner_loss_weight)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from gradmem_jax.checks import require_instance
-from gradmem_jax.memory.inner_loop import WriteInfo
+from gradmem_jax.memory.inner_loop import WriteInfo, per_sample
 from gradmem_jax.memory.interface import Memory, MemoryModel
 from gradmem_jax.trees import Params
 from gradmem_jax.validation import as_array, check_ids
@@ -22,7 +22,8 @@ def write_context(
 ) -> tuple[Memory, WriteInfo]:
     """Writes a context, or its segments one after the other, each WRITE going on from the last.
 
-    The outer gradient passes all of them.
+    The outer gradient passes all of them. A segment of nothing but padding leaves the memory of its
+    sample as it is; where there is none yet, it is written as a context of padding is.
 
     Args:
         model: the model.
@@ -49,12 +50,16 @@ def write_context(
     jax.eval_shape(lambda ids: model.write_memory(params, ids, memory=memory, **options), shape)
     segments = jnp.moveaxis(context_ids, 1, 0)
 
-    def write(memory: Memory, ids: jax.Array) -> tuple[Memory, WriteInfo]:
-        return model.write_memory(params, ids, memory=memory, **options)
+    def write(memory: Memory | None, ids: jax.Array) -> tuple[Memory, WriteInfo]:
+        new, info = model.write_memory(params, ids, memory=memory, **options)
+        if _shapes(new) != _shapes(memory):
+            return new, info
+        written = (ids != c.pad_id).any(axis=1)
+        keep = lambda new, old: jnp.where(per_sample(written, new), new, old)
+        return jax.tree.map(keep, new, memory), info
 
-    memory, first = model.write_memory(params, segments[0], memory=memory, **options)
-    shapes = lambda memory: jax.tree.map(jnp.shape, memory)
-    if shapes(jax.eval_shape(write, memory, segments[0])[0]) == shapes(memory):
+    memory, first = write(memory, segments[0])
+    if _shapes(jax.eval_shape(write, memory, segments[0])[0]) == _shapes(memory):
         memory, others = jax.lax.scan(write, memory, segments[1:])
         return memory, jax.tree.map(
             lambda one, more: jnp.concatenate([one[None], more]), first, others
@@ -67,10 +72,15 @@ def write_context(
 
 
 def outer_write_loss(model: MemoryModel, context_ids: jax.Array, info: WriteInfo) -> jax.Array:
-    """The WRITE loss [B] that `inner_loss_weight` adds to the outer loss, a mean over segments."""
+    """The WRITE loss [B] that `inner_loss_weight` adds to the outer loss.
+
+    With segments it is a mean over those that hold a token.
+    """
     if jnp.ndim(context_ids) != 3:
         return model.outer_write_loss(info)
-    return jax.vmap(model.outer_write_loss)(info).mean(axis=0)
+    written = (context_ids != model.config.pad_id).any(axis=2)
+    losses = jax.vmap(model.outer_write_loss)(info)
+    return (losses * written.T).sum(axis=0) / jnp.maximum(written.sum(axis=1), 1)
 
 
 def write_token_losses(
@@ -79,8 +89,13 @@ def write_token_losses(
     """Loss of every token of the context, or of its segments, given one memory; like context_ids.
 
     With segments this is a curve of what is forgotten: the first ones were written longest ago.
+    `FullContext` forgets nothing; its losses do not depend on the memory.
     """
     losses = lambda ids: model.write_token_losses(params, memory, ids)
     return (
         losses(context_ids) if jnp.ndim(context_ids) != 3 else jax.vmap(losses, 1, 1)(context_ids)
     )
+
+
+def _shapes(memory: Memory | None) -> Memory | None:
+    return jax.tree.map(jnp.shape, memory)

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 
 from gradmem_jax.checks import require_choice, require_integer
-from gradmem_jax.config import GradMemConfig
+from gradmem_jax.config import GradMemConfig, PrefixConfig
 from gradmem_jax.memory.gradient import GradMem
 from gradmem_jax.memory.inner_loop import WriteInfo
 from gradmem_jax.memory.interface import Memory
@@ -46,19 +46,9 @@ class WarmStart(GradMem):
     @property
     def _forward(self) -> RMT:
         c = self.config
-        return RMT(
-            RMTConfig(
-                lm=c.lm,
-                pad_id=c.pad_id,
-                num_write_steps=c.num_forward_passes,
-                num_memory_tokens=c.num_memory_tokens,
-                num_control_tokens=c.num_control_tokens,
-                memory_init_std=c.memory_init_std,
-                write_lora_rank=c.write_lora_rank,
-                write_lora_alpha=c.write_lora_alpha,
-                write_lora_targets=c.write_lora_targets,
-            )
-        )
+        same = {field.name: getattr(c, field.name) for field in dataclasses.fields(PrefixConfig)}
+        same |= {"num_write_steps": c.num_forward_passes, "inner_loss_weight": 0.0}
+        return RMT(RMTConfig(**same, memory_projection=c.memory_projection))
 
     def write_memory(
         self,

@@ -11,7 +11,7 @@ from gradmem_jax import AssociativeConfig, LaCTConfig
 from gradmem_jax.lm.associative import Associations, associate, dpfp, recall
 from gradmem_jax.lm.families import make_lm
 from gradmem_jax.lm.lact import orthogonalize
-from tests.small import numpy_params
+from tests.small import numpy_params, small_params, small_writer
 
 OPTIONS = dict(
     vocab_size=11,
@@ -281,6 +281,22 @@ class LayerMemoryLMTest(parameterized.TestCase):
     def test_refusals(self, config, changes, message):
         with self.assertRaisesRegex(ValueError, message):
             config(vocab_size=11, width=8, num_heads=2, **changes)
+
+    def test_passes_that_are_not_taken_are_not_run(self):
+        for name in ("armt", "lact"):
+            model = small_writer(name)
+            write = lambda p, k, model=model: model.write_memory(
+                p, np.ones((1, 3), int), num_steps=k, max_steps=8
+            )[0]
+            self.assertIn("cond[", str(jax.make_jaxpr(write)(small_params(model), 1)), name)
+
+    def test_token_losses_of_a_context_that_fills_all_positions(self):
+        model = small_writer("lact", lm=dict(max_positions=9))
+        params, ids = small_params(model), np.ones((1, 9), int)
+        memory = jax.eval_shape(model.write_memory, params, ids)[0]
+        jax.eval_shape(model.read_memory, params, memory, ids[:, :8])  # all that there is room for
+        losses = jax.eval_shape(model.write_token_losses, params, memory, ids)
+        self.assertEqual(losses.shape, (1, 9))
 
 
 if __name__ == "__main__":

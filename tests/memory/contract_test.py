@@ -105,8 +105,9 @@ class ContractTest(parameterized.TestCase):
         losses = np.asarray(jax.jit(model.write_token_losses)(params, memory, CONTEXT))
         chex.assert_shape(losses, (3, 9))
         np.testing.assert_array_equal(losses[CONTEXT == 0], 0)
-        self.assertTrue((losses[CONTEXT != 0] > 0).all())
-        if not hasattr(model, "memory_tokens"):  # those that have no WRITE loss of their own
+        first = int(name == "full_context")  # nothing predicts the first token
+        self.assertTrue((losses[:, first:][CONTEXT[:, first:] != 0] > 0).all())
+        if not model.config.has_write_loss:
             logits = read(params, memory, CONTEXT[:, None])[:, 0, :-1]
             want = token_losses(logits, np.where(CONTEXT == 0, -100, CONTEXT))
             np.testing.assert_allclose(losses, want, rtol=1e-4)
@@ -137,6 +138,21 @@ class ContractTest(parameterized.TestCase):
         )
         with self.assertRaisesRegex(ValueError, "NaN"):
             model.read_memory(params, broken, QUERIES)
+
+    def test_a_memory_of_another_precision(self, name):
+        model, params, _, read = writer(name)
+        memory = jax.eval_shape(model.write_memory, params, CONTEXT)[0]
+        is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
+        zeros = lambda dtype: jax.tree.map(
+            lambda x: np.zeros(x.shape, dtype if is_float(x) else np.int64), memory
+        )
+        jax.eval_shape(read, params, zeros(np.float64), QUERIES)  # JAX has no other but float32
+        for call, ids in ((model.read_memory, QUERIES), (model.write_memory, CONTEXT)):
+            with self.assertRaisesRegex(ValueError, r"dtype float16 .*astype\('float32'\)"):
+                if call == model.read_memory:
+                    call(params, zeros(np.float16), ids)
+                else:
+                    call(params, ids, memory=zeros(np.float16))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import functools
 
 import chex
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,7 @@ import gradmem_jax
 from gradmem_jax import GradMem, GradMemConfig, LlamaConfig, ProjectedMemory
 from gradmem_jax.losses import token_losses
 from gradmem_jax.memory.inner_loop import clip_gradient
-from tests.small import random_ids, small_model, small_params
+from tests.small import random_ids, small_model, small_params, small_writer
 
 MODEL = small_model(write_learning_rate=1.0)
 PARAMS = small_params(MODEL)
@@ -366,6 +367,26 @@ class ErrorsTest(parameterized.TestCase):
     def test_two_write_learning_rates(self):
         with self.assertRaisesRegex(ValueError, "learned_write_learning_rate"):
             small_model(optax.sgd(1.0), learned_write_learning_rate="shared")
+
+    @parameterized.parameters("kv_prefix", "warm_start")
+    def test_configuration_of_another_class(self, name):
+        right = small_writer(name)
+        with self.assertRaisesRegex(ValueError, f"use the class {type(right).__name__}"):
+            GradMem(right.config)
+
+    def test_memory_that_fills_all_positions(self):
+        model = small_writer("rmt", lm=dict(max_positions=5))
+        with self.assertRaisesRegex(ValueError, "5 positions. Take a smaller memory or raise"):
+            model.write_memory(small_params(model), CONTEXT)
+
+    def test_a_frozen_dict(self):
+        for params in (flax.core.freeze(PARAMS), PARAMS | {"lm": flax.core.freeze(PARAMS["lm"])}):
+            with self.assertRaisesRegex(ValueError, r"give a dict: flax.core.unfreeze"):
+                MODEL.write_memory(params, CONTEXT)
+
+    def test_integers_beside_the_parameters(self):
+        total = lambda p: MODEL.write_memory(p | {"step": jnp.arange(3)}, CONTEXT)[0].sum()
+        chex.assert_trees_all_equal_shapes(jax.eval_shape(jax.grad(total), PARAMS), PARAMS)
 
 
 class PublicNamesTest(parameterized.TestCase):

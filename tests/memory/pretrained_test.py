@@ -82,6 +82,17 @@ class PretrainedTest(parameterized.TestCase):
         self.assertEqual(config, load_pretrained(GOLDEN / "lm_gpt_neox", **changes).config)
         self.assertEqual(config.max_positions, 30)
 
+    @parameterized.parameters("head", "layers_1", "embedding")
+    def test_armt_refuses_a_part_of_a_transformer(self, missing):
+        lm = AssociativeConfig(vocab_size=11, width=8, num_layers=2, num_heads=2)
+        model = LayerMemory(ARMTConfig(lm=lm))
+        drawn = small_params(model)["lm"]
+        plain = {n: x["block"] if n.startswith("layers") else x for n, x in drawn.items()}
+        jax.eval_shape(model.init, jax.random.key(0), plain)
+        del plain[missing]
+        with self.assertRaisesRegex(ValueError, f"there is no '{missing}"):
+            model.init(jax.random.key(0), plain)
+
 
 def spec(tree):
     return jax.tree.map(lambda x: (x.shape, x.dtype), tree)

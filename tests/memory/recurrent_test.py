@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 
 from gradmem_jax import RMTConfig, generate
 from gradmem_jax.training import loss_and_metrics
-from tests.small import random_ids, small_batch, small_params, small_rmt
+from tests.small import random_ids, small_batch, small_params, small_rmt, small_writer
 
 MODEL = small_rmt(
     memory_projection="proj_rw", memory_residual=True, num_control_tokens=1, inner_loss_weight=0.5
@@ -94,6 +94,14 @@ class RMTTest(parameterized.TestCase):
             RMTConfig(lm=MODEL.config.lm, memory_projection="per_sample")
         with self.assertRaisesRegex(ValueError, "Shorten it to 31"):
             MODEL.write_memory(PARAMS, random_ids(0, 1, 32))
+
+    def test_a_warm_start_is_rmt_through_the_same_projection(self):
+        model = small_writer("warm_start", memory_projection="proj", num_write_steps=0)
+        params = small_params(model)
+        same = dict(num_write_steps=1, write_head=True, lm=dict(num_kv_heads=2))
+        rmt = small_rmt(memory_projection="proj", **same)
+        want, _ = jax.jit(rmt.write_memory)(params, CONTEXT)
+        close(jax.jit(model.write_memory)(params, CONTEXT)[0], want)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from absl.testing import absltest, parameterized
 
 from gradmem_jax import write_context
 from gradmem_jax.memory.segments import outer_write_loss, write_token_losses
 from gradmem_jax.training import evaluate_batch, loss_and_metrics
-from tests.small import random_ids, small_batch, small_params, small_writer
+from tests.small import random_ids, small_batch, small_model, small_params, small_writer
 
 SEGMENTS = random_ids(0, 3, 3, 6)  # [B, T, S]
 SEGMENTS[1, 1, 4:] = 0
@@ -86,6 +87,30 @@ class SegmentsTest(parameterized.TestCase):
         np.testing.assert_array_equal(totals["segment_queries"], [1, 3, 0])
         others = right.all(-1)[[0, 1, 1], [1, 0, 1]].mean()
         np.testing.assert_allclose(metrics["exact_match_by_segment"], [1, others, 0], atol=1e-6)
+
+    @parameterized.parameters("gradmem", "rmt")
+    def test_a_segment_of_padding_changes_nothing(self, name):
+        if name == "gradmem":
+            decaying = optax.adamw(0.1, eps_root=1e-8, weight_decay=0.1)
+            model = small_model(decaying, num_write_steps=1)
+        else:
+            model = small_writer(name, num_write_steps=1)
+        params = small_params(model)
+        padded = SEGMENTS.copy()
+        padded[0, 2] = 0  # the other samples have tokens there
+        write = jax.jit(lambda p, ids: write_context(model, p, ids)[0])
+        got, want, before = (write(params, i) for i in (padded, SEGMENTS, SEGMENTS[:, :2]))
+        np.testing.assert_allclose(got[0], before[0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(got[1:], want[1:], rtol=1e-5, atol=1e-6)
+
+    def test_a_segment_of_padding_has_no_part_in_the_outer_loss(self):
+        model = small_writer("gradmem", num_write_steps=1, inner_loss_weight=0.5)
+        params = small_params(model)
+        padded = SEGMENTS.copy()
+        padded[0, 2] = 0
+        loss = jax.jit(lambda p, ids: outer_write_loss(model, ids, write_context(model, p, ids)[1]))
+        got, whole, part = (loss(params, ids) for ids in (padded, SEGMENTS, SEGMENTS[:, :2]))
+        np.testing.assert_allclose(got, [part[0], whole[1], whole[2]], rtol=1e-5)
 
 
 if __name__ == "__main__":
