@@ -87,5 +87,12 @@ def without_traceback(
         sys.exit(1)
 
 
+def end_now(status: int) -> NoReturn:
+    """Ends the process without waiting for threads, which may compile for minutes."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 def _refuse(message: str) -> NoReturn:
     sys.exit(f"error: {message}")

@@ -56,7 +56,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     Raises:
         ValueError: the configuration is wrong, before anything is compiled.
         NonFiniteError: training diverged.
-        Stopped: by a signal; a checkpoint is saved.
+        Stopped: by a signal; what was trained is saved in a checkpoint.
         CheckpointError: a checkpoint could not be written or read.
     """
     stages = build_stages(config)
@@ -127,6 +127,8 @@ def main(_: Sequence[str]) -> int:
         train(_config(), workdir)
     except Stopped as signal:
         log.info("stopped by %s; the same command goes on from here", signal)
+        if jax.process_count() == 1:
+            program.end_now(EXIT_STOPPED)
         return EXIT_STOPPED
     except (checkpoint.CheckpointError, NonFiniteError) as error:
         log.error("%s", error)

@@ -115,7 +115,7 @@ class TrainingRun:
             progress: gets what people are told.
 
         Raises:
-            Stopped: by a signal; a checkpoint is saved.
+            Stopped: by a signal; what was trained is saved in a checkpoint.
             NonFiniteError: training diverged.
             CheckpointError: a checkpoint could not be written.
         """
@@ -124,10 +124,11 @@ class TrainingRun:
         log.info("%d parameters on %s; compiling", size, " and ".join(self._devices.names))
         for axis in sharding.undivided(params, self._devices.mesh):
             log.info("every device has the %s", axis)
-        start_stage = lambda index, iterator: RunningStage(
-            self._config, self._stages, index, self._devices, steps, iterator
+        start_stage = lambda index, iterator, **options: RunningStage(
+            self._config, self._stages, index, self._devices, steps, iterator, **options
         )
-        stage = start_stage(host.stage, host.iterator)
+        self._stopping.check()
+        stage = start_stage(host.stage, host.iterator, check=self._stopping.check_alone)
         try:
             if host.evaluation_due:
                 self._evaluate(stage, progress)
@@ -166,6 +167,7 @@ class TrainingRun:
             self._state, metrics = stage.step(self._state, batch)
             progress.leave_out(steps.seconds - compiling)
             self.step += 1
+            self._stopping.to_save = True
             self._window.add(TrainedStep(self.step, stage.num_write_steps, batch, metrics))
             if self.step % log_every == 0 or self.step == num_steps:
                 means = self._window.finish()
@@ -207,6 +209,7 @@ class TrainingRun:
         run = dataclasses.asdict(host)
         checkpoint.save(self._checkpoints, self.step, self._state, run, metrics)
         self._saved_step = self.step
+        self._stopping.to_save = False
 
 
 def state_shapes(config: ConfigDict, model: MemoryModel) -> TrainState:

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from unittest import mock
 
@@ -19,7 +20,7 @@ from absl.testing import absltest, parameterized
 
 from experiments import train, training_run
 from experiments.nonfinite import NonFiniteError, checkpoint_before, load_batch, sample_results
-from experiments.stage import RunningStage
+from experiments.stage import CompiledSteps, RunningStage
 from experiments.stopping import EXIT_STOPPED, Stopped
 from gradmem_jax import checkpoint
 from tests.experiments.programs_test import start_training
@@ -265,6 +266,19 @@ class StoppingTest(parameterized.TestCase):
         self.assertEqual([before(step) for step in (50, 120, 999)], ["50", "100", "150"])
         with self.assertRaisesRegex(ValueError, r"step 49 .* has steps \[50, 100, 150\]"):
             before(49)
+
+    def test_a_signal_while_the_first_step_is_compiled(self):
+        free = threading.Event()
+        self.addCleanup(free.set)
+        with (
+            signal_at(1),
+            mock.patch.object(CompiledSteps, "_compile", lambda *_: free.wait()),
+            mock.patch.object(os, "write") as write,
+            self.assertRaises(Stopped),
+        ):
+            train.train(tiny_config(), self.folder / "run")
+        write.assert_called_with(2, b"SIGTERM: stopping; nothing to save yet; again to end now\n")
+        self.assertEmpty(list((self.folder / "run" / "checkpoints").iterdir()))
 
 
 if __name__ == "__main__":
