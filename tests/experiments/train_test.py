@@ -244,14 +244,18 @@ class TrainTest(parameterized.TestCase):
 
     def test_workdir_of_another_run_is_refused(self):
         (self.folder / "run").mkdir()
-        run_start.check_workdir(self.folder / "run", tiny_config())
+        run_start.check_workdir(self.folder / "run", tiny_config(**{"lm.width": 16}))
+        run_start.check_workdir(self.folder / "run", tiny_config())  # nothing was trained before
+        (self.folder / "run" / "checkpoints" / "4").mkdir(parents=True)
         run_start.check_workdir(self.folder / "run", tiny_config(num_steps=80))
         with self.assertRaisesRegex(ValueError, r"other values of \['lm.width'\]"):
             run_start.check_workdir(self.folder / "run", tiny_config(**{"lm.width": 16}))
+        with self.assertRaisesRegex(ValueError, "num_steps=3 is less than the 4 steps that"):
+            run_start.check_workdir(self.folder / "run", tiny_config(num_steps=3))
 
     def test_a_run_from_before_a_field_was_there_goes_on_with_its_default(self):
         path = self.folder / "run" / "config.json"
-        path.parent.mkdir()
+        (path.parent / "checkpoints" / "4").mkdir(parents=True)
         earlier = reporting.to_json(tiny_config().to_dict())
         del earlier["optimizer"]["name"]
         path.write_text(json.dumps(earlier))
