@@ -124,9 +124,15 @@ class TrainingRun:
         log.info("%d parameters on %s; compiling", size, " and ".join(self._devices.names))
         for axis in sharding.undivided(params, self._devices.mesh):
             log.info("every device has the %s", axis)
-        start_stage = lambda index, iterator, **options: RunningStage(
-            self._config, self._stages, index, self._devices, steps, iterator, **options
-        )
+
+        def start_stage(index: int, iterator: Any, **options: Any) -> RunningStage:
+            started = time.monotonic()
+            stage = RunningStage(
+                self._config, self._stages, index, self._devices, steps, iterator, **options
+            )
+            progress.leave_out(time.monotonic() - started)
+            return stage
+
         self._stopping.check()
         stage = start_stage(host.stage, host.iterator, check=self._stopping.check_alone)
         try:

@@ -122,8 +122,11 @@ class TrainTest(parameterized.TestCase):
                 "stop_at_exact_match": 0.0,
             }
         )
-        with self.assertLogs("experiments", "INFO") as logs:
+        leave_out = mock.patch.object(reporting.Progress, "leave_out")
+        with self.assertLogs("experiments", "INFO") as logs, leave_out as left_out:
             summary = train.train(config, self.folder / "run")
+        seconds = sum(call.args[0] for call in left_out.call_args_list)
+        self.assertGreater(seconds, summary["compile_seconds"])  # of both stages
         tasks = re.findall(r"step \d/8 (N = \d)", "\n".join(logs.output))
         self.assertEqual(tasks, ["N = 1", "N = 2"])
         self.assertEqual(summary["steps"], 4)
