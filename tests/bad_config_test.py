@@ -143,6 +143,16 @@ class BadConfigTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "no field data.renamed_copies, only .*num_pairs"):
             build_stages(config)
 
+    @parameterized.parameters(
+        ("gradmem", "rmt", "model.clip_norm"), ("mamba", "lact", "lm.conv_size")
+    )
+    def test_a_method_of_another_configuration(self, configured, method, field):
+        config = kv_quick.get_config(configured)
+        config.method = method
+        message = f"method='{method}' has no .*{field}.* --config=.*kv_quick.py:{method}"
+        with self.assertRaisesRegex(ValueError, message):
+            build_stages(config)
+
     def test_the_pipeline_refuses(self):
         source = KVRetrievalSource(KVRetrievalConfig(num_samples=20))
 
