@@ -93,16 +93,21 @@ def _train(
         CompiledSteps(config, devices, shapes) as steps,
     ):
         run = TrainingRun(config, workdir, stages, devices, stopping, checkpoints, shapes)
+        first_step = run.step
         with reporting.Progress(
             workdir, config.num_steps, config.batch_size, run.step, write=hosts.is_first()
         ) as progress:
             run.train(steps, progress)
     with stopping.interruptible():
         summary = final_report(config, target, workdir, devices)
-    summary |= {"skipped_steps": run.skipped_steps, "steps": run.step, "seconds": run.seconds}
-    summary |= {"compile_seconds": steps.seconds, "devices": devices.names}
+    summary |= {"skipped_steps": run.skipped_steps, "steps": run.step, "devices": devices.names}
+    times = {"seconds": run.seconds, "compile_seconds": steps.seconds}
+    path = workdir / "metrics.json"
+    if run.step == first_step and path.exists():  # those of the training still hold
+        times |= {k: v for k, v in reporting.read_json(path).items() if k in times}
+    summary |= times
     if hosts.is_first():
-        reporting.write_json(workdir / "metrics.json", summary)
+        reporting.write_json(path, summary)
     log.info("%d steps, %s in all", run.step, reporting.minutes(summary["seconds"]))
     return summary
 

@@ -120,6 +120,8 @@ class TrainingRun:
             CheckpointError: a checkpoint could not be written.
         """
         params, host = self._state.params, self._host
+        if not host.evaluation_due and self._done:
+            return
         size = sum(x.size for x in jax.tree.leaves(params))
         log.info("%d parameters on %s; compiling", size, " and ".join(self._devices.names))
         for axis in sharding.undivided(params, self._devices.mesh):
@@ -138,7 +140,7 @@ class TrainingRun:
         try:
             if host.evaluation_due:
                 self._evaluate(stage, progress)
-            while self.step < self._config.num_steps and not self._reached:
+            while not self._done:
                 means = self._train_window(stage, steps, progress)
                 threshold = self._config.curriculum.exact_match
                 if stage.index < len(self._stages) - 1 and means["exact_match"] >= threshold:
@@ -155,9 +157,10 @@ class TrainingRun:
             raise
 
     @property
-    def _reached(self) -> bool:
+    def _done(self) -> bool:
         wanted, exact_match = self._config.stop_at_exact_match, self._host.exact_match
-        return wanted is not None and exact_match is not None and exact_match >= wanted
+        reached = wanted is not None and exact_match is not None and exact_match >= wanted
+        return reached or self.step >= self._config.num_steps
 
     def _train_window(
         self, stage: RunningStage, steps: CompiledSteps, progress: Progress

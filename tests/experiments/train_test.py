@@ -14,7 +14,6 @@ from absl.testing import absltest, parameterized
 from experiments import reporting, run_start, train
 from experiments.build import build_optimizer_config, build_stages
 from experiments.configs import default, kv_paper, kv_quick, kv_scaling, kv_small
-from experiments.log_window import LogWindow
 from experiments.nonfinite import NonFiniteError, load_batch
 from experiments.stage import CompiledSteps, RunningStage, find_devices
 from gradmem_jax import checkpoint
@@ -91,8 +90,10 @@ class TrainTest(parameterized.TestCase):
         self.assertIn("context", (self.folder / "run" / "answers.txt").read_text())
         self.assertNotEmpty(list((self.folder / "run" / "tensorboard").glob("events*")))
 
-        with mock.patch.object(LogWindow, "finish", side_effect=AssertionError):
+        with mock.patch.object(CompiledSteps, "find", side_effect=AssertionError):
             again = train.train(config, self.folder / "run")
+        for name in ("seconds", "compile_seconds"):
+            self.assertEqual(again[name], written[name])
         self.assertEqual(again["steps"], 8)
         self.assertEqual(again["by_num_write_steps"], summary["by_num_write_steps"])
 
