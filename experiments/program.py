@@ -14,6 +14,7 @@ from gradmem_jax.checkpoint import CheckpointError
 from gradmem_jax.checks import require
 
 _OURS = tuple(pathlib.Path(__file__).parents[1] / name for name in ("experiments", "gradmem_jax"))
+_PATHS = ("workdir", "root", "out", "figure", "model", "memory", "batch", "sweep")  # flags
 _INTERRUPTED = 130  # what shells give for Ctrl-C
 
 
@@ -41,7 +42,11 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
     """Reads the flags and returns the other words; ends the process if one of them is wrong."""
     try:
         with known_fields():
-            return flags.FLAGS(arguments)
+            words = flags.FLAGS(arguments)
+        for name in _PATHS:
+            if name in flags.FLAGS and flags.FLAGS[name].value == "":
+                _refuse(f"--{name}= is empty, and would be the current folder; give a path.")
+        return words
     except flags.Error as error:
         last = str(error).strip().splitlines()[-1].strip()
         if "Traceback" in str(error) and last.startswith("ValueError: "):  # of our configurations

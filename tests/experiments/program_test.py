@@ -76,6 +76,7 @@ class ProgramTest(parameterized.TestCase):
         ("train", ("--config=experiments/configs/kv_paper.py:n5_k2",), "no gradmem row N=5"),
         ("train", ("--config=nowhere.py",), "nowhere.py"),
         ("train", ("--config.data.num_pair=3",), "no field 'num_pair'.*mean \"num_pairs\""),
+        ("train", ("--workdir=",), "--workdir= is empty"),
         ("evaluate", ("--num_write_steps", "0", "1", "2"), "'1' '2' belongs to no flag. Write lis"),
     )
     def test_wrong_flags_are_refused_in_a_few_words(self, name, arguments, message):
