@@ -339,6 +339,10 @@ class GradMemConfig(PrefixConfig):
 
     The WRITE loss that `inner_loss_weight` adds to the outer loss is that of the last step.
 
+    It has the fields of `PrefixConfig` too (`num_memory_tokens`, `write_head`,
+    `num_control_tokens`, `memory_init_std`, `write_lora_rank` and others of the adapters), and of
+    `MemoryConfig` (`lm`, `num_write_steps`, `inner_loss_weight`, `pad_id`), explained there.
+
     Attributes:
         write_learning_rate: alpha, also the starting value of a learned one.
         learned_write_learning_rate: "none" keeps alpha fixed; "shared" learns one number, "token"
