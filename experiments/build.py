@@ -120,16 +120,26 @@ def build_model(config: ConfigDict, **changes: object) -> MemoryModel:
         f"write_optimizer.name={name!r} needs a method that writes by gradient descent, not "
         f"{config.method!r}.",
     )
-    make: Any = getattr(optax, str(name), None)
+    optimizer = _make_write_optimizer(str(name), config.write_optimizer.arguments.to_dict())
+    return method.model(model_config, write_optimizer=optimizer)
+
+
+def _make_write_optimizer(name: str, arguments: dict[str, Any]) -> optax.GradientTransformation:
+    """Makes an optimizer of optax, or refuses its name or arguments."""
+    make: Any = getattr(optax, name, None)
     require(callable(make), f"write_optimizer.name={name!r} is not in optax.")
-    arguments = config.write_optimizer.arguments.to_dict()
     try:
         optimizer = make(**arguments)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(
-            f"write_optimizer.arguments={arguments} do not fit optax.{name}: {error}."
+            f"write_optimizer.arguments={arguments} do not fit optax.{name}: {error}. Give them as "
+            "in \"--config.write_optimizer.arguments={'learning_rate': 0.1}\"."
         ) from error
-    return method.model(model_config, write_optimizer=optimizer)
+    require(
+        isinstance(optimizer, optax.GradientTransformation),
+        f"write_optimizer.name={name!r} is no optimizer; name one of optax such as 'adam'.",
+    )
+    return optimizer
 
 
 def first_params(config: ConfigDict, model: MemoryModel) -> Params:
