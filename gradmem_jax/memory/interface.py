@@ -311,7 +311,7 @@ class MemoryModel:
         """Raises ValueError unless `params` are those of `init`; more beside them do no harm."""
         shapes = _param_shapes(self)
         own = {n: params[n] for n in shapes if n in params} if isinstance(params, dict) else params
-        check_params(own, shapes)
+        check_params(own or params, shapes)
 
     def check_context(
         self, params: Params, context_ids: jax.typing.ArrayLike, positions: int
