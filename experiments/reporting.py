@@ -48,7 +48,7 @@ def integers(name: str, values: Sequence[str]) -> list[int]:
     """
     require(
         bool(values) and all(value.strip().isdecimal() for value in values),
-        f"--{name}={','.join(values)} must be whole numbers separated by commas.",
+        f"--{name}={','.join(values)} must be whole numbers from 0 on, separated by commas.",
     )
     return sorted({int(value) for value in values})
 

@@ -89,6 +89,8 @@ class LMConfig:
     remat: str = "none"
 
     def __post_init__(self) -> None:
+        for name in ("dtype", "param_dtype"):
+            require_choice(name, getattr(self, name), DTYPES)
         check_fields(self)
         for name in ("vocab_size", "width", "num_layers", "max_positions"):
             require_integer(name, getattr(self, name), 1)
@@ -97,7 +99,6 @@ class LMConfig:
         require_choice("init", self.init, ("normal", "fan_in"))
         for name in ("dtype", "param_dtype"):
             value = getattr(self, name)
-            require_choice(name, value, DTYPES)
             require(
                 jax.dtypes.canonicalize_dtype(value) == value,
                 f"{name}={value!r} would be float32; {ENABLE_X64}",

@@ -96,6 +96,10 @@ class BadConfigTest(parameterized.TestCase):
             with jax.enable_x64(True):
                 LlamaConfig(vocab_size=11, **{name: "float64"})
 
+    def test_a_dtype_is_a_name(self):
+        with self.assertRaisesRegex(ValueError, "dtype=.*; choose one of .*'bfloat16'"):
+            LlamaConfig(vocab_size=11, dtype=jax.numpy.bfloat16)
+
     def test_models_refuse(self):
         for bad in (None, "gradmem", EXAMPLES["mamba"], EXAMPLES["rmt"]):
             refused("fields", lambda bad=bad: GradMem(bad))

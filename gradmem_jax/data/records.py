@@ -97,11 +97,15 @@ def data_folder(data_dir: str, name: str) -> pathlib.Path:
     parent = os.environ.get(DATA_DIR_VARIABLE, "")
     require(
         bool(data_dir or parent),
-        f"where is {name}? Set data_dir to its folder, or the environment variable "
-        f"{DATA_DIR_VARIABLE} to a folder that holds {name}/.",
+        f"where is {name}? Set data_dir (of a run, --config.data.data_dir) to its folder, or the "
+        f"environment variable {DATA_DIR_VARIABLE} to a folder that holds {name}/.",
     )
     folder = pathlib.Path(data_dir) if data_dir else pathlib.Path(parent) / name
-    require(folder.exists(), f"{folder} does not exist; it should hold the files of {name}.")
+    named = "data_dir (of a run, --config.data.data_dir)" if data_dir else DATA_DIR_VARIABLE
+    require(
+        folder.exists(),
+        f"{folder} does not exist; it should hold the files of {name}: correct {named}.",
+    )
     return folder.resolve()
 
 

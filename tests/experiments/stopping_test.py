@@ -246,9 +246,17 @@ class StoppingTest(parameterized.TestCase):
         results = list(sample_results(model, params, batch))
         self.assertEqual([result.sample for result in results], batch["index"].tolist())
         self.assertTrue(np.isfinite([result[1:] for result in results]).all())
-        (self.folder / "other.npz").write_bytes(b"PK")
-        with self.assertRaisesRegex(ValueError, "other.npz cannot be read"):
-            load_batch(self.folder / "other.npz")
+
+    def test_files_that_are_no_batch(self):
+        for content in (b"", b"PK", b"PK\x03\x04", b"a story", b"\x93NUMPY"):
+            (self.folder / "other.npz").write_bytes(content)
+            with self.assertRaisesRegex(ValueError, "other.npz is no batch of a run"):
+                load_batch(self.folder / "other.npz")
+        np.save(self.folder / "array.npy", np.zeros(3))
+        with self.assertRaisesRegex(ValueError, "array.npy is no batch of a run"):
+            load_batch(self.folder / "array.npy")
+        with self.assertRaisesRegex(ValueError, "none.npz cannot be read"):
+            load_batch(self.folder / "none.npz")
 
     def test_no_pickle(self):
         files = [path for name in ("gradmem_jax", "experiments") for path in ROOT.glob(name)]
