@@ -16,8 +16,10 @@ from gradmem_jax import FullContext, FullContextConfig, Pretrained, generate, lo
 from gradmem_jax.checks import require
 from gradmem_jax.config import TransformerConfig
 
-_MODEL = flags.DEFINE_string("model", None, "Files of a pretrained language model.", required=True)
-_OUT = flags.DEFINE_string("out", None, "Text file to write.", required=True)
+_MODEL = flags.DEFINE_string(
+    "model", None, "Files of a pretrained language model (required).", required=True
+)
+_OUT = flags.DEFINE_string("out", None, "Text file to write (required).", required=True)
 _NUM_TEXTS = flags.DEFINE_integer("num_texts", 1000, "How many texts.", lower_bound=1)
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "Longest text, in tokens.", lower_bound=1)
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 is greedy, 1 as the model says.")

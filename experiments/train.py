@@ -38,7 +38,10 @@ with program.known_fields():
         "Fields, set as in --config.seed=1, are explained in experiments/configs/default.py.",
     )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of this run: checkpoints, TensorBoard, metrics.json.", required=True
+    "workdir",
+    None,
+    "Folder of this run: checkpoints, TensorBoard, metrics.json (required).",
+    required=True,
 )
 flags.adopt_module_key_flags(hosts)
 

@@ -220,7 +220,9 @@ class BadInputTest(parameterized.TestCase):
         model, params, memory = written("gradmem")
         with self.assertRaisesRegex(ValueError, "^memory is a list; give the arrays that write_"):
             model.read_memory(params, np.asarray(memory).tolist(), QUERIES)
-        with self.assertRaisesRegex(ValueError, "no 'lm/.*and .* more .* out of {'params'") as error:
+        with self.assertRaisesRegex(
+            ValueError, "no 'lm/.*and .* more .* out of {'params'"
+        ) as error:
             model.write_memory({"params": params}, CONTEXTS)
         self.assertLess(len(str(error.exception)), 400)
 

@@ -1,5 +1,6 @@
 """Records: what a text task is about before it is tokenised, and the files they come from."""
 
+import functools
 import gzip
 import hashlib
 import itertools
@@ -48,6 +49,12 @@ class Records(NamedTuple):
 
     kept: tuple[Record, ...]
     skipped: tuple[Skipped, ...] = ()
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+    """Warns, but of the same not again, though every split is read for itself."""
+    logging.warning("%s", text)
 
 
 def log_skipped(name: str, skipped: tuple[Skipped, ...]) -> None:

@@ -102,6 +102,8 @@ class ProgramsTest(absltest.TestCase):
             self.assertIn(f"--{flag}:", text)
         for flag in ("num_processes", "process_id", "experiments/configs/default.py"):
             self.assertIn(flag, text)
+        self.assertIn("metrics.json (required).", " ".join(text.split()))
+        self.assertIn("--root=runs/kv_small \\\n", start("sweep", "--help").stdout)
 
 
 if __name__ == "__main__":
