@@ -17,7 +17,7 @@ from gradmem_jax.checks import require
 from gradmem_jax.memory.interface import Memory
 from gradmem_jax.memory_file import read_header
 
-_MEMORY = flags.DEFINE_string("memory", None, "A memory file.", required=True)
+_MEMORY = flags.DEFINE_string("memory", None, "A memory file (required).", required=True)
 _MODEL = flags.DEFINE_string("model", None, "Where the model is now, if it was moved.")
 _CONTEXT = flags.DEFINE_string("context", "*", "Names of the contexts to ask, a pattern.")
 _MAX_NEW_TOKENS = flags.DEFINE_integer(

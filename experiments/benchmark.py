@@ -1,4 +1,4 @@
-"""Measures training steps and inference of the paper's KV model, each in its own process.
+r"""Measures training steps and inference of the paper's KV model, each in its own process.
 
   python -m experiments.benchmark --num_pairs=32 --write_steps=1,2,5 --micro_batches=8
 

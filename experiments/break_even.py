@@ -1,4 +1,4 @@
-"""When a WRITE pays: one WRITE and N READs against a cached full context and N queries to it.
+r"""When a WRITE pays: one WRITE and N READs against a cached full context and N queries to it.
 
   python -m experiments.break_even --out=runs/break_even --write_steps=1
 
@@ -26,7 +26,9 @@ _QUERIES = flags.DEFINE_list(
     "queries", [str(2**i) for i in range(11)], "Numbers of queries N to a context."
 )
 flags.declare_key_flag(children.THREADS.name)
-_OUT = flags.DEFINE_string("out", None, "Path of the results, without suffix.", required=True)
+_OUT = flags.DEFINE_string(
+    "out", None, "Path of the results, without suffix (required).", required=True
+)
 _make_setting = setting.define_flags(
     without=("context_tokens", "queries_per_context", "meta_gradient", "remat", "cpu_devices"),
     batch_size=16,

@@ -1,6 +1,7 @@
 """From a ConfigDict to checked objects: the only reader of configuration fields."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -64,6 +65,19 @@ def build_task(config: ConfigDict, **changes: object) -> Task:
     return task_class(**fields)
 
 
+def _require_known(method: str, group: str, fields: Iterable[str], config_class: type) -> None:
+    """Refuses fields of a group of the configuration that the method's class does not have."""
+    known = {field.name for field in dataclasses.fields(config_class)}
+    foreign = sorted(set(fields) - known)
+    require(
+        not foreign,
+        f"method={method!r} has no {', '.join(f'{group}.{name}' for name in foreign[:3])}"
+        f"{', ...' if foreign[3:] else ''}; start from a configuration of that method, such as "
+        f"--config=experiments/configs/kv_quick.py:{method}. A run of another version of the code "
+        "needs that version.",
+    )
+
+
 def one_query(task: Any) -> Any:
     """The task with one query a context, so that the samples of an evaluation are independent."""
     has_several = getattr(task, "queries_per_context", 1) > 1
@@ -74,6 +88,7 @@ def build_lm(config: ConfigDict, task: Task) -> LMConfig:
     """Returns the language model's configuration: the pretrained one's, or that of config.lm."""
     method = METHODS[config.method]
     if not config.pretrained:
+        _require_known(config.method, "lm", config.lm, method.lm)
         return method.lm(vocab_size=task.vocab_size, **config.lm.to_dict())
     lm: Any = pretrained.load_config(config.pretrained, **config.lm.to_dict())
     require(
@@ -95,6 +110,7 @@ def build_model(config: ConfigDict, **changes: object) -> MemoryModel:
     method: Any = METHODS[config.method]
     task = build_task(config)
     fields = config.model.to_dict() | {"pad_id": task.pad_id} | changes
+    _require_known(config.method, "model", fields, method.config)
     model_config = method.config(lm=build_lm(config, task), **fields)
     name = config.write_optimizer.name
     if not name:
@@ -104,16 +120,26 @@ def build_model(config: ConfigDict, **changes: object) -> MemoryModel:
         f"write_optimizer.name={name!r} needs a method that writes by gradient descent, not "
         f"{config.method!r}.",
     )
-    make: Any = getattr(optax, str(name), None)
+    optimizer = _make_write_optimizer(str(name), config.write_optimizer.arguments.to_dict())
+    return method.model(model_config, write_optimizer=optimizer)
+
+
+def _make_write_optimizer(name: str, arguments: dict[str, Any]) -> optax.GradientTransformation:
+    """Makes an optimizer of optax, or refuses its name or arguments."""
+    make: Any = getattr(optax, name, None)
     require(callable(make), f"write_optimizer.name={name!r} is not in optax.")
-    arguments = config.write_optimizer.arguments.to_dict()
     try:
         optimizer = make(**arguments)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(
-            f"write_optimizer.arguments={arguments} do not fit optax.{name}: {error}."
+            f"write_optimizer.arguments={arguments} do not fit optax.{name}: {error}. Give them as "
+            "in \"--config.write_optimizer.arguments={'learning_rate': 0.1}\"."
         ) from error
-    return method.model(model_config, write_optimizer=optimizer)
+    require(
+        isinstance(optimizer, optax.GradientTransformation),
+        f"write_optimizer.name={name!r} is no optimizer; name one of optax such as 'adam'.",
+    )
+    return optimizer
 
 
 def first_params(config: ConfigDict, model: MemoryModel) -> Params:

@@ -1,4 +1,4 @@
-"""Draws the learning curves of runs, finished or not, from their TensorBoard events.
+r"""Draws the learning curves of runs, finished or not, from their TensorBoard events.
 
 python -m experiments.curves --root=runs/smol --out=curves.png \
     --scalars=train/read_loss,evaluation/token_accuracy
@@ -18,7 +18,7 @@ from gradmem_jax.checks import require
 
 flags.declare_key_flag(ROOT.name)
 flags.declare_key_flag(ONLY.name)
-_OUT = flags.DEFINE_string("out", None, "PNG, PDF or SVG to write.", required=True)
+_OUT = flags.DEFINE_string("out", None, "PNG, PDF or SVG to write (required).", required=True)
 _SCALARS = flags.DEFINE_list(
     "scalars", ["train/read_loss", "evaluation/token_accuracy"], "What to draw, a panel each."
 )

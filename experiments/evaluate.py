@@ -22,7 +22,9 @@ from gradmem_jax.checks import require
 from gradmem_jax.config import DTYPES
 from gradmem_jax.data.task import Task
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run to evaluate.", required=True)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run to evaluate (required).", required=True
+)
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "best", "best (by the run's config.best_metric), latest, or a step."
 )

@@ -25,8 +25,10 @@ from gradmem_jax.lm.hugging_face import write_config
 from gradmem_jax.lm.pretrained import load_config
 from gradmem_jax.params_file import save_params
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-_OUT = flags.DEFINE_string("out", None, "The folder to write, made if missing.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run (required).", required=True)
+_OUT = flags.DEFINE_string(
+    "out", None, "The folder to write, made if missing (required).", required=True
+)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, or a step.")
 _DTYPE = flags.DEFINE_enum(
     "dtype", None, DTYPES, "What parameters are stored as; default: as trained, bit by bit."

@@ -1,6 +1,7 @@
 """Steps whose loss or gradient is not finite: their batches, kept, read and computed again."""
 
 import pathlib
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -55,10 +56,14 @@ def load_batch(path: str | pathlib.Path) -> dict[str, np.ndarray]:
         ValueError: it is no such file.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             batch = dict(file)
-    except (OSError, ValueError, EOFError) as error:
+    except OSError as error:
         raise ValueError(f"--batch={path} cannot be read: {error}") from error
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"--batch={path} is no batch of a run, or damaged; give a nonfinite_step_*.npz."
+        ) from error
     missing = {*FIELDS, "index", "step", "num_write_steps"} - batch.keys()
     require(not missing, f"--batch={path} lacks {sorted(missing)}; give a nonfinite_step_*.npz.")
     return batch

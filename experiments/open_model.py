@@ -63,17 +63,17 @@ class OpenModel(NamedTuple):
     notes: dict[str, Any]
 
 
-def open_model(path: str, options: Mapping[str, Any]) -> OpenModel:
+def open_model(path: str, options: Mapping[str, Any] | None = None) -> OpenModel:
     """Opens a finished run by `open_run`, or another model by `open_pretrained`.
 
     Args:
         path: the workdir of a run, or what `load_pretrained` reads.
-        options: keyword arguments of the function that opens it.
+        options: keyword arguments of the function that opens it; None for none.
 
     Raises:
         ValueError: there is no such model, or an option is wrong or not one of its kind.
     """
-    folder = pathlib.Path(path)
+    folder, options = pathlib.Path(path), options or {}
     require(
         os.path.exists(folder),
         f"there is no model {path}; name a run's workdir or a model's files.",

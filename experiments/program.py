@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,8 @@ from gradmem_jax.checkpoint import CheckpointError
 from gradmem_jax.checks import require
 
 _OURS = tuple(pathlib.Path(__file__).parents[1] / name for name in ("experiments", "gradmem_jax"))
+_EXAMPLE = _OURS[0] / "configs" / "kv_quick.py"
+_PATHS = ("workdir", "root", "out", "figure", "model", "memory", "batch", "sweep")  # flags
 _INTERRUPTED = 130  # what shells give for Ctrl-C
 
 
@@ -39,14 +42,43 @@ def run(main: Callable[[Sequence[str]], int | None], *, takes_words: bool = Fals
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:
     """Reads the flags and returns the other words; ends the process if one of them is wrong."""
+    _check_config_file(arguments)
     try:
         with known_fields():
-            return flags.FLAGS(arguments)
+            words = flags.FLAGS(arguments)
+        for name in _PATHS:
+            if name in flags.FLAGS and flags.FLAGS[name].value == "":
+                _refuse(f"--{name}= is empty, and would be the current folder; give a path.")
+        return words
     except flags.Error as error:
         last = str(error).strip().splitlines()[-1].strip()
         if "Traceback" in str(error) and last.startswith("ValueError: "):  # of our configurations
             _refuse(last.removeprefix("ValueError: "))
-        _refuse(f"{error}\n--help lists the flags.")
+        _refuse(f"{error}\n{_hint(str(error))}--help lists the flags.")
+
+
+def _check_config_file(arguments: Sequence[str]) -> None:
+    """Ends the process if --config names no Python file."""
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        match = re.fullmatch("--?config(=(.*))?", word, re.S)
+        if match and "config" in flags.FLAGS:
+            path = pathlib.Path((match[2] if match[1] else following).split(":")[0])
+            if not path.is_file():
+                what = "a folder" if path.is_dir() else f"no file in {os.getcwd()}"
+                _refuse(f"--config={path} is {what}; give a file such as {_EXAMPLE}.")
+            if path.suffix != ".py":
+                _refuse(f"--config={path} is no Python file; give one such as {_EXAMPLE}.")
+
+
+def _hint(error: str) -> str:
+    """The way to do what a flag of a configuration cannot, if that is what was tried."""
+    match = re.search(r"--config\.(\S+)=(.*): Failed to parse .* as a ConfigDict", error)
+    if match and match[2].isidentifier():
+        name = f"{match[1]}.name" if match[1].endswith("optimizer") else f"{match[1]}.FIELD"
+        return f"It is a group of fields; set one of them, as in --config.{name}={match[2]}. "
+    if re.search(r"--config\.\S+=none: ", error, re.I):
+        return "A file can set a field to None, see experiments/configs/default.py. "
+    return ""
 
 
 @contextlib.contextmanager
@@ -85,6 +117,13 @@ def without_traceback(
     except BrokenPipeError:  # nobody reads what we print
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def end_now(status: int) -> NoReturn:
+    """Ends the process without waiting for threads, which may compile for minutes."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _refuse(message: str) -> NoReturn:

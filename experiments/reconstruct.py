@@ -1,4 +1,4 @@
-"""How many WRITE steps a pretrained language model needs to give a text back, nothing trained.
+r"""How many WRITE steps a pretrained language model needs to give a text back, nothing trained.
 
 python -m experiments.reconstruct --model=smollm2.gguf --context=text.txt --out=text.json \
     --optimizers=sgd:1,sgd:10,adam:0.3 --num_write_steps=200 --figure=text.png
@@ -17,9 +17,11 @@ from experiments.reporting import log
 from experiments.tracing import make_optimizer, trace_writes
 from gradmem_jax.checks import require
 
-_MODEL = flags.DEFINE_string("model", None, "Files of a pretrained language model.", required=True)
-_CONTEXT = flags.DEFINE_string("context", None, "A text file.", required=True)
-_OUT = flags.DEFINE_string("out", None, "JSON file to write.", required=True)
+_MODEL = flags.DEFINE_string(
+    "model", None, "Files of a pretrained language model (required).", required=True
+)
+_CONTEXT = flags.DEFINE_string("context", None, "A text file (required).", required=True)
+_OUT = flags.DEFINE_string("out", None, "JSON file to write (required).", required=True)
 _FIGURE = flags.DEFINE_string("figure", None, "PNG, PDF or SVG of loss and tokens right.")
 _OPTIMIZERS = flags.DEFINE_list(
     "optimizers",

@@ -30,7 +30,9 @@ from experiments.tasks import SIZES
 
 flags.declare_key_flag(ROOT.name)
 flags.declare_key_flag(ONLY.name)
-_OUT = flags.DEFINE_string("out", None, "Path of the report without suffix.", required=True)
+_OUT = flags.DEFINE_string(
+    "out", None, "Path of the report without suffix (required).", required=True
+)
 _TITLE = flags.DEFINE_string("title", "", "Heading of the report; default: names --root.")
 
 Groups = Mapping[tuple[str, int], Sequence[FinishedRun]]  # by name of the method and size

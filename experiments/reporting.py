@@ -48,7 +48,7 @@ def integers(name: str, values: Sequence[str]) -> list[int]:
     """
     require(
         bool(values) and all(value.strip().isdecimal() for value in values),
-        f"--{name}={','.join(values)} must be whole numbers separated by commas.",
+        f"--{name}={','.join(values)} must be whole numbers from 0 on, separated by commas.",
     )
     return sorted({int(value) for value in values})
 
@@ -128,8 +128,9 @@ def mean_metrics(metrics: list[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def describe(metrics: Mapping[str, float]) -> str:
-    """Formats metrics for a log line."""
-    return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in metrics.items())
+    """Formats metrics for a log line, whole numbers as they are."""
+    text = lambda value: str(value) if isinstance(value, int) else f"{value:.4f}"
+    return ", ".join(f"{name.replace('_', ' ')} {text(x)}" for name, x in metrics.items())
 
 
 def minutes(seconds: float) -> str:

@@ -19,8 +19,8 @@ from experiments.open_model import run_config, run_params
 from experiments.reporting import log
 from gradmem_jax.training import step_params
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-_BATCH = flags.DEFINE_string("batch", None, "Its nonfinite_step_*.npz.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run (required).", required=True)
+_BATCH = flags.DEFINE_string("batch", None, "Its nonfinite_step_*.npz (required).", required=True)
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "best, latest, or a step; default: the newest not after the batch's step."
 )

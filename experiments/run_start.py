@@ -14,6 +14,7 @@ from experiments.configs.default import get_config
 from experiments.open_model import EXPORTED, run_config, run_params
 from experiments.reporting import log
 from gradmem_jax import sharding
+from gradmem_jax.checkpoint import saved_steps
 from gradmem_jax.checks import require
 from gradmem_jax.data.text_task import read_tokenizer
 from gradmem_jax.data.text_tokenizer import TextTokenizer
@@ -106,7 +107,8 @@ def _fields(config: ConfigDict) -> dict[str, Any]:
 def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Writes config.json, or refuses a workdir of an export, or of another configuration.
 
-    A run that began before a field was there has the field's default.
+    A run that began before a field was there has the field's default. What a start left that came
+    to no checkpoint is overwritten.
     """
     require(
         not (workdir / EXPORTED).exists(),
@@ -114,9 +116,11 @@ def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
         f"from it with --config.init_from={workdir}.",
     )
     path = workdir / "config.json"
-    if path.exists():
+    earlier = reporting.flatten(reporting.read_json(path)) if path.exists() else {}
+    steps = saved_steps(workdir / "checkpoints")
+    has_results = bool(steps) or (workdir / "metrics.json").exists()
+    if earlier and has_results:
         defaults = get_config(config.method, config.task, bool(config.pretrained))
-        earlier = reporting.flatten(reporting.read_json(path))
         current, default = _fields(config), _fields(defaults)
         ignored = (
             *("num_steps", "final_num_write_steps", "stop_at_exact_match", "skip_nonfinite"),
@@ -133,8 +137,17 @@ def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
             f"{workdir} holds a run with other values of {sorted(different)}; choose another "
             "--workdir, or the same configuration to go on.",
         )
-    if hosts.is_first():
-        reporting.write_json(path, config.to_dict())
+    require(
+        not steps or config.num_steps >= steps[-1],
+        f"num_steps={config.num_steps} is less than the {max(steps, default=0)} steps that "
+        f"{workdir} was trained for; give so many or more, or choose another --workdir.",
+    )
+    if not hosts.is_first():
+        return
+    made_tokenizer = not (earlier.get("data.tokenizer_path") or earlier.get("pretrained"))
+    if earlier and not has_results and made_tokenizer:
+        (workdir / "tokenizer.json").unlink(missing_ok=True)
+    reporting.write_json(path, config.to_dict())
 
 
 def save_tokenizer(workdir: pathlib.Path, task: Any) -> None:

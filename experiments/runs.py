@@ -15,7 +15,7 @@ from experiments.reporting import log
 from experiments.tasks import SIZES, TASKS, size_name
 from gradmem_jax.checks import require
 
-ROOT = flags.DEFINE_string("root", None, "Folder of the runs' folders.", required=True)
+ROOT = flags.DEFINE_string("root", None, "Folder of the runs' folders (required).", required=True)
 ONLY = flags.DEFINE_string("only", "", "Regular expression; only runs whose name has it.")
 
 NAMES = {
@@ -151,7 +151,8 @@ def find_runs(root: pathlib.Path, only: str = "") -> Found:
         if not pattern.search(name):
             continue
         if not path.with_name("metrics.json").exists():
-            found.unfinished.append(name)
+            if _is_run(path):
+                found.unfinished.append(name)
             continue
         try:
             run = FinishedRun(
@@ -173,6 +174,15 @@ def find_runs(root: pathlib.Path, only: str = "") -> Found:
         f"{', '.join(there) or 'nothing'}.",
     )
     return found
+
+
+def _is_run(path: pathlib.Path) -> bool:
+    """Whether a config.json is that of a run, or damaged, and not that of a language model."""
+    try:
+        config = reporting.read_json(path)
+    except ValueError:
+        return True
+    return isinstance(config, dict) and {"model", "data", "num_steps"} <= config.keys()
 
 
 def label(config: Mapping[str, Any]) -> str:

@@ -13,10 +13,13 @@ from absl import flags
 from experiments import program, reporting
 from experiments.reporting import log
 from gradmem_jax import FullContext, FullContextConfig, Pretrained, generate, load_pretrained
+from gradmem_jax.checks import require
 from gradmem_jax.config import TransformerConfig
 
-_MODEL = flags.DEFINE_string("model", None, "Files of a pretrained language model.", required=True)
-_OUT = flags.DEFINE_string("out", None, "Text file to write.", required=True)
+_MODEL = flags.DEFINE_string(
+    "model", None, "Files of a pretrained language model (required).", required=True
+)
+_OUT = flags.DEFINE_string("out", None, "Text file to write (required).", required=True)
 _NUM_TEXTS = flags.DEFINE_integer("num_texts", 1000, "How many texts.", lower_bound=1)
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "Longest text, in tokens.", lower_bound=1)
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 is greedy, 1 as the model says.")
@@ -53,6 +56,12 @@ def draw_texts(
     params = model.init(jax.random.key(0), pretrained.params)
     query = jnp.full((batch_size, 1), start_id, jnp.int32)
     memory, _ = model.write_memory(params, query, num_steps=0)
+    limit = lm.max_positions - model.num_memory_positions(memory) - 1
+    require(
+        max_tokens <= limit,
+        f"--max_tokens={max_tokens} is more than this model's {lm.max_positions} positions take; "
+        f"give at most {limit}.",
+    )
     texts: list[str] = []
     while len(texts) < num_texts:
         key = jax.random.fold_in(jax.random.key(seed), len(texts))

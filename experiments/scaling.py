@@ -1,4 +1,4 @@
-"""How a training step grows: time, memory and compile time, one size changed at a time.
+r"""How a training step grows: time, memory and compile time, one size changed at a time.
 
   python -m experiments.scaling --out=runs/scaling
 
@@ -32,7 +32,9 @@ _VARY = flags.DEFINE_multi_string(
     "A size and its values: NAME=V1,V2,...; may be given several times.",
 )
 flags.declare_key_flag(children.THREADS.name)
-_OUT = flags.DEFINE_string("out", None, "Path of the results, without suffix.", required=True)
+_OUT = flags.DEFINE_string(
+    "out", None, "Path of the results, without suffix (required).", required=True
+)
 _base_setting = setting.define_flags(
     context_tokens=256, batch_size=2, width=64, num_layers=2, num_heads=2, repeats=2
 )

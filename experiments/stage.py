@@ -4,7 +4,7 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from experiments.build import Stage, build_optimizer_config
 from experiments.reporting import log
+from experiments.stopping import Stopped
 from gradmem_jax import sharding
 from gradmem_jax.checks import require
 from gradmem_jax.data.pipeline import make_iterator
@@ -25,6 +26,7 @@ from gradmem_jax.trees import Params
 
 Batch = Mapping[str, jax.Array | jax.ShapeDtypeStruct]
 _MAX_COMPILING = 4  # programs compiled at a time; each takes memory of the host
+_POLL_SECONDS = 0.1  # between looks at signals
 FIELDS = ("context_ids", "query_ids", "labels", "value_mask")  # what the training step takes
 
 
@@ -119,9 +121,10 @@ class CompiledSteps:
         """Returns itself."""
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Waits for what is being compiled, and drops the rest."""
-        self._pool.shutdown(cancel_futures=True)
+    def __exit__(self, _: object, error: object, __: object) -> None:
+        """Waits for what is being compiled, unless the run is stopped, and drops the rest."""
+        stopped = isinstance(error, Stopped) and jax.process_count() == 1
+        self._pool.shutdown(wait=not stopped, cancel_futures=True)
 
     def start(self, model: MemoryModel, batches: Sequence[Batch], name: str) -> None:
         """Begins to compile the steps of a model in the background, those of others no more.
@@ -135,11 +138,27 @@ class CompiledSteps:
         for batch in batches:
             self._begin(model, batch, name)
 
-    def find(self, model: MemoryModel, batch: Batch, name: str) -> Any:
-        """Returns the step of a model for batches like this one; progress lines call it `name`."""
+    def find(
+        self,
+        model: MemoryModel,
+        batch: Batch,
+        name: str,
+        check: Callable[[], None] = lambda: None,
+    ) -> Any:
+        """Returns the step of a model for batches like this one.
+
+        Args:
+            model: the model.
+            batch: a batch, or its shapes.
+            name: what progress lines call the step.
+            check: called again and again until the step is compiled; what it raises ends the wait.
+        """
         started = time.monotonic()
         compiling = self._begin(model, batch, name)
         waits = not compiling.done()
+        while not compiling.done():
+            check()
+            futures.wait([compiling], _POLL_SECONDS)
         step = compiling.result()
         if waits:
             self.seconds += time.monotonic() - started
@@ -182,6 +201,7 @@ class RunningStage:
         devices: Devices,
         steps: CompiledSteps,
         iterator_state: Any = None,
+        check: Callable[[], None] = lambda: None,
     ):
         """Opens the data of a stage, where `iterator_state` says, and compiles the first step.
 
@@ -192,6 +212,7 @@ class RunningStage:
             devices: what `find_devices` returned.
             steps: the steps of the run.
             iterator_state: of an iterator of this stage; None starts from the beginning.
+            check: see `CompiledSteps.find`.
         """
         self._model, task, self.name = stages[index]
         self.index, self._steps = index, steps
@@ -212,7 +233,7 @@ class RunningStage:
         first = self._on_devices(self.next_batch())
         self.iterator.set_state(iterator_state)
         self._steps.start(self._model, [first, *_other_lengths(first, task)], self.name)
-        self._find_step(first)
+        self._steps.find(self._model, first, self.name, check)
 
     def next_batch(self) -> dict[str, np.ndarray]:
         """Returns this process's part of the next training batch, on the host.
@@ -225,14 +246,12 @@ class RunningStage:
     def step(self, state: TrainState, batch: Mapping[str, np.ndarray]) -> tuple[TrainState, Any]:
         """Takes a training step."""
         on_devices = self._on_devices(batch)
-        return self._find_step(on_devices)(state, on_devices)
+        step = self._steps.find(self._model, on_devices, self.name)
+        return step(state, on_devices)
 
     def _on_devices(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         put = functools.partial(jax.make_array_from_process_local_data, self._batch_sharding)
         return {name: put(batch[name]) for name in FIELDS}
-
-    def _find_step(self, batch: Mapping[str, jax.Array]) -> Any:
-        return self._steps.find(self._model, batch, self.name)
 
 
 def _other_lengths(batch: Mapping[str, jax.Array], task: Any) -> Iterator[Batch]:

@@ -23,10 +23,15 @@ class Stopped(BaseException):
 
 
 class Stopping:
-    """Whether a signal has come; made by `catch_signals`."""
+    """Whether a signal has come; made by `catch_signals`.
+
+    Attributes:
+        to_save: whether steps were trained since the last checkpoint.
+    """
 
     def __init__(self, agree: Callable[[int], int] | None = None) -> None:
         """With `agree`, the processes stop together: see `catch_signals`."""
+        self.to_save = False
         self._agree = agree
         self._name = ""
         self._time = 0.0
@@ -39,6 +44,11 @@ class Stopping:
             stop = self._agree(stop)
         if stop:
             raise Stopped(self._name or "a signal to another process")
+
+    def check_alone(self) -> None:
+        """Raises `Stopped` as `check` does, but of several processes none."""
+        if self._agree is None:
+            self.check()
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -59,8 +69,9 @@ class Stopping:
         name = signal.Signals(number).name
         if not self._name:
             self._name, self._time = name, time.monotonic()
+            saving, idle = "saving a checkpoint, then stopping", "stopping; nothing to save yet"
             # Not through the log, whose stream the signal may have interrupted.
-            os.write(2, f"{name}: saving a checkpoint, then stopping; again to end now\n".encode())
+            os.write(2, f"{name}: {saving if self.to_save else idle}; again to end now\n".encode())
         elif time.monotonic() - self._time > _SAME_STOP:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)

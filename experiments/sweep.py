@@ -1,4 +1,4 @@
-"""Trains the runs of a sweep one after the other, each as a process of experiments.train.
+r"""Trains the runs of a sweep one after the other, each as a process of experiments.train.
 
 Run again with the same flags, a stopped sweep goes on: finished runs are skipped, others resume.
 A sweep can be split over processes and machines that share --root: chains of runs that start from
@@ -30,7 +30,7 @@ from experiments.runs import ONLY, ROOT, name_pattern
 from gradmem_jax.checks import require
 
 _SWEEP = flags.DEFINE_string(
-    "sweep", None, "Python file whose get_runs() lists the runs.", required=True
+    "sweep", None, "Python file whose get_runs() lists the runs (required).", required=True
 )
 flags.declare_key_flag(ROOT.name)
 flags.declare_key_flag(ONLY.name)

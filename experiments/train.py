@@ -38,7 +38,10 @@ with program.known_fields():
         "Fields, set as in --config.seed=1, are explained in experiments/configs/default.py.",
     )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of this run: checkpoints, TensorBoard, metrics.json.", required=True
+    "workdir",
+    None,
+    "Folder of this run: checkpoints, TensorBoard, metrics.json (required).",
+    required=True,
 )
 flags.adopt_module_key_flags(hosts)
 
@@ -56,7 +59,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     Raises:
         ValueError: the configuration is wrong, before anything is compiled.
         NonFiniteError: training diverged.
-        Stopped: by a signal; a checkpoint is saved.
+        Stopped: by a signal; what was trained is saved in a checkpoint.
         CheckpointError: a checkpoint could not be written or read.
     """
     stages = build_stages(config)
@@ -93,16 +96,21 @@ def _train(
         CompiledSteps(config, devices, shapes) as steps,
     ):
         run = TrainingRun(config, workdir, stages, devices, stopping, checkpoints, shapes)
+        first_step = run.step
         with reporting.Progress(
             workdir, config.num_steps, config.batch_size, run.step, write=hosts.is_first()
         ) as progress:
             run.train(steps, progress)
     with stopping.interruptible():
         summary = final_report(config, target, workdir, devices)
-    summary |= {"skipped_steps": run.skipped_steps, "steps": run.step, "seconds": run.seconds}
-    summary |= {"compile_seconds": steps.seconds, "devices": devices.names}
+    summary |= {"skipped_steps": run.skipped_steps, "steps": run.step, "devices": devices.names}
+    times = {"seconds": run.seconds, "compile_seconds": steps.seconds}
+    path = workdir / "metrics.json"
+    if run.step == first_step and path.exists():  # those of the training still hold
+        times |= {k: v for k, v in reporting.read_json(path).items() if k in times}
+    summary |= times
     if hosts.is_first():
-        reporting.write_json(workdir / "metrics.json", summary)
+        reporting.write_json(path, summary)
     log.info("%d steps, %s in all", run.step, reporting.minutes(summary["seconds"]))
     return summary
 
@@ -127,6 +135,8 @@ def main(_: Sequence[str]) -> int:
         train(_config(), workdir)
     except Stopped as signal:
         log.info("stopped by %s; the same command goes on from here", signal)
+        if jax.process_count() == 1:
+            program.end_now(EXIT_STOPPED)
         return EXIT_STOPPED
     except (checkpoint.CheckpointError, NonFiniteError) as error:
         log.error("%s", error)

@@ -115,26 +115,32 @@ class TrainingRun:
             progress: gets what people are told.
 
         Raises:
-            Stopped: by a signal; a checkpoint is saved.
+            Stopped: by a signal; what was trained is saved in a checkpoint.
             NonFiniteError: training diverged.
             CheckpointError: a checkpoint could not be written.
         """
         params, host = self._state.params, self._host
+        if not host.evaluation_due and self._done:
+            return
         size = sum(x.size for x in jax.tree.leaves(params))
         log.info("%d parameters on %s; compiling", size, " and ".join(self._devices.names))
         for axis in sharding.undivided(params, self._devices.mesh):
             log.info("every device has the %s", axis)
 
-        def start_stage(index: int, iterator: Any) -> RunningStage:
-            stage = RunningStage(self._config, self._stages, index, self._devices, steps, iterator)
-            progress.restart_clock(self.step)  # it has waited for a compile
+        def start_stage(index: int, iterator: Any, **options: Any) -> RunningStage:
+            started = time.monotonic()
+            stage = RunningStage(
+                self._config, self._stages, index, self._devices, steps, iterator, **options
+            )
+            progress.leave_out(time.monotonic() - started)
             return stage
 
-        stage = start_stage(host.stage, host.iterator)
+        self._stopping.check()
+        stage = start_stage(host.stage, host.iterator, check=self._stopping.check_alone)
         try:
             if host.evaluation_due:
                 self._evaluate(stage, progress)
-            while self.step < self._config.num_steps and not self._reached:
+            while not self._done:
                 means = self._train_window(stage, steps, progress)
                 threshold = self._config.curriculum.exact_match
                 if stage.index < len(self._stages) - 1 and means["exact_match"] >= threshold:
@@ -151,9 +157,10 @@ class TrainingRun:
             raise
 
     @property
-    def _reached(self) -> bool:
+    def _done(self) -> bool:
         wanted, exact_match = self._config.stop_at_exact_match, self._host.exact_match
-        return wanted is not None and exact_match is not None and exact_match >= wanted
+        reached = wanted is not None and exact_match is not None and exact_match >= wanted
+        return reached or self.step >= self._config.num_steps
 
     def _train_window(
         self, stage: RunningStage, steps: CompiledSteps, progress: Progress
@@ -169,6 +176,7 @@ class TrainingRun:
             self._state, metrics = stage.step(self._state, batch)
             progress.leave_out(steps.seconds - compiling)
             self.step += 1
+            self._stopping.to_save = True
             self._window.add(TrainedStep(self.step, stage.num_write_steps, batch, metrics))
             if self.step % log_every == 0 or self.step == num_steps:
                 means = self._window.finish()
@@ -210,6 +218,7 @@ class TrainingRun:
         run = dataclasses.asdict(host)
         checkpoint.save(self._checkpoints, self.step, self._state, run, metrics)
         self._saved_step = self.step
+        self._stopping.to_save = False
 
 
 def state_shapes(config: ConfigDict, model: MemoryModel) -> TrainState:

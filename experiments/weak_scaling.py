@@ -115,7 +115,8 @@ def main(_: Sequence[str]) -> None:
     require_choice("axis", _AXIS.value, sharding.AXES)
     require(
         all(number.isdecimal() and int(number) for number in _DEVICES.value),
-        f"--devices={','.join(_DEVICES.value)} must be whole numbers separated by commas.",
+        f"--devices={','.join(_DEVICES.value)} must be whole numbers from 1 on, separated by "
+        "commas.",
     )
     numbers = sorted(int(number) for number in _DEVICES.value)
     jax.config.update("jax_num_cpu_devices", numbers[-1])

@@ -1,4 +1,4 @@
-"""Writes documents into memory, once; experiments.ask answers from the memory alone.
+r"""Writes documents into memory, once; experiments.ask answers from the memory alone.
 
 The model is a run of experiments.train, or a pretrained language model as it is. Examples:
 
@@ -20,12 +20,18 @@ from experiments.reporting import log
 from experiments.writing import describe_sizes, report, save_written, write_contexts
 
 _MODEL = flags.DEFINE_string(
-    "model", None, "Workdir of a run, or files of a pretrained language model.", required=True
+    "model",
+    None,
+    "Workdir of a run, or files of a pretrained language model (required).",
+    required=True,
 )
 _CONTEXT = flags.DEFINE_multi_string(
-    "context", None, "File, pattern, or JSON lines of contexts; may be repeated.", required=True
+    "context",
+    None,
+    "File, pattern, or JSON lines of contexts; may be repeated (required).",
+    required=True,
 )
-_OUT = flags.DEFINE_string("out", None, "The memory file to write.", required=True)
+_OUT = flags.DEFINE_string("out", None, "The memory file to write (required).", required=True)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Of a run: best (default), latest, a step.")
 _NUM_WRITE_STEPS = flags.DEFINE_integer("num_write_steps", None, "WRITE steps K.", lower_bound=0)
 _NUM_MEMORY_TOKENS = flags.DEFINE_integer(

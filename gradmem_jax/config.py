@@ -89,6 +89,8 @@ class LMConfig:
     remat: str = "none"
 
     def __post_init__(self) -> None:
+        for name in ("dtype", "param_dtype"):
+            require_choice(name, getattr(self, name), DTYPES)
         check_fields(self)
         for name in ("vocab_size", "width", "num_layers", "max_positions"):
             require_integer(name, getattr(self, name), 1)
@@ -97,7 +99,6 @@ class LMConfig:
         require_choice("init", self.init, ("normal", "fan_in"))
         for name in ("dtype", "param_dtype"):
             value = getattr(self, name)
-            require_choice(name, value, DTYPES)
             require(
                 jax.dtypes.canonicalize_dtype(value) == value,
                 f"{name}={value!r} would be float32; {ENABLE_X64}",
@@ -338,6 +339,10 @@ class GradMemConfig(PrefixConfig):
     """GradMem: the memory is written by gradient descent.
 
     The WRITE loss that `inner_loss_weight` adds to the outer loss is that of the last step.
+
+    It has the fields of `PrefixConfig` too (`num_memory_tokens`, `write_head`,
+    `num_control_tokens`, `memory_init_std`, `write_lora_rank` and others of the adapters), and of
+    `MemoryConfig` (`lm`, `num_write_steps`, `inner_loss_weight`, `pad_id`), explained there.
 
     Attributes:
         write_learning_rate: alpha, also the starting value of a learned one.

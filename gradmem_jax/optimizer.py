@@ -72,7 +72,8 @@ class OptimizerConfig:
         require_choice("schedule", self.schedule, ("constant", "cosine"))
         require(
             self.schedule != "cosine" or self.warmup_steps < self.num_steps,
-            f"warmup_steps={self.warmup_steps} must be below num_steps={self.num_steps}.",
+            f"warmup_steps={self.warmup_steps} must be below num_steps={self.num_steps}; "
+            "train longer, or set fewer (of a run, --config.optimizer.warmup_steps).",
         )
         for name in ("b1", "b2"):
             require_number(name, getattr(self, name))

@@ -12,6 +12,8 @@ from flax.traverse_util import flatten_dict
 
 from gradmem_jax.checks import is_traced, plain, require, require_integer
 
+_SHOWN = 5  # differences that a message names
+
 
 def as_array(name: str, value: Any, expected: str) -> Any:
     """Returns an array as it is, and anything else as numpy has it; or raises ValueError."""
@@ -105,6 +107,10 @@ def check_memory(memory: Any, expected: Any) -> None:
         memory: pytree of arrays.
         expected: pytree of arrays or `jax.ShapeDtypeStruct`.
     """
+    require(
+        not isinstance(memory, list),
+        "memory is a list; give the arrays that write_memory returned.",
+    )
     structure: Any = jax.tree.structure(memory)
     wanted: Any = jax.tree.structure(expected)
     if structure != wanted:
@@ -134,7 +140,7 @@ def check_memory(memory: Any, expected: Any) -> None:
 
 
 def check_params(params: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Raises ValueError, naming all differences, unless parameters have the expected shapes.
+    """Raises ValueError, naming differences, unless parameters have the expected shapes.
 
     Args:
         params: nested dict of arrays.
@@ -160,7 +166,13 @@ def check_params(params: Mapping[str, Any], expected: Mapping[str, Any]) -> None
         for path, shape in wanted.items()
         if found.get(path, shape) != shape
     ]
-    require(not problems, f"the parameters do not fit their configuration: {'; '.join(problems)}.")
+    more = f"; and {len(problems) - _SHOWN} more differences" if problems[_SHOWN:] else ""
+    hint = " Take them out of {'params': ...}." if set(params) == {"params"} else ""
+    require(
+        not problems,
+        "the parameters do not fit their configuration: "
+        f"{'; '.join(problems[:_SHOWN])}{more}.{hint}",
+    )
 
 
 def resolve_steps(

@@ -96,6 +96,10 @@ class BadConfigTest(parameterized.TestCase):
             with jax.enable_x64(True):
                 LlamaConfig(vocab_size=11, **{name: "float64"})
 
+    def test_a_dtype_is_a_name(self):
+        with self.assertRaisesRegex(ValueError, "dtype=.*; choose one of .*'bfloat16'"):
+            LlamaConfig(vocab_size=11, dtype=jax.numpy.bfloat16)
+
     def test_models_refuse(self):
         for bad in (None, "gradmem", EXAMPLES["mamba"], EXAMPLES["rmt"]):
             refused("fields", lambda bad=bad: GradMem(bad))
@@ -125,7 +129,8 @@ class BadConfigTest(parameterized.TestCase):
         ("data.noise", (-0.1, 1.0, np.nan)),
         ("optimizer.weight_decay", (-1.0, np.nan)),
         ("optimizer.learning_rate", (0.0, np.nan)),
-        ("write_optimizer.name", ("nothing", "__name__", "adam")),
+        ("write_optimizer.name", ("nothing", "__name__", "adam", "chain", "safe_increment")),
+        ("write_optimizer.name", ("softmax_cross_entropy", "EmptyState")),
         ("curriculum.exact_match", (np.nan, 2.0)),
         ("curriculum.num_pairs", ((0,), (2, 3), ("2",))),
         ("curriculum.max_context_tokens", ((-1,), (4, 8), (0,), ("2",))),
@@ -141,6 +146,16 @@ class BadConfigTest(parameterized.TestCase):
         with config.unlocked():
             config.data.renamed_copies = 4
         with self.assertRaisesRegex(ValueError, "no field data.renamed_copies, only .*num_pairs"):
+            build_stages(config)
+
+    @parameterized.parameters(
+        ("gradmem", "rmt", "model.clip_norm"), ("mamba", "lact", "lm.conv_size")
+    )
+    def test_a_method_of_another_configuration(self, configured, method, field):
+        config = kv_quick.get_config(configured)
+        config.method = method
+        message = f"method='{method}' has no .*{field}.* --config=.*kv_quick.py:{method}"
+        with self.assertRaisesRegex(ValueError, message):
             build_stages(config)
 
     def test_the_pipeline_refuses(self):

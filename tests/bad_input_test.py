@@ -216,6 +216,16 @@ class BadInputTest(parameterized.TestCase):
         np.testing.assert_array_equal(answers[0], answers[1])
         np.testing.assert_array_equal(answers[0], answers[2])
 
+    def test_messages_stay_short(self):
+        model, params, memory = written("gradmem")
+        with self.assertRaisesRegex(ValueError, "^memory is a list; give the arrays that write_"):
+            model.read_memory(params, np.asarray(memory).tolist(), QUERIES)
+        with self.assertRaisesRegex(
+            ValueError, "no 'lm/.*and .* more .* out of {'params'"
+        ) as error:
+            model.write_memory({"params": params}, CONTEXTS)
+        self.assertLess(len(str(error.exception)), 400)
+
 
 if __name__ == "__main__":
     absltest.main()

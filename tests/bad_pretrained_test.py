@@ -270,6 +270,15 @@ class BadPretrainedTest(parameterized.TestCase):
             refused("pretrained", lambda bad=bad: save_pretrained(bad, good))
         self.assertFalse((self.folder / "new").exists())
 
+    def test_a_run_is_no_language_model(self):
+        trained, exported = self.folder / "trained", self.folder / "exported"
+        (trained / "checkpoints").mkdir(parents=True)
+        exported.mkdir()
+        (exported / "exported.json").write_text("{}")
+        for folder in (trained, exported):
+            with self.assertRaisesRegex(ValueError, "is a run of experiments.train, .*open_model"):
+                load_pretrained(folder)
+
 
 if __name__ == "__main__":
     absltest.main()

@@ -43,6 +43,7 @@ class ReadmeTest(parameterized.TestCase):
         here = os.getcwd()
         self.addCleanup(os.chdir, here)
         os.chdir(self.create_tempdir().full_path)
+        os.symlink(ROOT / "experiments", "experiments")
         for block in code_blocks(ROOT / "README.md", "python"):
             exec(compile(block, "README.md", "exec"), names)
         self.assertEqual(names["memory"].shape, (4, 8, 128))
@@ -50,6 +51,7 @@ class ReadmeTest(parameterized.TestCase):
         np.testing.assert_array_equal(names["again"], names["answers"])
         self.assertTrue(np.isfinite(names["loss"]))
         self.assertEqual(names["state_logits"].shape, (4, 3, 7, 256))
+        self.assertEqual(names["place"], "office")
         for name, value in names["made"].items():
             np.testing.assert_array_equal(names["stored"][name], value)
 

@@ -3,7 +3,15 @@
 Other tasks have another `config.data`, the fields of their class in experiments/tasks.py.
 
 Another config starts from `get_config()` and changes what it needs; any field can be overridden on
-the command line, as in `--config.data.num_pairs=8`.
+the command line, as in `--config.data.num_pairs=8`. What a config has set is not set back to None
+there, but in a file of its own, which --config names:
+
+  from experiments.configs import kv_quick
+
+  def get_config():
+      config = kv_quick.get_config()
+      config.stop_at_exact_match = None
+      return config
 """
 
 import dataclasses
@@ -85,8 +93,9 @@ def get_config(
     config.data = fields_of(TASKS[task], leave_out=("seed", "split", "num_samples"))
     config.optimizer = fields_of(OptimizerConfig, leave_out=("num_steps",))
 
-    # An optax optimizer for WRITE in place of plain gradient descent: its name and arguments,
-    # for example "adam" and {"learning_rate": 0.1, "eps_root": 1e-8}.
+    # An optax optimizer for WRITE in place of plain gradient descent: its name and arguments, set
+    # as in --config.write_optimizer.name=adam
+    # "--config.write_optimizer.arguments={'learning_rate': 0.1, 'eps_root': 1e-8}".
     config.write_optimizer = ConfigDict({"name": "", "arguments": ConfigDict()})
 
     # Stages of a curriculum; the last one is the task itself. Empty: no curriculum.

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import numpy as np
-from absl import logging
 
 from gradmem_jax.checks import require, require_choice, require_integer
 from gradmem_jax.data.babi_copies import varied_copies
@@ -20,6 +19,7 @@ from gradmem_jax.data.records import (
     read_text,
     require_file,
     split_names,
+    warn_once,
 )
 from gradmem_jax.data.text_source import Query, TextSource, encode_target
 from gradmem_jax.data.text_task import QuestionTask, is_prepared
@@ -192,11 +192,9 @@ class BabiConfig(QuestionTask):
         found = [path for path in (find_file(folder, pattern) for pattern in patterns) if path]
         if not found:
             raise ValueError(f"{folder} has no file {self._pattern('train')}, packed or not.")
-        logging.warning(
-            "%s has no 10k training file of task %d; training on %s instead",
-            folder,
-            self.qa,
-            " and ".join(f"{path.parent.name}/{path.name}" for path in found),
+        names = " and ".join(f"{path.parent.name}/{path.name}" for path in found)
+        warn_once(
+            f"{folder} has no 10k training file of task {self.qa}; training on {names} instead"
         )
         return found
 

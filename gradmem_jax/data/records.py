@@ -1,5 +1,6 @@
 """Records: what a text task is about before it is tokenised, and the files they come from."""
 
+import functools
 import gzip
 import hashlib
 import itertools
@@ -50,6 +51,12 @@ class Records(NamedTuple):
     skipped: tuple[Skipped, ...] = ()
 
 
+@functools.cache
+def warn_once(text: str) -> None:
+    """Warns, but of the same not again, though every split is read for itself."""
+    logging.warning("%s", text)
+
+
 def log_skipped(name: str, skipped: tuple[Skipped, ...]) -> None:
     """Warns of the records that were left out, if any: how many, and the first few."""
     if skipped:
@@ -97,11 +104,15 @@ def data_folder(data_dir: str, name: str) -> pathlib.Path:
     parent = os.environ.get(DATA_DIR_VARIABLE, "")
     require(
         bool(data_dir or parent),
-        f"where is {name}? Set data_dir to its folder, or the environment variable "
-        f"{DATA_DIR_VARIABLE} to a folder that holds {name}/.",
+        f"where is {name}? Set data_dir (of a run, --config.data.data_dir) to its folder, or the "
+        f"environment variable {DATA_DIR_VARIABLE} to a folder that holds {name}/.",
     )
     folder = pathlib.Path(data_dir) if data_dir else pathlib.Path(parent) / name
-    require(folder.exists(), f"{folder} does not exist; it should hold the files of {name}.")
+    named = "data_dir (of a run, --config.data.data_dir)" if data_dir else DATA_DIR_VARIABLE
+    require(
+        folder.exists(),
+        f"{folder} does not exist; it should hold the files of {name}: correct {named}.",
+    )
     return folder.resolve()
 
 

@@ -8,8 +8,6 @@ import re
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from absl import logging
-
 from gradmem_jax.checks import require, require_choice
 from gradmem_jax.data.records import (
     Record,
@@ -20,6 +18,7 @@ from gradmem_jax.data.records import (
     read_text,
     require_file,
     split_names,
+    warn_once,
 )
 from gradmem_jax.data.text_task import QuestionTask
 
@@ -86,12 +85,9 @@ class SquadConfig(QuestionTask):
         else:
             path = train or test or require_file(folder, self.train_file)
             held_out = ("validation", "test")
-            logging.warning(
-                "%s has not both of %s and %s; the articles of %s are divided among all splits",
-                folder,
-                self.train_file,
-                self.test_file,
-                path.name,
+            warn_once(
+                f"{folder} has not both of {self.train_file} and {self.test_file}; the articles of "
+                f"{path.name} are divided among all splits"
             )
         articles = _read_articles(path)
         if split in ("train", *held_out):

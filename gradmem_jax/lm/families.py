@@ -1,5 +1,6 @@
 """Which language model belongs to which configuration."""
 
+from gradmem_jax.checks import require
 from gradmem_jax.config import GPT2Config, GPTNeoXConfig, LlamaConfig, LMConfig
 from gradmem_jax.lm.associative import (
     AssociativeConfig,
@@ -33,5 +34,14 @@ _FAMILIES: dict[type[LMConfig], type[LanguageModel]] = {
 
 
 def make_lm(config: LMConfig) -> LanguageModel:
-    """Returns the language model of a configuration, a Flax module without parameters."""
+    """Returns the language model of a configuration, a Flax module without parameters.
+
+    Raises:
+        ValueError: the configuration is of a class that has no language model.
+    """
+    require(
+        type(config) in _FAMILIES,
+        f"lm={type(config).__name__} has no language model; it must be one of "
+        f"{', '.join(known.__name__ for known in _FAMILIES)}. docs/methods.md says how to add one.",
+    )
     return _FAMILIES[type(config)](config)

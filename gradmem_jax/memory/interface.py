@@ -318,7 +318,7 @@ class MemoryModel:
 
     def check_params(self, params: Params) -> None:
         """Raises ValueError unless `params` are those of `init`; there may be more beside them."""
-        check_params(self.own_params(params), _param_shapes(self))
+        check_params(self.own_params(params) or params, _param_shapes(self))
 
     def own_params(self, params: Params) -> Params:
         """The parameters without what stands beside those of `init`."""

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from unittest import mock
 
 from absl import flags
 from absl.testing import absltest, parameterized
@@ -73,8 +74,9 @@ class ProgramTest(parameterized.TestCase):
 
     @parameterized.parameters(
         ("train", ("--config=experiments/configs/kv_paper.py:n5_k2",), "no gradmem row N=5"),
-        ("train", ("--config=nowhere.py",), "nowhere.py"),
+        ("train", ("--config=nowhere.py",), "nowhere.py is no file in /.*; give .*kv_quick.py"),
         ("train", ("--config.data.num_pair=3",), "no field 'num_pair'.*mean \"num_pairs\""),
+        ("train", ("--workdir=",), "--workdir= is empty"),
         ("evaluate", ("--num_write_steps", "0", "1", "2"), "'1' '2' belongs to no flag. Write lis"),
     )
     def test_wrong_flags_are_refused_in_a_few_words(self, name, arguments, message):
@@ -82,6 +84,27 @@ class ProgramTest(parameterized.TestCase):
         self.assertEqual(done.returncode, 1)
         self.assertRegex(done.stderr.replace("\n", " "), "^error: .*" + message)
         self.assertNotIn("Traceback", done.stderr)
+
+    @parameterized.parameters(
+        ("--config=experiments", "error: --config=experiments is a folder; give "),
+        ("--config=README.md:n8", "error: --config=README.md is no Python file; give "),
+        ("--config.optimizer=muon", "as in --config.optimizer.name=muon"),
+        ("--config.stop_at_exact_match=None", "can set a field to None, see .*default.py"),
+    )
+    def test_wrong_configs(self, word, message):
+        values, words = flags.FlagValues(), ["train", word]
+        if "." in word.partition("=")[0]:
+            config_flags.DEFINE_config_file(
+                "config", str(CONFIG), flag_values=values, sys_argv=words
+            )
+        else:
+            flags.DEFINE_string("config", "", "", flag_values=values)
+        with (
+            mock.patch.object(flags, "FLAGS", values),
+            self.assertRaises(SystemExit) as ended,
+        ):
+            program.parse_flags(words)
+        self.assertRegex(str(ended.exception.code), message)
 
     @parameterized.parameters(None, 3)
     def test_status(self, status):

@@ -89,6 +89,11 @@ class ProgramsTest(absltest.TestCase):
         self.assertEqual(done.returncode, 1)
         self.assertRegex(done.stderr, "^error: cannot read .* the workdir of a run")
 
+    def test_help_shows_examples_as_they_are_typed(self):
+        text = start("train", "--help").stdout
+        self.assertIn("metrics.json (required).", " ".join(text.split()))
+        self.assertIn("--root=runs/kv_small \\\n", start("sweep", "--help").stdout)
+
 
 if __name__ == "__main__":
     absltest.main()

@@ -291,6 +291,12 @@ class ReportTest(parameterized.TestCase):
         (self.root / "exported" / "exported.json").write_text("{}")
         self.assertEqual(runs.find_runs(self.root).unfinished, [])
 
+    def test_a_language_model_is_no_run(self):
+        self.add("a", 0.2)
+        (self.root / "gpt2").mkdir()
+        (self.root / "gpt2" / "config.json").write_text('{"model_type": "gpt2"}')
+        self.assertEqual(runs.find_runs(self.root).unfinished, [])
+
     @parameterized.parameters(
         ("kv_retrieval", {}, "Keys of 2, values of 2 symbols out of 62"),
         ("babi", {"data_dir": "data/babi", "qa": 2}, "babi"),

@@ -63,6 +63,10 @@ class ReportingTest(parameterized.TestCase):
         self.assertEndsWith(first.output[0], "1000 ms/step, 8 samples/s | at most 1:30 left")
         self.assertEndsWith(second.output[0], "2000 ms/step, 4 samples/s | at most 2:56 left")
 
+    def test_whole_numbers_are_whole(self):
+        text = reporting.describe({"step": 2, "write_loss": 2.0})
+        self.assertEqual(text, "step 2, write loss 2.0000")
+
 
 if __name__ == "__main__":
     absltest.main()

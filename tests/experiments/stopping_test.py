@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from unittest import mock
 
@@ -27,7 +28,7 @@ from experiments.nonfinite import (
     sample_results,
     save_batch,
 )
-from experiments.stage import FIELDS, RunningStage
+from experiments.stage import FIELDS, CompiledSteps, RunningStage
 from experiments.stopping import EXIT_STOPPED, Stopped
 from gradmem_jax import checkpoint
 from gradmem_jax.data.pipeline import make_iterator
@@ -257,9 +258,17 @@ class StoppingTest(parameterized.TestCase):
         results = list(sample_results(model, params, batch))
         self.assertEqual([result.sample for result in results], batch["index"].tolist())
         self.assertTrue(np.isfinite([result[1:] for result in results]).all())
-        (self.folder / "other.npz").write_bytes(b"PK")
-        with self.assertRaisesRegex(ValueError, "other.npz cannot be read"):
-            load_batch(self.folder / "other.npz")
+
+    def test_files_that_are_no_batch(self):
+        for content in (b"", b"PK", b"PK\x03\x04", b"a story", b"\x93NUMPY"):
+            (self.folder / "other.npz").write_bytes(content)
+            with self.assertRaisesRegex(ValueError, "other.npz is no batch of a run"):
+                load_batch(self.folder / "other.npz")
+        np.save(self.folder / "array.npy", np.zeros(3))
+        with self.assertRaisesRegex(ValueError, "array.npy is no batch of a run"):
+            load_batch(self.folder / "array.npy")
+        with self.assertRaisesRegex(ValueError, "none.npz cannot be read"):
+            load_batch(self.folder / "none.npz")
 
     def test_rerun_computes_the_step_again(self):
         adapters = {"write_lora_rank": 2, "write_lora_dropout": 0.5, "write_lora_alpha": 64.0}
@@ -299,6 +308,19 @@ class StoppingTest(parameterized.TestCase):
         self.assertEqual([before(step) for step in (50, 120, 999)], ["50", "100", "150"])
         with self.assertRaisesRegex(ValueError, r"step 49 .* has steps \[50, 100, 150\]"):
             before(49)
+
+    def test_a_signal_while_the_first_step_is_compiled(self):
+        free = threading.Event()
+        self.addCleanup(free.set)
+        with (
+            signal_at(1),
+            mock.patch.object(CompiledSteps, "_compile", lambda *_: free.wait()),
+            mock.patch.object(os, "write") as write,
+            self.assertRaises(Stopped),
+        ):
+            train.train(tiny_config(), self.folder / "run")
+        write.assert_called_with(2, b"SIGTERM: stopping; nothing to save yet; again to end now\n")
+        self.assertEmpty(list((self.folder / "run" / "checkpoints").iterdir()))
 
 
 if __name__ == "__main__":

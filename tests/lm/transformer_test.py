@@ -93,6 +93,13 @@ class TransformerTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "a Mamba2Config cannot be read"):
             from_hugging_face({}, Mamba2Config(vocab_size=11))
 
+    def test_a_configuration_without_a_family(self):
+        class OwnConfig(GPT2Config):
+            pass
+
+        with self.assertRaisesRegex(ValueError, "lm=OwnConfig has no .* LlamaConfig, .*methods.md"):
+            make_lm(OwnConfig(vocab_size=11))
+
 
 if __name__ == "__main__":
     absltest.main()
