@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import typing
 from typing import Any, ClassVar
 
@@ -91,9 +92,10 @@ class MemoryModel:
         kind = typing.get_type_hints(type(self))["config"]
         require_instance("config", self.config, kind)
         for other in type(self).__subclasses__():
-            own = typing.get_type_hints(other)["config"]
+            own = inspect.get_annotations(other).get("config")
+            is_own = isinstance(own, type) and own is not kind and isinstance(self.config, own)
             require(
-                own is kind or not isinstance(self.config, own),
+                not is_own,
                 f"config is a {type(self.config).__name__}, which {type(self).__name__} would take "
                 f"for a {kind.__name__}; use the class {other.__name__}.",
             )
