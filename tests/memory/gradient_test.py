@@ -314,7 +314,7 @@ class ErrorsTest(parameterized.TestCase):
     @parameterized.parameters(
         (np.zeros((8, 2, 8), np.float32), r"\(8, 2, 8\)"),
         (np.zeros((7, 3, 8), np.float32), r"need \(8, 3, 8\)"),
-        (np.zeros((8, 3, 8), np.int32), "floating"),
+        (np.zeros((8, 3, 8), np.int32), "int32 where this model's has float32"),
         (np.full((8, 3, 8), np.nan, np.float32), "diverged"),
         ((np.zeros((8, 3, 8), np.float32),), "another configuration"),
     )
