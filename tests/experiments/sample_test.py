@@ -6,7 +6,6 @@ import re
 import jax
 from absl.testing import absltest
 
-from experiments.sample import draw_texts
 from gradmem_jax.data.text_tokenizer import END, word_tokenizer
 from gradmem_jax.lm.pretrained import Pretrained, save_pretrained
 from tests.programs import start
@@ -29,11 +28,11 @@ class SampleTest(absltest.TestCase):
         self.assertGreater(len(text.encode()), len(text))
         (said,) = re.findall(r"wrote 3 texts, (\d+) characters", done.stdout)
         self.assertEqual(int(said), len(text))
-        pretrained = Pretrained(model.config.lm, lm, tokenizer)
-        (drawn,) = draw_texts(pretrained, END, num_texts=1, max_tokens=62, batch_size=1)
-        self.assertNotEmpty(drawn)
-        with self.assertRaisesRegex(ValueError, "--max_tokens=63 .* at most 62"):
-            draw_texts(pretrained, END, num_texts=1, max_tokens=63, batch_size=1)
+        refused = start("sample", *words, "--max_tokens=63", devices=1)
+        self.assertEqual(refused.returncode, 1)
+        self.assertRegex(refused.stderr, "--max_tokens=63 .* at most 62")
+        sizes = ("--num_texts=1", "--max_tokens=62", "--batch_size=1")
+        self.assertEqual(start("sample", *words, *sizes, devices=1).returncode, 0)
 
 
 if __name__ == "__main__":
