@@ -90,19 +90,18 @@ class LMConfig:
 
     def __post_init__(self) -> None:
         for name in ("dtype", "param_dtype"):
-            require_choice(name, getattr(self, name), DTYPES)
+            value = getattr(self, name)
+            require_choice(name, value, DTYPES)
+            require(
+                jax.dtypes.canonicalize_dtype(value) == value,
+                f"{name}={value!r} would be float32; {ENABLE_X64}",
+            )
         check_fields(self)
         for name in ("vocab_size", "width", "num_layers", "max_positions"):
             require_integer(name, getattr(self, name), 1)
         require_number("norm_epsilon", self.norm_epsilon, above=0)
         require_number("init_std", self.init_std, above=0)
         require_choice("init", self.init, ("normal", "fan_in"))
-        for name in ("dtype", "param_dtype"):
-            value = getattr(self, name)
-            require(
-                jax.dtypes.canonicalize_dtype(value) == value,
-                f"{name}={value!r} would be float32; {ENABLE_X64}",
-            )
         require_choice("remat", self.remat, REMAT_POLICIES)
 
 

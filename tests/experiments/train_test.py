@@ -179,9 +179,12 @@ class TrainTest(parameterized.TestCase):
         config.optimizer.name = name
         train.train(config, self.folder / "straight")
         # Batch 1 of each start only shows the shapes. Killed after step 6, the checkpoint is of 4.
-        self.train_and_kill(config, "killed", at_batch=9)
+        ticks = mock.Mock(monotonic=itertools.count(0, 1000).__next__)
+        with mock.patch.object(training_run, "time", ticks):
+            self.train_and_kill(config, "killed", at_batch=9)
         self.assertEqual(self.params("killed")[0], 4)
-        train.train(config, self.folder / "killed")
+        summary = train.train(config, self.folder / "killed")
+        self.assertGreater(summary["seconds"], 1000)  # of both starts
         for which in ("latest", "best"):
             chex.assert_trees_all_equal(
                 self.params("straight", which), self.params("killed", which)
