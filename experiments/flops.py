@@ -11,9 +11,12 @@ and weights with values, in all that its blocks do not skip. A multiplication is
 | WRITE step, reverse over reverse, forward pass included | 6 W | 9 A |
 | READ, forward and backward | 3 W | 3 A |
 
+What the context's tokens find among one another in the first layer is computed once in a WRITE,
+whatever K, and W and A of its steps are without it.
 Recomputation by remat is not counted, nor is what is no matrix product.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 from experiments.setting import Setting
@@ -56,46 +59,67 @@ def forward_products(lm: LlamaConfig, length: int, predictions: int, cached: int
     )
 
 
-def sample_products(setting: Setting) -> tuple[Products, Products]:
-    """Counts the forward passes of a sample's WRITE, and of its READs of all queries.
+class SampleProducts(NamedTuple):
+    """Operations of the forward passes of one sample.
 
-    Several queries share one pass over the memory.
+    Attributes:
+        apart: what the context's tokens find among one another in the first layer.
+        write: a WRITE step, without that.
+        reads: the READs of all queries.
     """
+
+    apart: Products
+    write: Products
+    reads: Products
+
+
+def sample_products(setting: Setting) -> SampleProducts:
+    """Counts the forward passes of a sample; several queries share one pass over the memory."""
     s, lm, prefix = setting, setting.lm_config(), setting.model_config().prefix_length
-    write = forward_products(lm, prefix + s.context_tokens - 1, s.context_tokens)
+    context = s.context_tokens - 1  # the last one is only predicted
+    whole = forward_products(lm, prefix + context, s.context_tokens)
+    first_layer = dataclasses.replace(lm, num_layers=1)
+    heads = (lm.num_heads + 2 * lm.kv_heads) * lm.head_size
+    among = lambda length: forward_products(first_layer, length, 0).attention
+    seen = 4 * lm.num_heads * lm.head_size * context * prefix
+    apart = Products(2 * context * lm.width * heads, among(context))
+    write = Products(
+        whole.weights - apart.weights,
+        whole.attention - among(prefix + context) + among(prefix) + seen,
+    )
     queries, tokens = s.queries_per_context, s.query_tokens
     if queries == 1:
-        return write, forward_products(lm, prefix + tokens, tokens + 1)
+        return SampleProducts(apart, write, forward_products(lm, prefix + tokens, tokens + 1))
     shared = forward_products(lm, prefix, 0)
     each = forward_products(lm, tokens, tokens + 1, cached=prefix)
-    return write, Products(
-        *(once + queries * count for once, count in zip(shared, each, strict=True))
-    )
+    reads = (once + queries * count for once, count in zip(shared, each, strict=True))
+    return SampleProducts(apart, write, Products(*reads))
 
 
-def training_flops(write: Products, reads: Products, write_steps: int, mixed: bool = True) -> int:
+def training_flops(products: SampleProducts, write_steps: int, mixed: bool = True) -> int:
     """Operations of a sample's part of a training step.
 
     Args:
-        write: forward pass of its WRITE.
-        reads: forward passes of its READs.
+        products: forward passes of the sample.
         write_steps: K.
         mixed: whether the meta-gradient is in mixed mode, or else reverse over reverse.
     """
+    apart, write, reads = products
     write_step = write.times(8, 12) if mixed else write.times(6, 9)
-    return write_steps * write_step + reads.times(3, 3)
+    once = apart.times(3, 3) if write_steps else 0
+    return once + write_steps * write_step + reads.times(3, 3)
 
 
 def step_flops(setting: Setting) -> int:
     """Operations of one training step on a whole batch."""
     s = setting
-    write, reads = sample_products(s)
     mixed = s.meta_gradient == "mixed"
-    return s.batch_size * training_flops(write, reads, s.write_steps, mixed)
+    return s.batch_size * training_flops(sample_products(s), s.write_steps, mixed)
 
 
 def inference_flops(setting: Setting) -> int:
     """Operations of WRITE and READ of a whole batch."""
     s = setting
-    write, reads = sample_products(s)
-    return s.batch_size * (s.write_steps * write.times(2, 3) + sum(reads))
+    apart, write, reads = sample_products(s)
+    once = sum(apart) if s.write_steps else 0
+    return s.batch_size * (once + s.write_steps * write.times(2, 3) + sum(reads))

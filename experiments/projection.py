@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from experiments.flops import Products, training_flops
+from experiments.flops import Products, SampleProducts, training_flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,4 +56,5 @@ def step_flops(
     A forward pass takes 2 a weight and token; experiments/flops.py says how many passes there are.
     """
     write, read = (Products(2 * num_weights * n, 0) for n in (write_tokens, read_tokens))
-    return float(num_samples * training_flops(write, read, num_write_steps))
+    nothing_apart = SampleProducts(Products(0, 0), write, read)  # as with `scan_layers`
+    return float(num_samples * training_flops(nothing_apart, num_write_steps))

@@ -28,8 +28,27 @@ class KVCache(NamedTuple):
     length: jax.Array
 
 
-CachedKV = tuple[jax.Array, jax.Array] | None
-_Source = tuple[jax.Array, jax.Array, jax.Array]  # keys, values [B, Hkv, T, Dh], mask [..., S, T]
+class Attended(NamedTuple):
+    """What queries found among some of the keys; `join` adds what they find among others.
+
+    Attributes:
+        query: [B, S, H, Dh], where positions have turned them.
+        mean: [B, S, H, Dh], weighted mean of the values, float32 at least.
+        log_total: [B, S, H], logarithm of the sum of weights, float32 at least.
+    """
+
+    query: jax.Array
+    mean: jax.Array
+    log_total: jax.Array
+
+
+class Apart(NamedTuple):
+    """Asks a layer for what its tokens find among one another, an `Attended`."""
+
+
+CachedKV = tuple[jax.Array, jax.Array]  # keys, values [B, Hkv, T, Dh]
+AttentionState = CachedKV | Attended | Apart | None
+_Source = tuple[jax.Array, jax.Array, jax.Array | None]  # keys, values, mask [..., S, T]
 
 MIN_BLOCK = 64  # queries of a causal block: smaller ones skip more keys, but cost more calls
 MAX_BLOCKS = 8
@@ -81,9 +100,9 @@ def attend(
     key: jax.Array,
     value: jax.Array,
     mask: jax.Array | None = None,
-    cached: CachedKV = None,
+    cached: CachedKV | None = None,
     seen: jax.Array | None = None,
-) -> jax.Array:
+) -> Attended:
     """Softmax attention that can be differentiated any number of times, in any mode and dtype.
 
     `jax.nn.dot_product_attention` rounds to float32 even what is float64, which would hide errors
@@ -99,11 +118,10 @@ def attend(
         seen: bool [B, 1, S, E], true where a query sees one of the first E cached keys.
 
     Returns:
-        [B, S, H, Dh], dtype of query.
+        What the queries found; its `mean` is the result if there are no other keys.
     """
-    length, kv_heads = query.shape[1], key.shape[2]
-    grouped = query.reshape(*query.shape[:2], kv_heads, -1, query.shape[-1])
-    grouped = jnp.moveaxis(grouped, 1, 3)
+    length = query.shape[1]
+    grouped = _group_heads(query, key.shape[2])
     key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
 
     def sources(start: int, end: int, mask: jax.Array) -> list[_Source]:
@@ -115,15 +133,40 @@ def attend(
         return [(earlier_key, earlier_value, seen[:, :, None, start:end]), new]
 
     if mask is not None:
-        y = _attend_block(grouped, sources(0, length, mask[..., None, :, :]))
+        parts = [_attend_block(grouped, sources(0, length, mask[..., None, :, :]))]
     else:
         block = jax.checkpoint(_attend_block) if length > LONGEST_SAVED else _attend_block
         parts = []
         for start, end in causal_blocks(length):
             causal = jnp.arange(end) <= jnp.arange(start, end)[:, None]
             parts.append(block(grouped[..., start:end, :], sources(start, end, causal)))
-        y = jnp.concatenate(parts, axis=3)
-    return jnp.moveaxis(y, 3, 1).reshape(query.shape)
+    return _attended(query, parts)
+
+
+def attend_all(query: jax.Array, key: jax.Array, value: jax.Array) -> Attended:
+    """Attention of every query [B, S, H, Dh] to every key [B, T, Hkv, Dh], see `attend`."""
+    source = (jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2), None)
+    return _attended(query, [_attend_block(_group_heads(query, key.shape[2]), [source])])
+
+
+def join(first: Attended, second: Attended) -> jax.Array:
+    """Attention of the same queries to the keys of both: [B, S, H, Dh], float32 at least."""
+    share = jax.nn.sigmoid(first.log_total - second.log_total)[..., None]
+    return second.mean + share * (first.mean - second.mean)
+
+
+def _group_heads(query: jax.Array, kv_heads: int) -> jax.Array:
+    """[B, S, H, Dh] to [B, Hkv, G, S, Dh]: queries that share keys stand together."""
+    grouped = query.reshape(*query.shape[:2], kv_heads, -1, query.shape[-1])
+    return jnp.moveaxis(grouped, 1, 3)
+
+
+def _attended(query: jax.Array, blocks: list[tuple[jax.Array, jax.Array]]) -> Attended:
+    """Puts the blocks of `_attend_block` together."""
+    mean, log_total = (
+        jnp.moveaxis(jnp.concatenate(parts, axis=3), 3, 1) for parts in zip(*blocks, strict=True)
+    )
+    return Attended(query, mean.reshape(query.shape), log_total.reshape(query.shape[:-1]))
 
 
 def causal_blocks(length: int) -> list[tuple[int, int]]:
@@ -132,14 +175,20 @@ def causal_blocks(length: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 
-def _attend_block(query: jax.Array, sources: list[_Source]) -> jax.Array:
-    """Attention of queries [B, Hkv, G, S, Dh] to all sources together."""
+def _attend_block(query: jax.Array, sources: list[_Source]) -> tuple[jax.Array, jax.Array]:
+    """Attention of queries [B, Hkv, G, S, Dh] to all sources together.
+
+    Returns:
+        Mean of the values [B, Hkv, G, S, Dh], logarithm of the sum of weights [B, Hkv, G, S, 1].
+    """
     dtype = jnp.promote_types(query.dtype, jnp.float32)
     query = query * query.shape[-1] ** -0.5
     all_scores = []
     for key, _, mask in sources:
         scores = jnp.einsum("bkgsd,bktd->bkgst", query, key, preferred_element_type=dtype)
-        all_scores.append(jnp.where(mask, scores, jnp.finfo(dtype).min))
+        if mask is not None:
+            scores = jnp.where(mask, scores, jnp.finfo(dtype).min)
+        all_scores.append(scores)
     tops = [scores.max(axis=-1, keepdims=True) for scores in all_scores]
     top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, tops))  # the result ignores shifts
     totals, mixtures = [], []
@@ -151,7 +200,7 @@ def _attend_block(query: jax.Array, sources: list[_Source]) -> jax.Array:
             jnp.einsum("bkgst,bktd->bkgsd", weights, value, preferred_element_type=dtype)
         )
     mixed, total = (functools.reduce(jnp.add, terms) for terms in (mixtures, totals))
-    return (mixed / total).astype(query.dtype)
+    return mixed / total, jnp.log(total) + top
 
 
 def make_cache(keys: jax.Array, values: jax.Array, length: jax.Array, room: int) -> KVCache:

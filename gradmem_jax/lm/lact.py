@@ -202,7 +202,8 @@ class LaCTLayer(nn.Module):
         heads = lambda x: x.reshape(*x.shape[:2], c.num_heads, c.head_size)
         query = rotate(heads(query), positions, frequencies)
         key, value = rotate(heads(key), positions, frequencies), heads(value)
-        y = attend(query, key, value, segment.places.mask, cached, segment.places.seen)
+        y = attend(query, key, value, segment.places.mask, cached, segment.places.seen).mean
+        y = y.astype(query.dtype)
         return y.reshape(*y.shape[:2], c.width), None if cached is None else (key, value)
 
     def _heads(self, x: jax.Array) -> jax.Array:

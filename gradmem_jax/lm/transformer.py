@@ -7,7 +7,16 @@ import jax
 import jax.numpy as jnp
 
 from gradmem_jax.config import TransformerConfig
-from gradmem_jax.lm.attention import CachedKV, KVCache, append_to_cache, attend
+from gradmem_jax.lm.attention import (
+    Apart,
+    Attended,
+    AttentionState,
+    KVCache,
+    append_to_cache,
+    attend,
+    attend_all,
+    join,
+)
 from gradmem_jax.lm.language_model import LanguageModel, dense
 
 
@@ -47,42 +56,55 @@ def self_attention(
     config: TransformerConfig,
     x: jax.Array,
     places: Places,
-    cached: CachedKV,
+    state: AttentionState,
     *,
-    turn: Callable[[jax.Array], jax.Array] = lambda x: x,
+    turn: Callable[[jax.Array, jax.Array], jax.Array] = lambda x, positions: x,
     use_bias: bool = False,
-) -> tuple[jax.Array, CachedKV]:
+) -> tuple[jax.Array, AttentionState]:
     """Causal self-attention, [B, S, d] to [B, S, d]; its parts are modules of the caller.
 
     Args:
         config: the model.
         x: [B, S, d].
         places: positions and mask.
-        cached: keys and values of earlier tokens [B, Hkv, T, Dh], or None when nobody needs the
-            new ones.
-        turn: what positions do to queries and keys [B, S, H, Dh].
+        state: one of
+            keys and values [B, Hkv, T, Dh] of earlier tokens;
+            None: there are none, and nobody needs the new ones;
+            `Apart`: there are none, and what the tokens find among one another is asked for;
+            `Attended`: what the last tokens of x found among one another, causally.
+        turn: what positions [S] or [B, S] do to queries and keys [B, S, H, Dh].
         use_bias: whether the projections have biases.
 
     Returns:
-        [B, S, d], and keys and values of the new tokens [B, S, Hkv, Dh], or None.
+        [B, S, d], and keys and values of the new tokens [B, S, Hkv, Dh], or None, or `Attended`.
     """
     c = config
     heads = {"query": c.num_heads, "key": c.kv_heads, "value": c.kv_heads}
+    num_new = x.shape[1] - (state.query.shape[1] if isinstance(state, Attended) else 0)
     query, key, value = (
-        dense(c, (number, c.head_size), name, use_bias=use_bias)(x)
+        dense(c, (number, c.head_size), name, use_bias=use_bias)(x[:, :num_new])
         for name, number in heads.items()
     )
-    key = turn(key)
-    y = attend(turn(query), key, value, places.mask, cached, places.seen)
-    new = None if cached is None else (key, value)
+    query, key = (turn(x, places.positions[..., :num_new]) for x in (query, key))
+    new: AttentionState = None
+    if isinstance(state, Attended):
+        behind = join(state, attend_all(state.query, key, value))
+        y = jnp.concatenate([attend(query, key, value).mean, behind], axis=1)
+    elif isinstance(state, Apart):
+        new = attend(query, key, value)
+        y = new.mean
+    else:
+        y = attend(query, key, value, places.mask, state, places.seen).mean
+        new = None if state is None else (key, value)
+    y = y.astype(query.dtype)
     return dense(c, c.width, "output", axis=(-2, -1), use_bias=use_bias)(y), new
 
 
 class Transformer(LanguageModel):
-    """A language model whose layers map `(x, places, cached)` to `(x, new)`.
+    """A language model whose layers map `(x, places, state)` to `(x, new)`.
 
-    `cached` holds keys and values [B, Hkv, T, Dh] of earlier tokens and `new` those of x
-    [B, S, Hkv, Dh], or both are None.
+    `state` holds keys and values [B, Hkv, T, Dh] of earlier tokens and `new` those of x
+    [B, S, Hkv, Dh], or both are None; for other states see `self_attention`.
     """
 
     config: TransformerConfig
@@ -94,6 +116,7 @@ class Transformer(LanguageModel):
         positions: jax.Array | None = None,
         mask: jax.Array | None = None,
         cache: KVCache | None = None,
+        attended: Attended | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         """Runs the layers.
 
@@ -104,16 +127,41 @@ class Transformer(LanguageModel):
             mask: bool, broadcastable to [B, 1, S, S], true where a query sees a key; causal by
                 default.
             cache: keys and values of earlier tokens, with room for S more.
+            attended: from `attend_apart`, of the last of these tokens: saves the first layer from
+                attending among them. Positions, mask and cache must be the default.
 
         Returns:
             Final hidden states [B, S, d], ready for an output projection, and the grown cache.
         """
         places = find_places(embeddings.shape[1], cache, positions, mask)
         embeddings = self.add_positions(embeddings, places.positions)
+        if attended is not None:
+            first, *others = self.layers
+            x, _ = first(embeddings.astype(self.config.dtype), places, attended)
+            for layer in others:
+                x, _ = layer(x, places, None)
+            return self.final_norm(x), None
         if cache is None:
             return self.run_layers(embeddings, places, None)[0], None
         hidden, new = self.run_layers(embeddings, places, (cache.keys, cache.values))
         return hidden, append_to_cache(cache, *new)
+
+    def attend_apart(self, embeddings: jax.Array, num_before: int) -> Attended | None:
+        """What tokens find among one another in the first layer, whatever stands before them.
+
+        Args:
+            embeddings: [B, S, d].
+            num_before: how many positions are before them.
+
+        Returns:
+            What `__call__` takes for them as `attended`. None if there is no token, or if
+            `scan_layers` makes one program of all layers.
+        """
+        if self.config.scan_layers or not embeddings.shape[1]:
+            return None
+        places = Places(num_before + jnp.arange(embeddings.shape[1]))
+        embeddings = self.add_positions(embeddings, places.positions)
+        return self.layers[0](embeddings.astype(self.config.dtype), places, Apart())[1]
 
     def empty_cache(self, batch_size: int, length: int) -> KVCache:
         """Returns a cache with room for `length` tokens of each of `batch_size` samples."""

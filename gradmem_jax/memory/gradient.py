@@ -9,6 +9,7 @@ import optax
 
 from gradmem_jax.checks import require
 from gradmem_jax.config import GradMemConfig
+from gradmem_jax.lm.attention import Attended
 from gradmem_jax.losses import IGNORE, mean_per_sample
 from gradmem_jax.memory.inner_loop import (
     WriteInfo,
@@ -16,7 +17,7 @@ from gradmem_jax.memory.inner_loop import (
     run_write_steps,
     step_modes,
 )
-from gradmem_jax.memory.prefix import PrefixMemory
+from gradmem_jax.memory.prefix import PrefixMemory, WriteInputs
 from gradmem_jax.trees import Params
 from gradmem_jax.validation import check_tolerance
 
@@ -156,14 +157,16 @@ class GradMem(PrefixMemory):
         start, context_ids = self.check_write(params, memory, context_ids)
         if c.gradient_mode == "none":
             start = jax.lax.stop_gradient(start)
-        embeddings = self.embed(params, context_ids)
+        inputs = WriteInputs(
+            self.write_params(self.own_params(params)), self.embed(params, context_ids)
+        )
         labels = jnp.where(context_ids == c.pad_id, IGNORE, context_ids)
         traced_steps = None if isinstance(last, int) else last
         memory, info = run_write_steps(
             self._write_loss,
             lambda memory, gradient, state: self._update(params, memory, gradient, state),
             start,
-            (self.write_params(self.own_params(params)), embeddings),
+            inputs._replace(attended=self._attend_apart(inputs)),
             labels,
             self._init_optimizer(start),
             step_modes(
@@ -198,10 +201,14 @@ class GradMem(PrefixMemory):
         is_last = jnp.arange(len(info.losses))[:, None] == info.num_steps - 1
         return jnp.where(is_last, info.losses, 0).sum(axis=0)
 
-    def _write_loss(
-        self, memory: Memory, slow: tuple[Params, jax.Array], labels: jax.Array
-    ) -> jax.Array:
-        return mean_per_sample(self._write_token_losses(memory, slow, labels), labels)
+    def _attend_apart(self, inputs: WriteInputs) -> Attended | None:
+        """What no memory changes, so that it need not be computed again in every step."""
+        embeddings = inputs.embeddings[:, :-1]
+        num_before = self.config.prefix_length
+        return self.apply_lm(inputs.params, embeddings, num_before, method="attend_apart")
+
+    def _write_loss(self, memory: Memory, inputs: WriteInputs, labels: jax.Array) -> jax.Array:
+        return mean_per_sample(self._write_token_losses(memory, inputs, labels), labels)
 
     def _init_optimizer(self, memory: Memory) -> Any:
         return None if self.write_optimizer is None else jax.vmap(self.write_optimizer.init)(memory)

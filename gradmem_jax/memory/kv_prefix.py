@@ -13,6 +13,7 @@ from gradmem_jax.checks import require, require_choice
 from gradmem_jax.config import GradMemConfig, TransformerConfig
 from gradmem_jax.lm.attention import KVCache, make_cache
 from gradmem_jax.memory.gradient import GradMem
+from gradmem_jax.memory.prefix import WriteInputs
 from gradmem_jax.trees import Params
 from gradmem_jax.validation import check_key
 
@@ -90,6 +91,10 @@ class KVPrefix(GradMem):
     def _prefix(self, params: Params, memory: KVMemory, phase: str) -> jax.Array:
         """The control tokens behind the memory: [B, c, d]."""
         return self._control(params, f"{phase}_end", len(memory.keys))
+
+    def _attend_apart(self, inputs: WriteInputs) -> None:
+        """Nothing: the first layer attends to a cache."""
+        del inputs
 
     def _cache(self, memory: KVMemory, length: int, *, decoding: bool = False) -> KVCache:
         """The memory as a cache with room for the tokens."""

@@ -2,18 +2,33 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from gradmem_jax.config import PrefixConfig
-from gradmem_jax.lm.attention import KVCache, add_room
+from gradmem_jax.lm.attention import Attended, KVCache, add_room
 from gradmem_jax.lm.language_model import project_to_logits
 from gradmem_jax.lm.lora import attach_lora, drop_inputs, init_lora, merge_lora
 from gradmem_jax.losses import IGNORE, token_losses
 from gradmem_jax.memory.interface import Memory, MemoryModel
 from gradmem_jax.trees import Params
 from gradmem_jax.validation import check_key, check_memory
+
+
+class WriteInputs(NamedTuple):
+    """What the WRITE loss depends on beside the memory.
+
+    Attributes:
+        params: parameters as WRITE sees them.
+        embeddings: [B, S, d], those of the context.
+        attended: what its tokens find among one another in the first layer, if that is known.
+    """
+
+    params: Params
+    embeddings: jax.Array
+    attended: Attended | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +141,8 @@ class PrefixMemory(MemoryModel):
     ) -> jax.Array:
         """WRITE loss of every context token [B, S]; see `MemoryModel.write_token_losses`."""
         labels = jnp.where(context_ids == self.config.pad_id, IGNORE, context_ids)
-        slow = (self.write_params(params), self.embed(params, context_ids))
-        return self._write_token_losses(memory, slow, labels)
+        inputs = WriteInputs(self.write_params(params), self.embed(params, context_ids))
+        return self._write_token_losses(memory, inputs, labels)
 
     def check_memory(self, params: Params, memory: Memory, batch_size: int) -> None:
         """Raises ValueError unless `memory` is one of this model, for `batch_size` samples."""
@@ -226,13 +241,13 @@ class PrefixMemory(MemoryModel):
         return token_losses(logits, labels)
 
     def _write_token_losses(
-        self, memory: Memory, slow: tuple[Params, jax.Array], labels: jax.Array
+        self, memory: Memory, inputs: WriteInputs, labels: jax.Array
     ) -> jax.Array:
         """Loss of each context token: [B, S]. The last prefix position predicts the first one."""
-        params, embeddings = slow
+        params = inputs.params
         prefix = self._prefix(params, memory, "write")
-        inputs = jnp.concatenate([prefix, embeddings[:, :-1]], axis=1)
-        cache = self._cache(memory, inputs.shape[1])
-        hidden, _ = self.apply_lm(params, inputs, cache=cache)
+        embeddings = jnp.concatenate([prefix, inputs.embeddings[:, :-1]], axis=1)
+        cache = self._cache(memory, embeddings.shape[1])
+        hidden, _ = self.apply_lm(params, embeddings, cache=cache, attended=inputs.attended)
         hidden = hidden[:, prefix.shape[1] - 1 :]
         return self._write_losses(params, hidden, labels)

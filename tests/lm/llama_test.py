@@ -7,7 +7,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from gradmem_jax import LlamaConfig, RopeScaling
-from gradmem_jax.lm.attention import attend, rotary_frequencies, rotate
+from gradmem_jax.lm.attention import attend, attend_all, join, rotary_frequencies, rotate
 from gradmem_jax.lm.llama import Llama
 
 BASE = dict(vocab_size=11, width=8, num_layers=2, num_heads=4, num_kv_heads=2, init="fan_in")
@@ -101,7 +101,7 @@ class AttentionTest(parameterized.TestCase):
         key, value = rng.standard_normal((2, 2, 5, kv_heads, 6)).astype(np.float32)
         mask = rng.random((2, 1, 5, 5)) < 0.7
         mask |= np.eye(5, dtype=bool)
-        got = attend(query, key, value, mask)
+        got = attend(query, key, value, mask).mean
         want = jax.nn.dot_product_attention(query, key, value, mask=mask)
         np.testing.assert_allclose(got, want, atol=1e-6)
 
@@ -114,12 +114,24 @@ class AttentionTest(parameterized.TestCase):
 
         def second_order(mask):
             def gradient(query):
-                y, pull = jax.vjp(lambda *a: attend(*a, mask), query, key, value)
+                y, pull = jax.vjp(lambda *a: attend(*a, mask).mean, query, key, value)
                 return y, pull(up)
 
             return jax.jit(lambda q, t: jax.jvp(gradient, (q,), (t,)))(query, tangent)
 
         chex.assert_trees_all_close(second_order(None), second_order(mask), atol=3e-5)
+
+    @parameterized.parameters(1, 2, 4)
+    def test_keys_in_two_parts(self, kv_heads):
+        rng = np.random.default_rng(0)
+        query = rng.standard_normal((2, 5, 4, 6)).astype(np.float32)
+        key, value = 3 * rng.standard_normal((2, 2, 8, kv_heads, 6)).astype(np.float32)
+        after = np.tril(np.ones((5, 5), bool))
+        first = attend(query, key[:, 3:], value[:, 3:])
+        got = join(first, attend_all(query, key[:, :3], value[:, :3]))
+        mask = np.concatenate([np.ones((5, 3), bool), after], axis=1)[None, None]
+        want = jax.nn.dot_product_attention(query, key, value, mask=mask)
+        np.testing.assert_allclose(got, want, atol=3e-6)
 
     def test_only_distances_matter(self):
         rng = np.random.default_rng(0)

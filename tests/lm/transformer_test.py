@@ -3,12 +3,22 @@
 Numbers of the originals are in tests/memory/parity_test.py.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from gradmem_jax import GPT2Config, GPTNeoXConfig, GradMem, GradMemConfig, Mamba2Config, generate
+from gradmem_jax import (
+    GPT2Config,
+    GPTNeoXConfig,
+    GradMem,
+    GradMemConfig,
+    LlamaConfig,
+    Mamba2Config,
+    generate,
+)
 from gradmem_jax.lm.families import make_lm
 from gradmem_jax.lm.pretrained import from_hugging_face
 from tests.small import numpy_params, random_ids, small_params
@@ -17,13 +27,14 @@ OPTIONS = dict(vocab_size=11, width=8, num_layers=2, num_heads=2, max_positions=
 CONFIGS = {
     "gpt2": GPT2Config(**OPTIONS),
     "gpt_neox": GPTNeoXConfig(**OPTIONS, rotary_fraction=0.5),
+    "llama": LlamaConfig(**OPTIONS | {"num_heads": 4}, num_kv_heads=2),
     "gpt_neox_in_sequence": GPTNeoXConfig(**OPTIONS, rotary_fraction=0.5, parallel_residual=False),
 }
 IDS = random_ids(0, 3, 7)
 
 
-def language_model(name):
-    lm = make_lm(CONFIGS[name])
+def language_model(name, **changes):
+    lm = make_lm(dataclasses.replace(CONFIGS[name], **changes))
     init = lambda: lm.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32), method="everything")
     return lm, numpy_params(init)
 
@@ -44,6 +55,25 @@ class TransformerTest(parameterized.TestCase):
             return jnp.concatenate(rows, axis=1)
 
         np.testing.assert_allclose(in_pieces(IDS), want, atol=1e-5)
+
+    @parameterized.product(name=tuple(CONFIGS), length=(1, 7, 150))
+    def test_tokens_attended_apart(self, name, length):
+        lm, params = language_model(name, max_positions=160)
+        embeddings = np.random.default_rng(0).standard_normal((2, 3 + length, 8)).astype(np.float32)
+
+        @jax.jit
+        def run(embeddings):
+            attended = lm.apply(params, embeddings[:, 3:], 3, method="attend_apart")
+            apart, _ = lm.apply(params, embeddings, attended=attended)
+            return apart, lm.apply(params, embeddings)[0]
+
+        np.testing.assert_allclose(*run(embeddings), atol=2e-5)
+
+    def test_what_is_not_attended_apart(self):
+        lm, params = language_model("llama")
+        self.assertIsNone(lm.apply(params, jnp.zeros((2, 0, 8)), 3, method="attend_apart"))
+        lm, params = language_model("llama", scan_layers=True)
+        self.assertIsNone(lm.apply(params, jnp.zeros((2, 4, 8)), 3, method="attend_apart"))
 
     @parameterized.parameters(("gpt2", True), ("gpt_neox", False))
     def test_what_moving_all_positions_changes(self, name, changes):
