@@ -326,7 +326,9 @@ class SweepTest(parameterized.TestCase):
         if not name.startswith("kv_"):
             spans = self.create_tempfile(content="once upon a time " * 100).full_path
             environment = {"GRADMEM_DATA_DIR": str(data_dir()), "GRADMEM_SPANS": spans}
-            environment["GRADMEM_STORIES"] = str(data_dir() / "stories260K")
+            stories = data_dir() / "stories260K"
+            environment |= {"GRADMEM_STORIES": str(stories), "GRADMEM_WIKITEXT": spans}
+            environment["GRADMEM_SMOLLM2"] = str(stories / "stories260K.bin")  # any model does
         with mock.patch.dict(os.environ, environment):
             self.assertNotEmpty(sweep.load_runs(f"experiments/sweeps/{name}"))
 
