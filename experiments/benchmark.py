@@ -1,12 +1,12 @@
 r"""Measures training steps and inference of the paper's KV model, each in its own process.
 
-  python -m experiments.benchmark --num_pairs=32 --write_steps=1,2,5 --micro_batches=8
+  python -m experiments.benchmark --num_pairs=32 --write_steps=1,2,5
 
 With a checkout of the official PyTorch code, and a Python that has torch and transformers, both are
 measured in turn and compared:
 
-  python -m experiments.benchmark --write_steps=2,5 --micro_batches=8 --what=step,inference \
-      --reference=gradmem --reference_python=torch_env/bin/python --out=runs/benchmark.json
+  python -m experiments.benchmark --write_steps=2,5 --what=step,inference --reference=gradmem \
+      --reference_python=torch_env/bin/python --out=runs/benchmark.json
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from absl import flags
 from experiments import children, program, reporting, setting
 from experiments.reporting import log
 from experiments.setting import Setting
-from gradmem_jax.checks import require, require_choice
+from gradmem_jax.checks import AUTOMATIC, require, require_choice
 from gradmem_jax.data.kv_retrieval import KVRetrievalConfig
 
 _NUM_PAIRS = flags.DEFINE_integer("num_pairs", 32, "Pairs N in a context.", lower_bound=1)
@@ -35,7 +35,11 @@ _REFERENCE_DEVICE = flags.DEFINE_string("reference_device", "cpu", "Its device: 
 _ROUNDS = flags.DEFINE_integer("rounds", 1, "Times that all is measured.", lower_bound=1)
 flags.declare_key_flag(children.THREADS.name)
 _OUT = flags.DEFINE_string("out", None, "JSON file of all that was measured.")
-_make_setting = setting.define_flags(without=("context_tokens", "query_tokens", "write_steps"))
+_make_setting = setting.define_flags(
+    without=("context_tokens", "query_tokens", "write_steps"),
+    micro_batches=AUTOMATIC,
+    cpu_devices=AUTOMATIC,
+)
 flags.adopt_module_key_flags(setting)
 
 _RUNNER = pathlib.Path(__file__).with_name("reference_runner.py")

@@ -11,8 +11,10 @@ from ml_collections import ConfigDict
 from experiments.methods import BY_GRADIENT, METHODS
 from experiments.tasks import TASKS, size_name
 from gradmem_jax.checks import (
+    AUTOMATIC,
     require,
     require_choice,
+    require_count,
     require_instance,
     require_integer,
     require_number,
@@ -172,7 +174,7 @@ def build_stages(config: ConfigDict) -> list[Stage]:
         f"{config.log_every}: checkpoints are made between log windows.",
     )
     require(
-        config.batch_size % config.num_micro_batches == 0,
+        config.num_micro_batches == AUTOMATIC or config.batch_size % config.num_micro_batches == 0,
         f"batch_size={config.batch_size} must be a multiple of num_micro_batches="
         f"{config.num_micro_batches}.",
     )
@@ -242,9 +244,10 @@ def resize(task: Any, name: str, size: int) -> Any:
 
 def _check_run(config: ConfigDict) -> None:
     """Refuses fields of a run that belong to no dataclass."""
-    counts = ("num_steps", "batch_size", "num_micro_batches", "log_every", "evaluate_every")
-    for name in (*counts, "num_eval_samples"):
+    for name in ("num_steps", "batch_size", "log_every", "evaluate_every", "num_eval_samples"):
         require_integer(name, config[name], 1)
+    for name in ("num_micro_batches", "cpu_devices"):
+        require_count(name, config[name])
     require_integer("skip_nonfinite", config.skip_nonfinite, 0)
     shares = {
         "stop_at_exact_match": config.stop_at_exact_match,

@@ -13,12 +13,13 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import figures, program, reporting
+from experiments import cores, figures, program, reporting
 from experiments.build import build_model, build_task, one_query, resize, task_name
 from experiments.evaluation import evaluate_params, table
 from experiments.open_model import check_paths, run_config, run_params
 from experiments.reporting import log
-from gradmem_jax.checks import require
+from gradmem_jax import sharding
+from gradmem_jax.checks import AUTOMATIC, require
 from gradmem_jax.config import DTYPES
 from gradmem_jax.data.task import Task
 
@@ -43,6 +44,7 @@ _SPLIT = flags.DEFINE_string("split", "", "Split of the data; default: config.fi
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 2000, "Contexts, at most.", lower_bound=1)
 _DTYPE = flags.DEFINE_enum("dtype", None, DTYPES, "Compute dtype; default: as trained.")
 _OUT = flags.DEFINE_string("out", None, "Path of the results without suffix; in --workdir.")
+_BATCH_SIZE = 64
 
 
 def _sizes(config: ConfigDict, task: Task) -> dict[str, Task]:
@@ -67,7 +69,11 @@ def main(_: Sequence[str]) -> None:
     reporting.output_file("out", out)
     if _DTYPE.value:
         config.lm.dtype = _DTYPE.value
+    few = 1 if config.pretrained else AUTOMATIC
+    cores.make_devices(config.get("cpu_devices", few), _BATCH_SIZE)
+    mesh = sharding.make_mesh(sharding.MeshConfig())
     step, params = run_params(workdir, _CHECKPOINT.value)
+    params = sharding.place(params, sharding.shardings(params, mesh))
     task = one_query(build_task(config))
     model, split = build_model(config), _SPLIT.value or config.final_split
     asked = _NUM_WRITE_STEPS.value
@@ -89,7 +95,11 @@ def main(_: Sequence[str]) -> None:
     }
     for name, size in _sizes(config, task).items():
         results[name] = evaluate_params(
-            model, params, size, steps, num_samples=_NUM_SAMPLES.value, split=split
+            *(model, params, size, steps),
+            num_samples=_NUM_SAMPLES.value,
+            split=split,
+            batch_size=_BATCH_SIZE,
+            mesh=mesh,
         )
         log.info("%s, checkpoint of step %d\n%s", name, step, table(results[name]))
         reporting.write_json(out, report)  # what is there, should a later size be refused

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from gradmem_jax import metrics
 from gradmem_jax.data.pipeline import make_iterator
@@ -15,7 +15,7 @@ from gradmem_jax.data.task import Task
 from gradmem_jax.generate import generate
 from gradmem_jax.memory.interface import Memory, MemoryModel
 from gradmem_jax.memory.segments import write_context
-from gradmem_jax.sharding import place
+from gradmem_jax.sharding import batch_sharding, num_batch_shards, place
 from gradmem_jax.training import evaluate_batch
 from gradmem_jax.trees import Params
 
@@ -37,7 +37,7 @@ def evaluate_params(
     num_samples: int,
     split: str = "validation",
     batch_size: int = 64,
-    batch_sharding: NamedSharding | None = None,
+    mesh: Mesh | None = None,
 ) -> dict[int, dict[str, Any]]:
     """Evaluates on a split of a task, the context removed after WRITE.
 
@@ -48,8 +48,8 @@ def evaluate_params(
         num_write_steps: the values of K to evaluate.
         num_samples: number of contexts, at most.
         split: of the task.
-        batch_size: contexts in a batch.
-        batch_sharding: how a batch lies on devices, of all processes; None puts it on the first.
+        batch_size: contexts in a batch, made a multiple of the parts that `mesh` splits it into.
+        mesh: devices, of all processes, that each batch is split over; None takes the first.
 
     Returns:
         For each K: exact_match and its confidence_interval, token_accuracy, read_loss (nats a
@@ -58,10 +58,13 @@ def evaluate_params(
         exact_match_by_segment, the first written first.
     """
     source = task.source(split, num_samples)
+    where = None
+    if mesh is not None:
+        where, num_shards = batch_sharding(mesh), num_batch_shards(mesh)
+        batch_size = -(-batch_size // num_shards) * num_shards
     sums: dict[int, list[Any]] = {k: [] for k in num_write_steps}
     for host_batch in make_iterator(source, batch_size, task=task, pad_last=True):
-        placed = batch_sharding is not None
-        batch = place(host_batch, batch_sharding) if placed else jax.device_put(host_batch)
+        batch = place(host_batch, where) if where else jax.device_put(host_batch)
         for k in num_write_steps:
             results = evaluate_batch(
                 model,
@@ -70,20 +73,13 @@ def evaluate_params(
                 jnp.int32(k),
                 max_steps=max(num_write_steps),
                 num_kinds=len(task.kinds),
+                mesh=mesh,
             )
-            if batch_sharding is not None and jax.process_count() > 1:
-                results = _replicate(results, batch_sharding.mesh)
             sums[k].append(results)
     return {
         k: _summarize(jax.device_get(results), len(source), task.kinds)
         for k, results in sums.items()
     }
-
-
-@functools.partial(jax.jit, static_argnames="mesh")
-def _replicate(results: Any, mesh: Mesh) -> Any:
-    """Gives every process all of the results."""
-    return jax.lax.with_sharding_constraint(results, NamedSharding(mesh, PartitionSpec()))
 
 
 def _summarize(results: list[Any], num_samples: int, kinds: Sequence[str]) -> dict[str, Any]:

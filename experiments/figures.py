@@ -1,5 +1,6 @@
 """Figures for people who would rather look than read."""
 
+import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
 from gradmem_jax.memory_file import StoredContext  # noqa: E402
+
+_LINES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))  # and markers, ten colours each
 
 
 def exact_match_by_steps(
@@ -190,15 +193,21 @@ def learning_curves(
         values: by name of the scalar, then of the run: (step, value) in order.
     """
     names = list(dict.fromkeys(name for runs in values.values() for name in runs))
-    size = (5 * len(values), 4)
+    styles = itertools.cycle((f"C{i}", *line) for line in _LINES for i in range(10))
+    style_of = dict(zip(names, styles, strict=False))
+    size = (5 * len(values) + 2, 4)
     figure, grid = plt.subplots(1, len(values), figsize=size, squeeze=False, layout="constrained")
+    lines = {}
     for axes, (title, runs) in zip(grid.flat, values.items(), strict=True):
         for name, points in runs.items():
-            marker = "o" if len(points) < 20 else ""
+            color, line, marker = style_of[name]
             steps, heights = zip(*points, strict=True)
-            axes.plot(steps, heights, marker=marker, color=f"C{names.index(name)}", label=name)
+            options = dict(color=color, linestyle=line, marker=marker if len(points) < 20 else "")
+            lines[name] = axes.plot(steps, heights, label=name, **options)[0]
         axes.set(xlabel="training steps", title=title.replace("_", " "))
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+    figure.legend(
+        handles=[lines[name] for name in names], loc="outside right center", fontsize="small"
+    )
     figure.savefig(path, dpi=100)
     plt.close(figure)

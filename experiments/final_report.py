@@ -16,9 +16,6 @@ from gradmem_jax import checkpoint
 from gradmem_jax.data.text_task import QuestionTask
 from gradmem_jax.memory.interface import memory_floats
 from gradmem_jax.memory.segments import write_context
-from gradmem_jax.sharding import num_batch_shards
-
-BATCH_SIZE = 64  # at least
 
 
 def final_report(
@@ -28,17 +25,15 @@ def final_report(
     best_step, split_params = checkpoint.restore_params(
         workdir / "checkpoints", "best", mesh=devices.mesh
     )
-    parts = num_batch_shards(devices.mesh)
     k = target.model.config.num_write_steps
     results = evaluate_params(
         target.model,
-        devices.gather(split_params),
+        split_params,
         one_query(target.task),
         sorted({*config.final_num_write_steps, k}),
         num_samples=config.num_eval_samples,
         split=config.final_split,
-        batch_size=-(-BATCH_SIZE // parts) * parts,
-        batch_sharding=devices.batch,
+        mesh=devices.mesh,
     )
     params = devices.copy_to_first(split_params)
     text_metrics = {}

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments import heap, program
+from experiments import cores, heap, program
 from experiments.flops import inference_flops, step_flops
 from experiments.reference_runner import process_peak_bytes
 from experiments.setting import MIB, Setting
@@ -26,6 +26,7 @@ from gradmem_jax.lm.attention import KVCache, make_cache
 from gradmem_jax.memory.full_context import FullContext, FullContextConfig
 from gradmem_jax.memory.gradient import GradMem
 from gradmem_jax.memory.interface import kv_cache_floats, memory_floats
+from gradmem_jax.micro_batches import in_parts
 from gradmem_jax.optimizer import OptimizerConfig, make_optimizer
 from gradmem_jax.training import init_state, jit_train_step
 from gradmem_jax.trees import Params
@@ -96,7 +97,7 @@ def measure_inference(setting: Setting) -> dict[str, Any]:
         memory, _ = model.write_memory(params, part["context_ids"])
         return model.read_memory(params, memory, part["query_ids"])
 
-    compiled, compiling = _compile(_in_parts(answer, setting.micro_batches, mesh), params, batch)
+    compiled, compiling = _compile(_jit(answer, setting.micro_batches, mesh), params, batch)
     measured: dict[str, Any] = {}
     if setting.repeats:
         measured = _summary(call_seconds(lambda: compiled(params, batch), setting.repeats))
@@ -114,13 +115,13 @@ def measure_break_even(setting: Setting) -> dict[str, Any]:
     model = GradMem(setting.model_config())
     params = jax.jit(model.init)(jax.random.key(0))
     require(setting.cpu_devices == 1, "break-even is measured on one device.")
-    in_parts = lambda write: _in_parts(lambda *args: write(*args)[0], setting.micro_batches)
-    write, read = in_parts(model.write_memory), jax.jit(model.read_memory)
+    jit = lambda write: _jit(lambda *args: write(*args)[0], setting.micro_batches)
+    write, read = jit(model.write_memory), jax.jit(model.read_memory)
     memory = write(params, context_ids)
 
     full = FullContext(FullContextConfig(lm=setting.lm_config()))
     lm_params = {"lm": params["lm"]}
-    prefill = in_parts(full.write_memory)
+    prefill = jit(full.write_memory)
     kept = prefill(lm_params, context_ids)
     cache = make_cache(kept.keys, kept.values, kept.length, setting.query_tokens)
 
@@ -171,16 +172,9 @@ def _mesh(setting: Setting) -> Mesh:
     return sharding.make_mesh(sharding.MeshConfig(), jax.devices("cpu"))
 
 
-def _in_parts(function: Callable[[Params, Any], Any], parts: int, mesh: Mesh | None = None) -> Any:
+def _jit(function: Callable[[Params, Any], Any], parts: int, mesh: Mesh | None = None) -> Any:
     """A jitted function of parameters and a batch; a device takes one part after the other."""
-    split = lambda x: x.reshape(parts, -1, *x.shape[1:])
-    join = lambda x: x.reshape(-1, *x.shape[2:])
-
-    def whole(params: Params, batch: Any) -> Any:
-        one = lambda part: function(params, part)
-        return jax.tree.map(join, jax.lax.map(one, jax.tree.map(split, batch)))
-
-    on_device = function if parts == 1 else whole
+    on_device = in_parts(function, parts)
     if mesh is None or mesh.size == 1:
         return jax.jit(on_device)
     batch = PartitionSpec(sharding.BATCH_AXES)
@@ -217,8 +211,11 @@ def main(arguments: Sequence[str]) -> None:
     _, kind, fields = arguments
     require_choice("kind", kind, tuple(MEASURES))
     setting = Setting(**json.loads(fields))
-    jax.config.update("jax_num_cpu_devices", setting.cpu_devices)
+    devices = cores.count_devices(setting.cpu_devices, setting.batch_size)
+    jax.config.update("jax_num_cpu_devices", devices)
+    setting = setting.resolved()
     measured = MEASURES[kind](setting)
+    measured |= {"cpu_devices": setting.cpu_devices, "micro_batches": setting.micro_batches}
     device = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
     print(json.dumps(measured | device), flush=True)
 

@@ -124,7 +124,7 @@ def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
         current, default = _fields(config), _fields(defaults)
         ignored = (
             *("num_steps", "final_num_write_steps", "stop_at_exact_match", "skip_nonfinite"),
-            *("init_from", "init_checkpoint", "mesh"),
+            *("init_from", "init_checkpoint", "mesh", "num_micro_batches", "cpu_devices"),
         )
         different = [
             name

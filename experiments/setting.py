@@ -5,13 +5,16 @@ import typing
 from collections.abc import Callable, Container
 from typing import Any
 
+import jax
 import numpy as np
 from absl import flags
 
-from gradmem_jax.checks import check_fields, require, require_integer
+from experiments import cores
+from gradmem_jax.checks import AUTOMATIC, check_fields, require, require_count, require_integer
 from gradmem_jax.config import DTYPES, REMAT_POLICIES, GradMemConfig, LlamaConfig
 from gradmem_jax.data.kv_retrieval import KVRetrievalConfig
 from gradmem_jax.losses import IGNORE
+from gradmem_jax.micro_batches import count_micro_batches
 
 MIB = 2**20
 _KV = KVRetrievalConfig()
@@ -33,8 +36,12 @@ class Setting:
     write_steps: int = _size(2, "WRITE steps K.")
     num_memory_tokens: int = _size(8, "Memory tokens m.")
     meta_gradient: str = _size("mixed", "How second order is computed.", ("mixed", "reverse"))
-    micro_batches: int = _size(1, "Parts of a device's batch, one after the other.")
-    cpu_devices: int = _size(1, "CPU devices, each with its part of the batch and a core.")
+    micro_batches: int = _size(
+        1, "Parts of a device's batch, one after the other; -1: as many as suit the machine."
+    )
+    cpu_devices: int = _size(
+        1, "CPU devices, each with its part of the batch and a core; -1: as many as divide it."
+    )
     width: int = _size(128, "Width d of the Llama.")
     num_layers: int = _size(4, "Its layers L.")
     num_heads: int = _size(4, "Its attention heads H.")
@@ -49,21 +56,17 @@ class Setting:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in (
-            "context_tokens",
-            "queries_per_context",
-            "batch_size",
-            "micro_batches",
-            "cpu_devices",
-        ):
+        for name in ("context_tokens", "queries_per_context", "batch_size"):
             require_integer(name, getattr(self, name), 1)
+        for name in ("micro_batches", "cpu_devices"):
+            require_count(name, getattr(self, name))
         require(
             self.query_tokens > _TARGET_TOKENS,
             f"query_tokens={self.query_tokens} must be above {_TARGET_TOKENS}, the target's.",
         )
         require(self.repeats >= 0, f"repeats={self.repeats} must not be negative.")
         require(
-            self.batch_size % (self.micro_batches * self.cpu_devices) == 0,
+            self.batch_size % (max(self.micro_batches, 1) * max(self.cpu_devices, 1)) == 0,
             f"batch_size={self.batch_size} must be a multiple of micro_batches="
             f"{self.micro_batches} times cpu_devices={self.cpu_devices}.",
         )
@@ -84,6 +87,14 @@ class Setting:
             num_write_steps=self.write_steps,
             meta_gradient=self.meta_gradient,
         )
+
+    def resolved(self) -> "Setting":
+        """The same with the numbers that JAX's device and this machine's cores suggest."""
+        on_cpu = self.cpu_devices != AUTOMATIC or jax.default_backend() == "cpu"
+        devices = cores.count_devices(self.cpu_devices, self.batch_size) if on_cpu else 1
+        num_tokens = self.context_tokens + self.queries_per_context * self.query_tokens
+        parts = count_micro_batches(self.micro_batches, self.batch_size // devices, num_tokens)
+        return dataclasses.replace(self, cpu_devices=devices, micro_batches=parts)
 
     def batch(self) -> dict[str, np.ndarray]:
         """Random ids without padding; the last tokens of a query are its target."""

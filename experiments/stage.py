@@ -17,7 +17,7 @@ from experiments.build import Stage, build_optimizer_config
 from experiments.reporting import log
 from experiments.stopping import Stopped
 from gradmem_jax import sharding
-from gradmem_jax.checks import require
+from gradmem_jax.checks import AUTOMATIC, require
 from gradmem_jax.data.pipeline import make_iterator
 from gradmem_jax.memory.interface import MemoryModel
 from gradmem_jax.optimizer import make_optimizer
@@ -45,13 +45,6 @@ class Devices(NamedTuple):
     replicated: NamedSharding
     names: list[str]
 
-    def gather(self, params: Params) -> Params:
-        """Parameters as a step uses them, whole over the axis `fsdp`."""
-        if self.mesh.shape["fsdp"] == 1:
-            return params
-        whole = sharding.gathered_shardings(params, self.mesh)
-        return jax.jit(lambda params: params, out_shardings=whole)(params)
-
     def copy_to_first(self, params: Params) -> Params:
         """A copy of the parameters on the first device of each process."""
         whole = jax.jit(lambda params: params, out_shardings=self.replicated)(params)
@@ -72,7 +65,7 @@ def find_devices(config: ConfigDict) -> Devices:
         f"{mesh.shape['data']} x mesh.fsdp={mesh.shape['fsdp']} devices take.",
     )
     require(
-        config.batch_size // parts % micro == 0,
+        micro == AUTOMATIC or config.batch_size // parts % micro == 0,
         f"each of the {parts} devices along mesh.data and mesh.fsdp gets {config.batch_size} / "
         f"{parts} samples of batch_size={config.batch_size}, which must be a multiple of "
         f"num_micro_batches={micro}; use fewer micro-batches or a larger batch.",

@@ -18,7 +18,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import heap, hosts, locks, program, reporting
+from experiments import cores, heap, hosts, locks, program, reporting
 from experiments.build import Stage, build_stages
 from experiments.final_report import final_report
 from experiments.nonfinite import NonFiniteError
@@ -127,12 +127,13 @@ def main(_: Sequence[str]) -> int:
     """Runs the program."""
     heap.share_arenas()
     reporting.set_up_logging()
+    config, workdir = _config(), pathlib.Path(_WORKDIR.value)
     hosts.connect()
+    cores.make_devices(config.cpu_devices, config.batch_size, config.mesh)
     if not hosts.is_first():
         log.setLevel("WARNING")
-    workdir = pathlib.Path(_WORKDIR.value)
     try:
-        train(_config(), workdir)
+        train(config, workdir)
     except Stopped as signal:
         log.info("stopped by %s; the same command goes on from here", signal)
         if jax.process_count() == 1:

@@ -190,12 +190,12 @@ class TrainingRun:
         with self._stopping.interruptible():
             by_k = evaluate_params(
                 target.model,
-                self._devices.gather(self._state.params),
+                self._state.params,
                 target.task,
                 [k],
                 num_samples=config.num_eval_samples,
                 batch_size=config.batch_size,
-                batch_sharding=self._devices.batch,
+                mesh=self._devices.mesh,
             )
         results = {name: value for name, value in by_k[k].items() if isinstance(value, float)}
         log.info("step %d, fresh samples: %s", self.step, reporting.describe(results))

@@ -12,6 +12,8 @@ from typing import Any
 
 import jax
 
+AUTOMATIC = -1  # of a count: have it chosen
+
 
 def require(condition: bool, message: str) -> None:
     """Raises ValueError with `message` unless `condition` holds."""
@@ -58,6 +60,17 @@ def require_integer(name: str, value: Any, minimum: int) -> int:
         f"{name}={value!r} must be an integer >= {minimum} and below 2**63.",
     )
     return value
+
+
+def require_count(name: str, value: Any) -> int:
+    """Returns a number that is 1 or more, or `AUTOMATIC`; raises ValueError otherwise."""
+    value = plain(name, value)
+    if type(value) is int and value == AUTOMATIC:
+        return AUTOMATIC
+    try:
+        return require_integer(name, value, 1)
+    except ValueError as error:
+        raise ValueError(f"{error} {AUTOMATIC} has it chosen.") from None
 
 
 def require_number(name: str, value: Any, *, above: float | None = None) -> float:

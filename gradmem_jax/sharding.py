@@ -145,12 +145,6 @@ def shardings(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), partition(tree, mesh))
 
 
-def gathered_shardings(params: PyTree, mesh: Mesh) -> PyTree:
-    """Like `shardings`, whole over `fsdp`: how a step, and an evaluation, use parameters."""
-    whole = lambda spec: NamedSharding(mesh, _only(spec, ("tensor",)))
-    return jax.tree.map(whole, partition(params, mesh))
-
-
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of arrays [B, ...]."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))

@@ -1,6 +1,7 @@
 """The outer loop: READ loss through WRITE, an optax update, all in one compiled step."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,11 +10,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gradmem_jax.checks import require, require_integer
+from gradmem_jax.checks import AUTOMATIC
 from gradmem_jax.freezing import join_params, split_params
 from gradmem_jax.losses import IGNORE, token_losses
 from gradmem_jax.memory.interface import Memory, MemoryModel
 from gradmem_jax.memory.segments import outer_write_loss, write_context, write_token_losses
+from gradmem_jax.micro_batches import count_micro_batches, sum_over_parts
 from gradmem_jax.sharding import (
     batch_sharding,
     compiler_options,
@@ -133,7 +135,6 @@ def read_loss_and_metrics(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("model", "max_steps", "num_kinds"))
 def evaluate_batch(
     model: MemoryModel,
     params: Params,
@@ -142,6 +143,7 @@ def evaluate_batch(
     *,
     max_steps: int,
     num_kinds: int = 0,
+    mesh: Mesh | None = None,
 ) -> tuple[Metrics, dict[str, jax.Array]]:
     """Evaluates a batch after a traced number of WRITE steps; compiled once for all of them.
 
@@ -153,6 +155,7 @@ def evaluate_batch(
         num_steps: int32 scalar, K.
         max_steps: the largest K to come.
         num_kinds: how many kinds of context tokens there are.
+        mesh: see `loss_gradient`.
 
     Returns:
         Means over the batch: read_loss, exact_match, token_accuracy, write_loss (after the last
@@ -160,33 +163,106 @@ def evaluate_batch(
         And what to weight them with over batches: the totals of `batch_totals`, tokens,
         kinds [num_kinds] and segment_queries [T].
     """
-    totals = batch_totals(batch)
+    return _jit_evaluation(mesh)(
+        model, params, dict(batch), num_steps, max_steps=max_steps, num_kinds=num_kinds
+    )
+
+
+@functools.cache
+def _jit_evaluation(mesh: Mesh | None) -> Any:
+    """The jitted evaluation of a mesh, see `evaluate_batch`."""
+
+    def evaluate(
+        model: MemoryModel,
+        params: Params,
+        batch: Batch,
+        num_steps: jax.Array,
+        *,
+        max_steps: int,
+        num_kinds: int,
+    ) -> tuple[Metrics, dict[str, jax.Array]]:
+        totals = batch_totals(batch) | _token_totals(model, batch, num_kinds)
+
+        def on_device(params: Params, part: Batch, shared: Any) -> tuple[Params, Metrics]:
+            num_steps, totals = shared
+            evaluate_part = lambda part: _evaluate_part(
+                model, params, part, totals, num_steps, max_steps
+            )
+            return {}, sum_over_parts(evaluate_part, part, _num_parts(AUTOMATIC, part))
+
+        shared = (num_steps, totals)
+        if mesh is None:
+            return on_device(params, batch, shared)[1], totals
+        return gradient_on_mesh(on_device, mesh, params, batch, shared, {})[1], totals
+
+    static = ("model", "max_steps", "num_kinds")
+    if mesh is None:
+        return jax.jit(evaluate, static_argnames=static)
+    return jax.jit(
+        evaluate,
+        static_argnames=static,
+        out_shardings=NamedSharding(mesh, PartitionSpec()),
+        compiler_options=compiler_options(mesh),
+    )
+
+
+def _evaluate_part(
+    model: MemoryModel,
+    params: Params,
+    batch: Batch,
+    totals: Mapping[str, jax.Array],
+    num_steps: jax.Array,
+    max_steps: int,
+) -> Metrics:
+    """The part of a batch's metrics that some of its samples contribute, see `evaluate_batch`."""
     context_ids = batch["context_ids"]
     memory, _ = write_context(model, params, context_ids, num_steps=num_steps, max_steps=max_steps)
     _, metrics, exact = read_loss_and_metrics(model, params, memory, batch, totals)
     losses = write_token_losses(model, params, memory, context_ids)
-    valid = valid_samples(batch)
-    tokens = (context_ids != model.config.pad_id) & per_query(valid, context_ids)
-    metrics["write_loss"] = (losses * tokens).sum() / jnp.maximum(tokens.sum(), 1)
-    totals["tokens"] = tokens.sum()
-    if num_kinds:
-        kinds = jax.nn.one_hot(batch["context_kinds"], num_kinds) * tokens[..., None]
-        totals["kinds"] = kinds.sum(axis=tuple(range(losses.ndim)))
+    losses = losses * _counted_tokens(model, batch)
+    metrics["write_loss"] = losses.sum() / jnp.maximum(totals["tokens"], 1)
+    if "kinds" in totals:
+        kinds = jax.nn.one_hot(batch["context_kinds"], len(totals["kinds"]))
         sums = jnp.einsum("...s,...sk->k", losses, kinds)
         metrics["write_loss_by_kind"] = sums / jnp.maximum(totals["kinds"], 1)
     if "query_segments" in batch:
-        asked = jax.nn.one_hot(batch["query_segments"], context_ids.shape[1]) * valid[:, None, None]
-        totals["segment_queries"] = asked.sum(axis=(0, 1))
+        asked = jax.nn.one_hot(batch["query_segments"], context_ids.shape[1])
         matches = jnp.einsum("br,brt->t", exact, asked)
         metrics["exact_match_by_segment"] = matches / jnp.maximum(totals["segment_queries"], 1)
-    return metrics, totals
+    return metrics
+
+
+def _token_totals(model: MemoryModel, batch: Batch, num_kinds: int) -> dict[str, jax.Array]:
+    """Counts that `evaluate_batch` returns beside those of `batch_totals`."""
+    tokens = _counted_tokens(model, batch)
+    totals = {"tokens": tokens.sum()}
+    if num_kinds:
+        kinds = jax.nn.one_hot(batch["context_kinds"], num_kinds) * tokens[..., None]
+        totals["kinds"] = kinds.sum(axis=tuple(range(tokens.ndim)))
+    if "query_segments" in batch:
+        num_segments = batch["context_ids"].shape[1]
+        asked = jax.nn.one_hot(batch["query_segments"], num_segments)
+        totals["segment_queries"] = (asked * valid_samples(batch)[:, None, None]).sum(axis=(0, 1))
+    return totals
+
+
+def _counted_tokens(model: MemoryModel, batch: Batch) -> jax.Array:
+    """Which context tokens count, bool like context_ids."""
+    context_ids = batch["context_ids"]
+    return (context_ids != model.config.pad_id) & per_query(valid_samples(batch), context_ids)
+
+
+def _num_parts(num_micro_batches: int, batch: Batch) -> int:
+    """How many micro-batches a device makes of its batch."""
+    (batch_size, *_, length), queries = batch["context_ids"].shape, batch["query_ids"].shape[1:]
+    return count_micro_batches(num_micro_batches, batch_size, length + math.prod(queries))
 
 
 def loss_gradient(
     model: MemoryModel,
     params: Params,
     batch: Batch,
-    num_micro_batches: int = 1,
+    num_micro_batches: int = AUTOMATIC,
     frozen: Sequence[str] = (),
     *,
     totals: Mapping[str, jax.Array] | None = None,
@@ -199,8 +275,9 @@ def loss_gradient(
     Args:
         model: the model.
         params: its parameters.
-        batch: see `loss_and_metrics`; B must be a multiple of `num_micro_batches`.
-        num_micro_batches: parts that are processed one after the other.
+        batch: see `loss_and_metrics`.
+        num_micro_batches: parts that are processed one after the other, see
+            `count_micro_batches`.
         frozen: see `make_train_step`; nothing is computed for frozen parameters.
         totals: see `loss_and_metrics`.
         mesh: devices that the batch is split over, see gradmem_jax/sharding.py; each splits its
@@ -220,23 +297,8 @@ def loss_gradient(
     def loss_fn(trained: Params, part: Batch) -> tuple[jax.Array, Metrics]:
         return loss_and_metrics(model, join_params(trained, constant), part, totals=totals)
 
-    gradient_fn = jax.grad(loss_fn, has_aux=True)
-    num_micro_batches = require_integer("num_micro_batches", num_micro_batches, 1)
-    if num_micro_batches == 1:
-        return gradient_fn(trained, batch)
-    batch_size = batch["context_ids"].shape[0]
-    require(
-        batch_size % num_micro_batches == 0,
-        f"batch size {batch_size} is not a multiple of num_micro_batches={num_micro_batches}.",
-    )
-    split = lambda x: x.reshape(num_micro_batches, -1, *x.shape[1:])
-    parts = jax.tree.map(split, dict(batch))
-    zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype),
-        jax.eval_shape(gradient_fn, trained, jax.tree.map(lambda x: x[0], parts)),
-    )
-    add = lambda total, part: (jax.tree.map(jnp.add, total, gradient_fn(trained, part)), None)
-    return jax.lax.scan(add, zeros, parts)[0]
+    gradient_fn = functools.partial(jax.grad(loss_fn, has_aux=True), trained)
+    return sum_over_parts(gradient_fn, dict(batch), _num_parts(num_micro_batches, batch))
 
 
 def step_params(model: MemoryModel, params: Params, step: jax.Array | int, seed: int) -> Params:
@@ -247,7 +309,7 @@ def step_params(model: MemoryModel, params: Params, step: jax.Array | int, seed:
 def make_train_step(
     model: MemoryModel,
     optimizer: optax.GradientTransformation,
-    num_micro_batches: int = 1,
+    num_micro_batches: int = AUTOMATIC,
     frozen: Sequence[str] = (),
     mesh: Mesh | None = None,
     seed: int = 0,
@@ -297,7 +359,7 @@ def jit_train_step(
     optimizer: optax.GradientTransformation,
     state: TrainState,
     mesh: Mesh,
-    num_micro_batches: int = 1,
+    num_micro_batches: int = AUTOMATIC,
     frozen: Sequence[str] = (),
     seed: int = 0,
 ) -> Any:

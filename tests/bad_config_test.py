@@ -109,7 +109,8 @@ class BadConfigTest(parameterized.TestCase):
     @parameterized.parameters(
         ("num_steps", (0, -1)),
         ("batch_size", (0, -8)),
-        ("num_micro_batches", (0, 3)),
+        ("num_micro_batches", (0, -2, 3)),
+        ("cpu_devices", (0, -2)),
         ("log_every", (0, 7)),
         ("num_eval_samples", (0,)),
         ("seed", (-1,)),

@@ -18,6 +18,7 @@ import traceback
 import warnings
 
 ROOT = pathlib.Path(__file__).parents[1]
+_DEVICES = "--xla_force_host_platform_device_count"
 _SHARED = ("build", "evaluation", "figures", "open_model", "stage", "writing")  # no flags
 
 
@@ -36,9 +37,11 @@ def start(program, *arguments, devices=8, keyboard=""):
 
 
 def environment(devices):
-    """That of the tests, with so many simulated devices."""
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
-    return os.environ | {"XLA_FLAGS": flags}
+    """That of the tests, with so many simulated devices; None leaves the number open."""
+    flags = [flag for flag in os.environ["XLA_FLAGS"].split() if _DEVICES not in flag]
+    if devices is not None:
+        flags.append(f"{_DEVICES}={devices}")
+    return os.environ | {"XLA_FLAGS": " ".join(flags)}
 
 
 @functools.cache

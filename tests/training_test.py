@@ -2,6 +2,7 @@
 
 import functools
 import re
+from unittest import mock
 
 import chex
 import jax
@@ -11,7 +12,8 @@ import optax
 from absl.testing import absltest, parameterized
 
 from experiments.methods import METHODS
-from gradmem_jax import GPT2Config, GradMem, GradMemConfig
+from gradmem_jax import GPT2Config, GradMem, GradMemConfig, training
+from gradmem_jax.micro_batches import count_micro_batches
 from gradmem_jax.optimizer import (
     OptimizerConfig,
     learning_rate_schedule,
@@ -19,7 +21,7 @@ from gradmem_jax.optimizer import (
     make_optimizer,
     matrices,
 )
-from gradmem_jax.sharding import path_name
+from gradmem_jax.sharding import MeshConfig, make_mesh, path_name, place, shardings
 from gradmem_jax.training import (
     evaluate_batch,
     init_state,
@@ -107,10 +109,58 @@ class LossTest(parameterized.TestCase):
                 )
                 self.assertEqual(totals["kinds"][kind], where.sum())
 
-    @parameterized.parameters(0, -1, 1.5)
+    @parameterized.parameters({"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2})
+    def test_evaluation_in_parts_and_on_devices_is_the_same(self, **layout):
+        batch = small_batch(16)
+        batch["context_ids"] = random_ids(1, 16, 250)
+        batch["context_kinds"] = batch["context_ids"] % 3
+        batch["valid"] = np.arange(16) != 4
+        model = small_model(lm={"max_positions": 512}, num_write_steps=1)
+        mesh = make_mesh(MeshConfig(**layout))
+        split = place(PARAMS, shardings(PARAMS, mesh))
+        evaluate = lambda params, mesh=None: evaluate_batch(
+            model, params, batch, jnp.int32(1), max_steps=1, num_kinds=3, mesh=mesh
+        )
+        training._jit_evaluation.cache_clear()
+        with mock.patch.object(training, "count_micro_batches", return_value=1) as count:
+            whole = evaluate(PARAMS)
+        self.assertTrue(count.called)
+        training._jit_evaluation.cache_clear()
+        for got in (evaluate(PARAMS), evaluate(split, mesh)):
+            chex.assert_trees_all_close(got, whole, rtol=1e-4)
+        self.assertEqual(whole[1]["tokens"], 15 * 250)
+
+    @parameterized.parameters(0, -2, 1.5)
     def test_number_of_micro_batches(self, bad):
         with self.assertRaisesRegex(ValueError, f"num_micro_batches={bad} must be an integer >= 1"):
             loss_gradient(MODEL, PARAMS, small_batch(6), bad)
+
+    @parameterized.parameters(
+        ("cpu", 64, 234, 16),
+        ("cpu", 32, 61, 2),
+        ("cpu", 6, 5000, 6),
+        ("cpu", 6, 20, 1),
+        ("cpu", 61, 234, 61),
+        ("cpu", 0, 0, 1),
+        ("gpu", 64, 234, 1),
+        ("tpu", 64, 234, 1),
+    )
+    def test_chosen_number_of_micro_batches(self, platform, batch_size, num_tokens, want):
+        with mock.patch.object(jax, "default_backend", return_value=platform):
+            self.assertEqual(count_micro_batches(-1, batch_size, num_tokens), want)
+
+    def test_long_contexts_go_in_parts_by_default(self):
+        batch = small_batch(6)
+        batch["context_ids"] = random_ids(1, 6, 250)
+        model = small_model(lm={"max_positions": 512}, inner_loss_weight=0.5)
+        counted = mock.Mock(wraps=training.sum_over_parts)
+        with mock.patch.object(training, "sum_over_parts", counted):
+            whole, parts = (
+                jax.jit(lambda p, n=n: loss_gradient(model, p, batch, *n))(PARAMS)
+                for n in ((1,), ())
+            )
+        self.assertEqual([call.args[2] for call in counted.call_args_list], [1, 2])
+        chex.assert_trees_all_close(whole, parts, rtol=1e-4, atol=1e-6)
 
     def test_write_gradient_norm_is_that_of_the_whole_memory(self):
         model = small_model(memory_projection="per_sample", num_write_steps=1)

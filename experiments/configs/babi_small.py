@@ -65,7 +65,6 @@ def get_config(arguments: str = "qa1_gradmem_k2") -> ConfigDict:
         config.model.inner_loss_weight = float(combined)
     if gradmem:
         config.model.inner_loss_weight = 0.3 if combined else 1.0
-        config.num_micro_batches = 4 if combined else 1
     if not full_context or config.data.qa in QUERY_TASKS:
         config.data.queries_per_context = QUERIES_PER_CONTEXT.get(config.data.qa, 1)
     recipe.apply(config)

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict, config_dict
 
 from experiments.methods import METHODS
 from experiments.tasks import GENERATED, TASKS
-from gradmem_jax.checks import require_choice
+from gradmem_jax.checks import AUTOMATIC, require_choice
 from gradmem_jax.optimizer import OptimizerConfig
 from gradmem_jax.sharding import MeshConfig
 
@@ -67,7 +67,11 @@ def get_config(
     config.seed = 0  # parameters and samples are functions of it
     config.num_steps = 1_000_000
     config.batch_size = 64
-    config.num_micro_batches = 1  # parts of each device's batch, processed one after the other
+    # Parts of each device's batch, processed one after the other; -1: as many as suit the machine.
+    config.num_micro_batches = AUTOMATIC
+    # Cores of a CPU that are devices, unless JAX_NUM_CPU_DEVICES says otherwise; -1: as many as the
+    # batch divides over. Each has its own copy of the parameters.
+    config.cpu_devices = 1 if pretrained else AUTOMATIC
     config.mesh = fields_of(MeshConfig)  # how devices are arranged; -1: all that are left
     config.log_every = 50  # steps between progress lines, and between curriculum decisions
     config.evaluate_every = 500  # steps between evaluations, each with a checkpoint

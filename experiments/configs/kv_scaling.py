@@ -14,7 +14,6 @@ def get_config(arguments: str = "n32") -> ConfigDict:
     num_pairs = parse_row(arguments, "n").numbers["n"]
     config = kv_quick.get_config()
     config.num_steps = 20_000
-    config.num_micro_batches = 4  # faster on CPU for long contexts
     config.evaluate_every = 250
     config.num_eval_samples = 256
     config.stop_at_exact_match = 0.95

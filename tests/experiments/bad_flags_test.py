@@ -127,15 +127,20 @@ class BadFlagsTest(parameterized.TestCase):
 
     def test_sizes_of_benchmarks(self):
         sizes = ("batch_size", "context_tokens", "query_tokens", "num_memory_tokens", "num_layers")
-        sizes += ("width", "num_heads", "vocab_size", "queries_per_context", "micro_batches")
-        sizes += ("cpu_devices",)
+        sizes += ("width", "num_heads", "vocab_size", "queries_per_context")
+        chosen = ("micro_batches", "cpu_devices")  # if they are -1
 
         @examples(80)
         @given(st.sampled_from(sizes), st.sampled_from([0, -1, None, 1.5, "8", True, 2**63]))
         def values(name, bad):
             refused("flags", lambda: Setting(**{name: bad}))
 
-        values()
+        @examples(20)
+        @given(st.sampled_from(chosen), st.sampled_from([0, -2, None, 1.5, "8", True, 2**63]))
+        def counts(name, bad):
+            refused("flags", lambda: Setting(**{name: bad}))
+
+        values(), counts()
         for bad in ({"dtype": "int8"}, {"remat": "all"}, {"repeats": -1}, {"write_steps": -1}):
             refused("flags", lambda bad=bad: Setting(**bad))
 

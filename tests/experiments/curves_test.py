@@ -2,6 +2,7 @@
 
 import pathlib
 import tempfile
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest
@@ -50,6 +51,18 @@ class CurvesTest(absltest.TestCase):
         values = np.linspace(0, 1, 30)
         figures.learning_curves(path, {"a": {"x": list(enumerate(values))}, "b": {"y": [(1, 2.0)]}})
         self.assertEqual(path.read_bytes()[:4], b"\x89PNG")
+
+    def test_runs_keep_their_line_in_every_panel_and_no_two_share_one(self):
+        runs = {f"run{i}": [(1, float(i))] for i in range(12)}
+        later = dict(list(runs.items())[5:])
+        plot = mock.Mock(wraps=figures.plt.Axes.plot)
+        with mock.patch.object(figures.plt.Axes, "plot", lambda *args, **k: plot(*args, **k)):
+            figures.learning_curves(self.workdir / "curves.png", {"a": runs, "b": later})
+        lines = {}
+        for call in plot.call_args_list:
+            style = (call.kwargs["color"], call.kwargs["linestyle"])
+            self.assertEqual(lines.setdefault(call.kwargs["label"], style), style)
+        self.assertLen(set(lines.values()), 12)
 
     def test_refusals(self):
         Progress(self.workdir / "empty", 4, 8, first_step=0).__exit__()

@@ -128,7 +128,7 @@ class TrainTest(parameterized.TestCase):
         _, params = checkpoint.restore_params(
             self.folder / "run" / "checkpoints", "best", mesh=devices.mesh
         )
-        options = dict(num_samples=24, split="train", batch_sharding=devices.batch)
+        options = dict(num_samples=24, split="train", mesh=devices.mesh)
         want = evaluate_params(model, params, one_query(task), [0, 1], **options)
         self.assertEqual(summary["by_num_write_steps"], want)
 
@@ -386,6 +386,7 @@ class TrainTest(parameterized.TestCase):
         run_start.check_workdir(self.folder / "run", tiny_config())  # nothing was trained before
         (self.folder / "run" / "checkpoints" / "4").mkdir(parents=True)
         others = {"num_steps": 80, "mesh.fsdp": 2, "init_checkpoint": "latest", "init_from": "x"}
+        others |= {"num_micro_batches": 4, "cpu_devices": 1}
         run_start.check_workdir(self.folder / "run", tiny_config(**others))
         with self.assertRaisesRegex(ValueError, r"other values of \['lm.width'\]"):
             run_start.check_workdir(self.folder / "run", tiny_config(**{"lm.width": 16}))
