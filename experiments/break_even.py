@@ -18,7 +18,6 @@ from absl import flags
 from experiments import children, program, reporting, setting, speed_figures
 from experiments.latency import crossing, describe, tables, totals
 from experiments.reporting import log
-from gradmem_jax.checks import AUTOMATIC
 
 _CONTEXT_TOKENS = flags.DEFINE_list(
     "context_tokens", ["64", "128", "256", "512", "1024", "2048", "4096"], "Context lengths c."
@@ -31,11 +30,13 @@ _OUT = flags.DEFINE_string(
     "out", None, "Path of the results, without suffix (required).", required=True
 )
 _make_setting = setting.define_flags(
-    without=("context_tokens", "queries_per_context", "meta_gradient", "remat", "cpu_devices"),
+    without=(
+        *("context_tokens", "queries_per_context", "meta_gradient", "remat"),
+        *("cpu_devices", "micro_batches"),
+    ),
     batch_size=16,
     query_tokens=24,
     write_steps=1,
-    micro_batches=AUTOMATIC,
 )
 flags.adopt_module_key_flags(setting)
 

@@ -26,7 +26,6 @@ from gradmem_jax.lm.attention import KVCache, make_cache
 from gradmem_jax.memory.full_context import FullContext, FullContextConfig
 from gradmem_jax.memory.gradient import GradMem
 from gradmem_jax.memory.interface import kv_cache_floats, memory_floats
-from gradmem_jax.micro_batches import in_parts
 from gradmem_jax.optimizer import OptimizerConfig, make_optimizer
 from gradmem_jax.training import init_state, jit_train_step
 from gradmem_jax.trees import Params
@@ -97,7 +96,7 @@ def measure_inference(setting: Setting) -> dict[str, Any]:
         memory, _ = model.write_memory(params, part["context_ids"])
         return model.read_memory(params, memory, part["query_ids"])
 
-    compiled, compiling = _compile(_jit(answer, setting.micro_batches, mesh), params, batch)
+    compiled, compiling = _compile(_jit(answer, mesh), params, batch)
     measured: dict[str, Any] = {}
     if setting.repeats:
         measured = _summary(call_seconds(lambda: compiled(params, batch), setting.repeats))
@@ -107,15 +106,15 @@ def measure_inference(setting: Setting) -> dict[str, Any]:
 def measure_break_even(setting: Setting) -> dict[str, Any]:
     """Times WRITE and READ, and what they replace: a prefill, and queries to its cache.
 
-    WRITE and prefill take the batch in `micro_batches`. The cache has room for the query, and a
-    query returns its logits only, so that nothing but its own work is timed.
+    The cache has room for the query, and a query returns its logits only, so that nothing but its
+    own work is timed.
     """
     batch = jax.device_put(setting.batch())
     context_ids, query_ids = batch["context_ids"], batch["query_ids"][:, 0]
     model = GradMem(setting.model_config())
     params = jax.jit(model.init)(jax.random.key(0))
     require(setting.cpu_devices == 1, "break-even is measured on one device.")
-    jit = lambda write: _jit(lambda *args: write(*args)[0], setting.micro_batches)
+    jit = lambda write: jax.jit(lambda *args: write(*args)[0])
     write, read = jit(model.write_memory), jax.jit(model.read_memory)
     memory = write(params, context_ids)
 
@@ -172,14 +171,13 @@ def _mesh(setting: Setting) -> Mesh:
     return sharding.make_mesh(sharding.MeshConfig(), jax.devices("cpu"))
 
 
-def _jit(function: Callable[[Params, Any], Any], parts: int, mesh: Mesh | None = None) -> Any:
-    """A jitted function of parameters and a batch; a device takes one part after the other."""
-    on_device = in_parts(function, parts)
-    if mesh is None or mesh.size == 1:
-        return jax.jit(on_device)
+def _jit(function: Callable[[Params, Any], Any], mesh: Mesh) -> Any:
+    """A jitted function of parameters and a batch, of which each device takes its part."""
+    if mesh.size == 1:
+        return jax.jit(function)
     batch = PartitionSpec(sharding.BATCH_AXES)
     on_mesh = jax.shard_map(
-        on_device, mesh=mesh, in_specs=(PartitionSpec(), batch), out_specs=batch, check_vma=False
+        function, mesh=mesh, in_specs=(PartitionSpec(), batch), out_specs=batch, check_vma=False
     )
     return jax.jit(on_mesh, compiler_options=sharding.compiler_options(mesh))
 

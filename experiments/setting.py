@@ -37,7 +37,7 @@ class Setting:
     num_memory_tokens: int = _size(8, "Memory tokens m.")
     meta_gradient: str = _size("mixed", "How second order is computed.", ("mixed", "reverse"))
     micro_batches: int = _size(
-        1, "Parts of a device's batch, one after the other; -1: as many as suit the machine."
+        1, "Parts of a device's batch in a training step; -1: as many as suit the machine."
     )
     cpu_devices: int = _size(
         1, "CPU devices, each with its part of the batch and a core; -1: as many as divide it."

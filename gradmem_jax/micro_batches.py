@@ -1,5 +1,6 @@
 """Parts of a batch that are processed one after the other."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from gradmem_jax.checks import AUTOMATIC, require, require_count
 from gradmem_jax.trees import Params, PyTree
 
+WriteFn = Callable[..., Any]
 _CPU_TOKENS = 700  # of a part on CPU: fewer cost more calls, more do not stay in its caches
 
 
@@ -49,7 +51,7 @@ def sum_over_parts(function: Callable[[PyTree], PyTree], batch: PyTree, num_part
     """
     if num_parts == 1:
         return function(batch)
-    parts = _split(batch, num_parts)
+    parts = jax.tree.map(lambda x: x.reshape(num_parts, -1, *x.shape[1:]), batch)
     zeros = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype),
         jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts)),
@@ -58,24 +60,39 @@ def sum_over_parts(function: Callable[[PyTree], PyTree], batch: PyTree, num_part
     return jax.lax.scan(add, zeros, parts)[0]
 
 
-def in_parts(
-    function: Callable[[Params, PyTree], Any], num_parts: int
-) -> Callable[[Params, PyTree], Any]:
-    """A function of parameters and arrays [B, ...] that takes one part after the other.
+def write_in_parts(write: WriteFn) -> WriteFn:
+    """Makes a `write_memory` that takes a large batch in parts, where that is faster: on CPU.
+
+    Sample i goes into part i % n of n, so that every part lies on all devices if the batch does.
 
     Args:
-        function: `(params, batch) -> results`, arrays [B, ...] without sums over the batch.
-        num_parts: from `count_micro_batches`.
+        write: see `MemoryModel.write_memory`.
     """
-    if num_parts == 1:
-        return function
 
-    def whole(params: Params, batch: PyTree) -> Any:
-        results = jax.lax.map(lambda part: function(params, part), _split(batch, num_parts))
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
+    @functools.wraps(write)
+    def write_parts(
+        model: Any,
+        params: Params,
+        context_ids: Any,
+        *,
+        memory: Any = None,
+        **options: Any,
+    ) -> Any:
+        context_ids = model.check_context(params, context_ids, model.write_positions)
+        batch_size, length = context_ids.shape
+        num_devices = jax.device_count()
+        if batch_size % num_devices:
+            num_devices = 1
+        num_parts = count_micro_batches(AUTOMATIC, batch_size // num_devices, length)
+        if num_parts == 1:
+            return write(model, params, context_ids, memory=memory, **options)
+        if memory is not None:
+            model.check_memory(params, memory, batch_size)
+        split = lambda x: jnp.moveaxis(x.reshape(-1, num_parts, *x.shape[1:]), 1, 0)
+        part_of_memory = lambda part: write(model, params, part[0], memory=part[1], **options)
+        memory, info = jax.lax.map(part_of_memory, jax.tree.map(split, (context_ids, memory)))
+        join = lambda x: jnp.moveaxis(x, 0, 1).reshape(batch_size, *x.shape[2:])
+        join_last = lambda x: jnp.moveaxis(x, 0, -1).reshape(*x.shape[1:-1], batch_size)
+        return jax.tree.map(join, memory), jax.tree.map(join_last, info)
 
-    return whole
-
-
-def _split(batch: PyTree, num_parts: int) -> PyTree:
-    return jax.tree.map(lambda x: x.reshape(num_parts, -1, *x.shape[1:]), batch)
+    return write_parts

@@ -1,6 +1,7 @@
 """Layouts on eight simulated devices: equal numbers, memory per device, restoring elsewhere."""
 
 import pathlib
+from unittest import mock
 
 import chex
 import jax
@@ -11,11 +12,11 @@ from absl.testing import absltest, parameterized
 from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.methods import METHODS
-from gradmem_jax import checkpoint, sharding
+from gradmem_jax import checkpoint, micro_batches, sharding
 from gradmem_jax.optimizer import OptimizerConfig, make_optimizer
 from gradmem_jax.sharding import MeshConfig, make_mesh
 from gradmem_jax.training import init_state, make_train_step
-from tests.small import small_batch, small_model, small_params, small_writer
+from tests.small import random_ids, small_batch, small_model, small_params, small_writer
 
 LM = dict(vocab_size=16, width=16, num_heads=4, num_kv_heads=2, mlp_width=24)
 MODEL = small_model(lm=LM, num_write_steps=1, inner_loss_weight=0.5)
@@ -103,6 +104,21 @@ class LayoutTest(parameterized.TestCase):
             )
         same = jax.tree.map(lambda x, y: x.sharding == y.sharding, new_state, state)
         self.assertTrue(all(jax.tree.leaves(same)))
+
+    def test_parts_of_a_write_lie_on_all_devices(self):
+        mesh, ids = mesh_of(8, 1, 1), random_ids(0, 16, 9)
+        rows = sharding.batch_sharding(mesh)
+        write = jax.jit(lambda params, ids: MODEL.write_memory(params, ids)[0], out_shardings=rows)
+        params = small_params(MODEL)
+        want = np.asarray(MODEL.write_memory(params, ids)[0])
+        with mock.patch.object(micro_batches, "_CPU_TOKENS", 9):
+            compiled = write.lower(params, sharding.place(ids, rows)).compile()
+        got = compiled(params, sharding.place(ids, rows))
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+        program = compiled.as_text()
+        self.assertIn("while", program)
+        for exchange in ("all-gather", "all-to-all", "collective-permute"):
+            self.assertNotIn(exchange, program)
 
     def test_muon_on_split_matrices(self):
         optimizer = make_optimizer(OptimizerConfig("muon", learning_rate=0.1, warmup_steps=0))

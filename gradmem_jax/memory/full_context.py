@@ -13,6 +13,7 @@ from gradmem_jax.lm.attention import KVCache, add_room, make_cache
 from gradmem_jax.losses import IGNORE, mean_per_sample, token_losses
 from gradmem_jax.memory.inner_loop import WriteInfo
 from gradmem_jax.memory.interface import Memory, MemoryModel
+from gradmem_jax.micro_batches import write_in_parts
 from gradmem_jax.trees import Params
 from gradmem_jax.validation import check_length, check_memory
 
@@ -63,6 +64,7 @@ class FullContext(MemoryModel):
         """Draws the parameters of the language model, {"lm": ...}; see `MemoryModel.init`."""
         return {"lm": self.init_lm(key, lm_params)}
 
+    @write_in_parts
     def write_memory(
         self,
         params: Params,

@@ -18,6 +18,7 @@ from gradmem_jax.memory.inner_loop import (
     step_modes,
 )
 from gradmem_jax.memory.prefix import PrefixMemory, WriteInputs
+from gradmem_jax.micro_batches import write_in_parts
 from gradmem_jax.trees import Params
 from gradmem_jax.validation import check_tolerance
 
@@ -121,6 +122,7 @@ class GradMem(PrefixMemory):
         projection = params["projection"]
         return ProjectedMemory(tokens, spread(projection["kernel"]), spread(projection["bias"]))
 
+    @write_in_parts
     def write_memory(
         self,
         params: Params,

@@ -13,6 +13,7 @@ from gradmem_jax.lm.associative import AssociativeFields, adopt_transformer
 from gradmem_jax.lm.attention import add_room
 from gradmem_jax.memory.inner_loop import WriteInfo, step_if
 from gradmem_jax.memory.interface import Memory, MemoryModel, swap_batch_and_layers
+from gradmem_jax.micro_batches import write_in_parts
 from gradmem_jax.trees import Params
 from gradmem_jax.validation import check_key, check_memory
 
@@ -113,6 +114,7 @@ class LayerMemory(MemoryModel):
             lm_params = adopt_transformer(super().init_lm(key), lm_params)
         return super().init_lm(key, lm_params)
 
+    @write_in_parts
     def write_memory(
         self,
         params: Params,

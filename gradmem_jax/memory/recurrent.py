@@ -16,6 +16,7 @@ from gradmem_jax.losses import IGNORE, mean_per_sample
 from gradmem_jax.memory.inner_loop import WriteInfo, step_if
 from gradmem_jax.memory.interface import Memory
 from gradmem_jax.memory.prefix import PrefixMemory
+from gradmem_jax.micro_batches import write_in_parts
 from gradmem_jax.trees import Params
 
 _LAYER_NORM_EPSILON = 1e-5
@@ -123,6 +124,7 @@ class RMT(PrefixMemory):
             seen["read_projection"] = params["projection"]
         return view, seen
 
+    @write_in_parts
     def write_memory(
         self,
         params: Params,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from gradmem_jax.config import MemoryConfig
 from gradmem_jax.memory.inner_loop import WriteInfo
 from gradmem_jax.memory.interface import Memory, MemoryModel, swap_batch_and_layers
+from gradmem_jax.micro_batches import write_in_parts
 from gradmem_jax.trees import Params
 from gradmem_jax.validation import check_memory
 
@@ -51,6 +52,7 @@ class StateSpace(MemoryModel):
         """Draws the parameters of the language model, {"lm": ...}; see `MemoryModel.init`."""
         return {"lm": self.init_lm(key, lm_params)}
 
+    @write_in_parts
     def write_memory(
         self,
         params: Params,

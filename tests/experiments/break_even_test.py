@@ -29,7 +29,7 @@ class BreakEvenTest(parameterized.TestCase):
         out = pathlib.Path(self.create_tempdir().full_path) / "new" / "break_even"
         done = start(
             *("break_even", f"--out={out}", "--width=8", "--num_layers=1", "--num_heads=2"),
-            *("--batch_size=4", "--micro_batches=2", "--repeats=1", "--query_tokens=5"),
+            *("--batch_size=4", "--repeats=1", "--query_tokens=5"),
             *("--context_tokens=16", "--queries=1,4"),
         )
         self.assertEqual(done.returncode, 0, done.stderr)

@@ -1,6 +1,7 @@
 """What holds for every way of writing a memory."""
 
 import functools
+from unittest import mock
 
 import chex
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from experiments.methods import METHODS
-from gradmem_jax import memory_floats
+from gradmem_jax import memory_floats, micro_batches
 from gradmem_jax.losses import token_losses
 from tests.small import VOCAB_SIZE, random_ids, small_batch, small_params, small_writer
 
@@ -58,6 +59,29 @@ class ContractTest(parameterized.TestCase):
         padded = np.pad(CONTEXT, ((0, 0), (0, 4)))
         got = read(params, write(params, padded, num_steps=2)[0], QUERIES)
         np.testing.assert_allclose(got, read(params, memory, QUERIES), rtol=1e-4, atol=1e-5)
+
+    def test_a_large_batch_is_written_in_parts_alike(self, name):
+        model, params, write, _ = writer(name)
+        first, _ = write(params, CONTEXT, num_steps=1)
+        more = random_ids(8, 3, 9)
+        want = write(params, more, memory=first, num_steps=2)
+        counted = mock.Mock(wraps=micro_batches.count_micro_batches)
+        with (
+            mock.patch.object(micro_batches, "_CPU_TOKENS", 9),
+            mock.patch.object(micro_batches, "count_micro_batches", counted),
+        ):
+            self.assertEqual(micro_batches.count_micro_batches(-1, *more.shape), 3)
+            write_again = functools.partial(model.write_memory, max_steps=MAX_STEPS)
+            got = jax.jit(write_again)(params, more, memory=first, num_steps=2)
+        self.assertGreater(counted.call_count, 1)
+        # LaCT makes updates orthogonal, which makes rounding errors larger.
+        chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-4 if name == "lact" else 1e-5)
+        for bad in (CONTEXT - 1, CONTEXT + VOCAB_SIZE):
+            with (
+                mock.patch.object(micro_batches, "_CPU_TOKENS", 9),
+                self.assertRaisesRegex(ValueError, "holds ids from"),
+            ):
+                model.write_memory(params, bad)
 
     def test_no_steps_leave_no_trace_of_the_context(self, name):
         _, params, write, read = writer(name)
