@@ -19,6 +19,7 @@ from experiments import children, program, reporting, setting, speed_figures
 from experiments.growth import SYMBOLS, growth, memory_by_context, parse_sweeps, tables
 from experiments.reporting import log
 from experiments.setting import Setting
+from gradmem_jax.checks import AUTOMATIC, require
 
 _VARY = flags.DEFINE_multi_string(
     "vary",
@@ -47,6 +48,10 @@ def main(_: Sequence[str]) -> int:
     out = pathlib.Path(_OUT.value)
     reporting.output_file("out", reporting.with_ending(out, ".json"))
     base, sweeps = _base_setting(), parse_sweeps(_VARY.value)
+    require(
+        base.micro_batches != AUTOMATIC,
+        f"--micro_batches={AUTOMATIC} would change with the sizes; give a number.",
+    )
     with_size = lambda name, value: Setting(**(vars(base) | {name: value}))
     settings = {
         name: [(value, with_size(name, value)) for value in values]

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from gradmem_jax.checks import AUTOMATIC, require, require_count
 from gradmem_jax.trees import Params, PyTree
 
-WriteFn = Callable[..., Any]
+WriteFn = TypeVar("WriteFn", bound=Callable[..., Any])
 _CPU_TOKENS = 700  # of a part on CPU: fewer cost more calls, more do not stay in its caches
 
 
@@ -95,4 +95,4 @@ def write_in_parts(write: WriteFn) -> WriteFn:
         join_last = lambda x: jnp.moveaxis(x, 0, -1).reshape(*x.shape[1:-1], batch_size)
         return jax.tree.map(join, memory), jax.tree.map(join_last, info)
 
-    return write_parts
+    return cast(WriteFn, write_parts)

@@ -38,6 +38,11 @@ class ScalingTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, message):
             parse_sweeps([text])
 
+    def test_refuses_a_number_of_parts_that_changes_with_the_sizes(self):
+        out = self.create_tempdir().full_path
+        done = start("scaling", f"--out={out}/a", "--micro_batches=-1")
+        self.assertIn("--micro_batches=-1 would change with the sizes", done.stderr)
+
     def test_program(self):
         out = pathlib.Path(self.create_tempdir().full_path) / "new" / "scaling"
         done = start(
