@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradmem_jax.config import RopeScaling
+from gradmem_jax.lm.products import dot_general
 
 
 class KVCache(NamedTuple):
@@ -50,6 +51,8 @@ CachedKV = tuple[jax.Array, jax.Array]  # keys, values [B, Hkv, T, Dh]
 AttentionState = CachedKV | Attended | Apart | None
 _Source = tuple[jax.Array, jax.Array, jax.Array | None]  # keys, values, mask [..., S, T]
 
+_SCORES = ((4,), (3,)), ((0, 1), (0, 1))  # query [B, Hkv, G, S, Dh], key [B, Hkv, T, Dh]
+_MIXTURE = ((4,), (2,)), ((0, 1), (0, 1))  # weights [B, Hkv, G, S, T], value [B, Hkv, T, Dh]
 MIN_BLOCK = 64  # queries of a causal block: smaller ones skip more keys, but cost more calls
 MAX_BLOCKS = 8
 LONGEST_SAVED = 1024  # beyond it backward passes compute a block again, not keep its weights
@@ -185,7 +188,7 @@ def _attend_block(query: jax.Array, sources: list[_Source]) -> tuple[jax.Array, 
     query = query * query.shape[-1] ** -0.5
     all_scores = []
     for key, _, mask in sources:
-        scores = jnp.einsum("bkgsd,bktd->bkgst", query, key, preferred_element_type=dtype)
+        scores = dot_general(query, key, _SCORES, preferred_element_type=dtype)
         if mask is not None:
             scores = jnp.where(mask, scores, jnp.finfo(dtype).min)
         all_scores.append(scores)
@@ -196,9 +199,7 @@ def _attend_block(query: jax.Array, sources: list[_Source]) -> tuple[jax.Array, 
         weights = jnp.exp(scores - top)
         totals.append(weights.sum(axis=-1, keepdims=True))
         weights = weights.astype(value.dtype)
-        mixtures.append(
-            jnp.einsum("bkgst,bktd->bkgsd", weights, value, preferred_element_type=dtype)
-        )
+        mixtures.append(dot_general(weights, value, _MIXTURE, preferred_element_type=dtype))
     mixed, total = (functools.reduce(jnp.add, terms) for terms in (mixtures, totals))
     return mixed / total, jnp.log(total) + top
 

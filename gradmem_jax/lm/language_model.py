@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gradmem_jax.config import LMConfig
+from gradmem_jax.lm.products import dot_general
 from gradmem_jax.trees import PyTree
 
 _REMAT_POLICIES = {
@@ -25,6 +26,8 @@ def kernel_init(config: LMConfig) -> nn.initializers.Initializer:
 
 class Dense(nn.DenseGeneral):
     """A linear layer that adds the low-rank change of lora.py, if that stands beside its kernel."""
+
+    dot_general: Any = dot_general
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
