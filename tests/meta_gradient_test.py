@@ -72,14 +72,16 @@ class ModesTest(FloatSixtyFour):
         constants = draw(4, 5)
         cotangents = (draw(4), {"m": draw(4, 3), "s": draw(4)})
         pulled = []
-        for mode in ("mixed", "reverse"):
+        for mode in ("mixed", "linearized", "reverse"):
             evaluate = losses_and_gradient(loss_fn, mode)
             value, pullback = jax.vjp(lambda f, s, e=evaluate: e(f, s, constants), fast, slow)
             pulled.append((value, pullback(cotangents)))
-        chex.assert_trees_all_close(*pulled, rtol=1e-12)
+        chex.assert_trees_all_close(pulled[0], pulled[1], rtol=1e-12)
+        chex.assert_trees_all_close(pulled[0], pulled[2], rtol=1e-12)
         self.assertGreater(np.abs(pulled[0][1][1]["w"]).min(), 0)
 
-    def test_the_gradient_of_a_gradient_in_a_scan(self):
+    @parameterized.parameters("mixed", "linearized")
+    def test_the_gradient_of_a_gradient_in_a_scan(self, mode):
         def loss_fn(fast, slow, constants):
             return ((fast * slow) ** 3).sum((1, 2))
 
@@ -92,7 +94,7 @@ class ModesTest(FloatSixtyFour):
             return (jax.lax.scan(step, start, length=2)[0] ** 2).sum()
 
         second = jax.grad(jax.grad(distance))
-        np.testing.assert_allclose(second(1.0, "mixed"), second(1.0, "reverse"), rtol=1e-12)
+        np.testing.assert_allclose(second(1.0, mode), second(1.0, "reverse"), rtol=1e-12)
 
     def test_the_gradient_of_a_gradient_through_write(self):
         model, params, batch = self.case()

@@ -179,6 +179,7 @@ class GradMem(PrefixMemory):
                 differentiable_loss=c.inner_loss_weight > 0,
                 traced=traced_steps is not None,
                 stops=loss_tolerance is not None,
+                keep_last=c.lm.remat == "none",
             ),
             num_steps=traced_steps,
             second_order_steps=c.second_order_steps,

@@ -85,6 +85,7 @@ def step_modes(
     *,
     traced: bool = False,
     stops: bool = False,
+    keep_last: bool = True,
 ) -> list[tuple[int, Mode]]:
     """Splits K steps into runs of equal mode, see `losses_and_gradient`.
 
@@ -96,6 +97,7 @@ def step_modes(
         differentiable_loss: whether the outer loss uses the last step's WRITE loss.
         traced: whether K is traced: any step may be second order, and any may be the last.
         stops: whether samples may stop at a tolerance: any step may be the last.
+        keep_last: whether "mixed" may keep what the last step computes for the backward pass.
 
     Returns:
         (number of steps, mode) of each run that is not empty, in order.
@@ -109,10 +111,12 @@ def step_modes(
     with_loss = 0
     if differentiable_loss:
         with_loss = num_steps - second if traced or stops else int(second == 0 and num_steps > 0)
+    kept = int(meta_gradient == "mixed" and keep_last and second > 0 and not traced and not stops)
     runs: list[tuple[int, Any]] = [
         (num_steps - second - with_loss, cheap),
         (with_loss, cheap + "_with_loss"),
-        (second, meta_gradient),
+        (second - kept, meta_gradient),
+        (kept, "linearized"),
     ]
     return [(count, mode) for count, mode in runs if count]
 
