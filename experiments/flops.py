@@ -8,6 +8,7 @@ and weights with values, in all that its blocks do not skip. A multiplication is
 | forward | 1 W | 1 A |
 | WRITE gradient, with respect to memory only | 2 W | 3 A |
 | its mixed-mode pullback: tangents of forward, of both backward products | 6 W | 9 A |
+| the same of the last step, whose linearised gradient is kept | 4 W | 6 A |
 | WRITE step, reverse over reverse, forward pass included | 6 W | 9 A |
 | READ, forward and backward | 3 W | 3 A |
 
@@ -105,9 +106,11 @@ def training_flops(products: SampleProducts, write_steps: int, mixed: bool = Tru
         mixed: whether the meta-gradient is in mixed mode, or else reverse over reverse.
     """
     apart, write, reads = products
-    write_step = write.times(8, 12) if mixed else write.times(6, 9)
-    once = apart.times(3, 3) if write_steps else 0
-    return once + write_steps * write_step + reads.times(3, 3)
+    if not write_steps:
+        return reads.times(3, 3)
+    last = write.times(6, 9)
+    earlier = write.times(8, 12) if mixed else last
+    return apart.times(3, 3) + (write_steps - 1) * earlier + last + reads.times(3, 3)
 
 
 def step_flops(setting: Setting) -> int:

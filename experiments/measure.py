@@ -179,7 +179,7 @@ def _jit(function: Callable[[Params, Any], Any], mesh: Mesh) -> Any:
     on_mesh = jax.shard_map(
         function, mesh=mesh, in_specs=(PartitionSpec(), batch), out_specs=batch, check_vma=False
     )
-    return jax.jit(on_mesh, compiler_options=sharding.compiler_options(mesh))
+    return jax.jit(on_mesh, compiler_options=sharding.mesh_compiler_options(mesh))
 
 
 def _compile(function: Any, *arguments: Any) -> tuple[Any, dict[str, Any]]:

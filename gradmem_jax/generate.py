@@ -13,6 +13,7 @@ from gradmem_jax.checks import (
     require_integer,
     require_number,
 )
+from gradmem_jax.compiling import FEWER_COPIES, compiler_options
 from gradmem_jax.memory.interface import Memory, MemoryModel
 from gradmem_jax.trees import Params
 from gradmem_jax.validation import check_key, check_length
@@ -82,18 +83,8 @@ def generate(
 
 @functools.cache
 def _compiled(platform: str) -> Any:
-    """`_generate`, compiled; on CPU by an analysis that finds no need to copy caches twice a token.
-
-    XLA takes options for what is compiled by itself only, not inside of another program, and only
-    those that its version knows.
-    """
-    options = None
-    if platform == "cpu":
-        options = {"xla_cpu_copy_insertion_use_region_analysis": True}
-        try:
-            jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
-        except jax.errors.JaxRuntimeError:
-            options = None
+    """`_generate`, compiled; on CPU so that it does not copy the cache twice a token."""
+    options = compiler_options(FEWER_COPIES) if platform == "cpu" else None
     return jax.jit(_generate, static_argnums=(0, 1, 2, 3), compiler_options=options)
 
 

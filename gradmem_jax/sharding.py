@@ -14,6 +14,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gradmem_jax.checks import check_fields, require
+from gradmem_jax.compiling import NO_SPLITTING, REDUCE_IN_LOOPS, compiler_options
 from gradmem_jax.trees import PyTree
 
 AXES = ("data", "fsdp", "tensor")
@@ -155,15 +156,15 @@ def num_batch_shards(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def compiler_options(mesh: Mesh) -> dict[str, str] | None:
+def mesh_compiler_options(mesh: Mesh) -> dict[str, Any] | None:
     """Options of `jax.jit` for programs on a mesh.
 
     Several CPU devices stand for cores, so their programs need not be split over threads; XLA's
     elementwise kernels take less than half the CPU time without it (docs/performance.md).
     """
-    if mesh.size == 1 or mesh.devices.flat[0].platform != "cpu":
+    if mesh.devices.flat[0].platform != "cpu":
         return None
-    return {"xla_disable_hlo_passes": "cpu-parallel-task-assigner"}
+    return compiler_options(REDUCE_IN_LOOPS, *[NO_SPLITTING] * (mesh.size > 1))
 
 
 def place(tree: PyTree, shardings: PyTree) -> PyTree:

@@ -18,8 +18,8 @@ from gradmem_jax.memory.segments import outer_write_loss, write_context, write_t
 from gradmem_jax.micro_batches import count_micro_batches, sum_over_parts
 from gradmem_jax.sharding import (
     batch_sharding,
-    compiler_options,
     gradient_on_mesh,
+    mesh_compiler_options,
     shardings,
 )
 from gradmem_jax.trees import Params
@@ -202,7 +202,7 @@ def _jit_evaluation(mesh: Mesh | None) -> Any:
         evaluate,
         static_argnames=static,
         out_shardings=NamedSharding(mesh, PartitionSpec()),
-        compiler_options=compiler_options(mesh),
+        compiler_options=mesh_compiler_options(mesh),
     )
 
 
@@ -380,5 +380,5 @@ def jit_train_step(
         donate_argnums=0,
         in_shardings=(where, batch_sharding(mesh)),
         out_shardings=(where, NamedSharding(mesh, PartitionSpec())),
-        compiler_options=compiler_options(mesh),
+        compiler_options=mesh_compiler_options(mesh),
     )

@@ -1,8 +1,5 @@
 """Decoding with the cache against decoding without one, and against probabilities."""
 
-import sys
-from unittest import mock
-
 import jax
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -55,21 +52,6 @@ class GenerateTest(parameterized.TestCase):
         key = jax.random.key(0)
         constant = jax.jit(lambda: generate(MODEL, PARAMS, MEMORY, queries, 3, key=key))
         np.testing.assert_array_equal(constant(), want)
-
-    def test_versions_of_xla_without_the_option(self):
-        queries = random_ids(4, 3, 4)
-        want = generate(MODEL, PARAMS, MEMORY, queries, 3)
-        compiled = sys.modules["gradmem_jax.generate"]._compiled
-        self.addCleanup(compiled.cache_clear)
-        compiled.cache_clear()
-
-        def jit(function, compiler_options=None, original=jax.jit, **others):
-            unknown = compiler_options and {"xla_cpu_unheard_of": True}
-            return original(function, compiler_options=unknown, **others)
-
-        with mock.patch.object(jax, "jit", jit):
-            got = generate(MODEL, PARAMS, MEMORY, queries, 3)
-        np.testing.assert_array_equal(got, want)
 
     def test_stops(self):
         queries = random_ids(3, 3, 5)

@@ -61,9 +61,9 @@ class CompilerOptionsTest(parameterized.TestCase):
         text = lambda options: (
             jax.jit(lambda x: jnp.sin(x) * 2, compiler_options=options).lower(x).compile().as_text()
         )
-        options = sharding.compiler_options(mesh_of(8, 1, 1))
-        self.assertNotIn("outer_dimension_partitions", text(options))
-        self.assertIsNone(sharding.compiler_options(mesh_of(1, 1, 1)))
+        one, eight = (sharding.mesh_compiler_options(mesh_of(n, 1, 1)) for n in (1, 8))
+        self.assertIn("outer_dimension_partitions", text(one))
+        self.assertNotIn("outer_dimension_partitions", text(eight))
 
 
 class LayoutTest(parameterized.TestCase):

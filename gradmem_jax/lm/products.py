@@ -88,7 +88,7 @@ def _backward(
         axes = [*rhs_batch, *free, *contract]
     if axes != sorted(axes):
         product = lax.optimization_barrier(product)  # or XLA swaps the operands again
-        product = jnp.transpose(product, np.argsort(axes))
+        product = jnp.transpose(product, [axes.index(axis) for axis in range(rhs.ndim)])
     return lhs_cotangent, product.astype(rhs.dtype)
 
 

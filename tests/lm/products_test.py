@@ -1,0 +1,93 @@
+"""`products.dot_general` against `jax.lax.dot_general`: values, and derivatives of two orders."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+from jax import lax
+
+from gradmem_jax.lm.products import dot_general
+
+# Shapes of both operands and the axes to contract and in batches.
+PRODUCTS = {
+    "kernel_with_more_outputs": ((2, 5, 3), (3, 7), (((2,), (0,)), ((), ()))),
+    "kernel_with_fewer_outputs": ((2, 5, 7), (7, 3), (((2,), (0,)), ((), ()))),
+    "kernel_into_heads": ((2, 5, 6), (6, 4, 3), (((2,), (0,)), ((), ()))),
+    "kernel_out_of_heads": ((2, 5, 4, 3), (4, 3, 6), (((2, 3), (0, 1)), ((), ()))),
+    "scores": ((2, 3, 2, 5, 4), (2, 3, 6, 4), (((4,), (3,)), ((0, 1), (0, 1)))),
+    "scores_of_few_keys": ((2, 3, 2, 5, 4), (2, 3, 2, 4), (((4,), (3,)), ((0, 1), (0, 1)))),
+    "mixture": ((2, 3, 2, 5, 6), (2, 3, 6, 4), (((4,), (2,)), ((0, 1), (0, 1)))),
+    "axes_in_any_order": ((4, 2, 5, 3), (3, 6, 2, 4), (((3, 0), (0, 3)), ((1,), (2,)))),
+}
+
+
+def draw(*shape, dtype="float64"):
+    return jnp.asarray(np.random.default_rng(sum(shape)).standard_normal(shape), dtype)
+
+
+def left_operands(function, *arguments):
+    """Shapes of the left operands of the products of a function's program."""
+    jaxpr = jax.make_jaxpr(function)(*arguments)
+    return [
+        eqn.invars[0].aval.shape for eqn in jaxpr.jaxpr.eqns if eqn.primitive is lax.dot_general_p
+    ]
+
+
+class ProductsTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.enter_context(jax.enable_x64(True))
+
+    @parameterized.named_parameters((name, *case) for name, case in PRODUCTS.items())
+    def test_value_and_derivatives(self, lhs_shape, rhs_shape, dimensions):
+        operands, directions = ((draw(*lhs_shape), draw(*rhs_shape)) for _ in range(2))
+
+        def results(multiply):
+            loss = lambda *operands: jnp.tanh(multiply(*operands, dimensions)).sum()
+            gradients = jax.grad(loss, argnums=(0, 1))
+            size = lambda *operands: sum((g**2).sum() for g in gradients(*operands))
+            return (
+                multiply(*operands, dimensions),
+                gradients(*operands),
+                jax.jvp(gradients, operands, directions)[1],
+                jax.grad(size, argnums=(0, 1))(*operands),
+            )
+
+        chex.assert_trees_all_close(results(dot_general), results(lax.dot_general), rtol=1e-12)
+
+    @parameterized.parameters("bfloat16", "float32")
+    def test_types(self, dtype):
+        lhs, rhs = draw(4, 3, dtype=dtype), draw(3, 5, dtype=dtype)
+        dimensions = (((1,), (0,)), ((), ()))
+
+        def results(multiply):
+            product = lambda lhs, rhs: multiply(
+                lhs, rhs, dimensions, preferred_element_type=jnp.float32
+            )
+            value, pull_back = jax.vjp(product, lhs, rhs)
+            return value, pull_back(jnp.cos(value))
+
+        got, want = results(dot_general), results(lax.dot_general)
+        chex.assert_trees_all_equal_dtypes(got, want)
+        chex.assert_trees_all_close(got, want, rtol=1e-2 if dtype == "bfloat16" else 1e-6)
+
+    @parameterized.parameters(
+        ("kernel_with_more_outputs", (2, 5, 3)),
+        ("kernel_with_fewer_outputs", (2, 5, 3)),
+        ("scores", (2, 3, 2, 5, 4)),
+        ("mixture", (2, 3, 2, 5, 4)),
+    )
+    def test_the_smaller_operand_stands_on_the_left(self, name, smaller):
+        lhs_shape, rhs_shape, dimensions = PRODUCTS[name]
+        lhs, rhs = draw(*lhs_shape), draw(*rhs_shape)
+        cotangent = dot_general(lhs, rhs, dimensions)
+        pull_back = lambda cotangent: jax.vjp(lambda rhs: dot_general(lhs, rhs, dimensions), rhs)[
+            1
+        ](cotangent)
+        *_, last = left_operands(pull_back, cotangent)
+        self.assertEqual(last, smaller)
+
+
+if __name__ == "__main__":
+    absltest.main()
