@@ -1,5 +1,6 @@
 """Parts of a batch that are processed one after the other."""
 
+import contextvars
 import functools
 import math
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from gradmem_jax.trees import Params, PyTree
 
 WriteFn = TypeVar("WriteFn", bound=Callable[..., Any])
 _CPU_TOKENS = 700  # of a part on CPU: fewer cost more calls, more do not stay in its caches
+_in_part = contextvars.ContextVar("in_part", default=False)
 
 
 def count_micro_batches(num_micro_batches: int, batch_size: int, num_tokens: int) -> int:
@@ -44,11 +46,14 @@ def count_micro_batches(num_micro_batches: int, batch_size: int, num_tokens: int
 def sum_over_parts(function: Callable[[PyTree], PyTree], batch: PyTree, num_parts: int) -> PyTree:
     """Adds up what a function makes of one part after the other of a batch.
 
+    A `write_memory` that it calls does not split its part again.
+
     Args:
         function: `(part of the batch) -> sums over the part`.
         batch: arrays [B, ...].
         num_parts: from `count_micro_batches`.
     """
+    function = _taken_whole(function)
     if num_parts == 1:
         return function(batch)
     parts = jax.tree.map(lambda x: x.reshape(num_parts, -1, *x.shape[1:]), batch)
@@ -58,6 +63,19 @@ def sum_over_parts(function: Callable[[PyTree], PyTree], batch: PyTree, num_part
     )
     add = lambda total, part: (jax.tree.map(jnp.add, total, function(part)), None)
     return jax.lax.scan(add, zeros, parts)[0]
+
+
+def _taken_whole(function: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
+    """The function, traced such that `write_in_parts` leaves its batch whole."""
+
+    def run(part: PyTree) -> PyTree:
+        before = _in_part.set(True)
+        try:
+            return function(part)
+        finally:
+            _in_part.reset(before)
+
+    return run
 
 
 def write_in_parts(write: WriteFn) -> WriteFn:
@@ -84,7 +102,7 @@ def write_in_parts(write: WriteFn) -> WriteFn:
         if batch_size % num_devices:
             num_devices = 1
         num_parts = count_micro_batches(AUTOMATIC, batch_size // num_devices, length)
-        if num_parts == 1:
+        if num_parts == 1 or _in_part.get():
             return write(model, params, context_ids, memory=memory, **options)
         if memory is not None:
             model.check_memory(params, memory, batch_size)

@@ -162,6 +162,23 @@ class LossTest(parameterized.TestCase):
         self.assertEqual([call.args[2] for call in counted.call_args_list], [1, 2])
         chex.assert_trees_all_close(whole, parts, rtol=1e-4, atol=1e-6)
 
+    def test_write_takes_a_micro_batch_whole(self):
+        batch = small_batch(6)
+        batch["context_ids"] = random_ids(1, 6, 250)
+        model = small_model(lm={"max_positions": 512})
+        sizes = []
+        embed = lambda model, params, ids, embed=GradMem.embed: (
+            sizes.append(len(ids)) or embed(model, params, ids)
+        )
+        with mock.patch.object(GradMem, "embed", embed):
+            for num_micro_batches in (1, 3):
+                step = lambda p, n=num_micro_batches: loss_gradient(model, p, batch, n)
+                jax.eval_shape(step, PARAMS)
+            in_step = set(sizes)
+            sizes.clear()
+            jax.eval_shape(model.write_memory, PARAMS, batch["context_ids"])
+        self.assertEqual((in_step, set(sizes)), ({6, 2}, {3}))
+
     def test_write_gradient_norm_is_that_of_the_whole_memory(self):
         model = small_model(memory_projection="per_sample", num_write_steps=1)
         params, batch = small_params(model), small_batch()
