@@ -110,6 +110,16 @@ class ModesTest(FloatSixtyFour):
         ]
         np.testing.assert_allclose(*second, rtol=1e-9)
 
+    def test_forward_mode_over_the_outer_gradient(self):
+        model, params, batch = self.case(num_write_steps=1)
+        direction = jax.tree.map(jnp.cos, params)
+        gradient = jax.jit(jax.grad(loss_of(model, batch)))
+        _, product = jax.jvp(gradient, (params,), (direction,))
+        h = 1e-5
+        moved = lambda s: gradient(jax.tree.map(lambda x, y: x + s * y, params, direction))
+        difference = jax.tree.map(lambda a, b: (a - b) / (2 * h), moved(h), moved(-h))
+        chex.assert_trees_all_close(product, difference, rtol=1e-5, atol=1e-7)
+
     @parameterized.named_parameters((name, options) for name, options in OPTIONS.items())
     def test_mixed_reverse_and_central_differences_agree(self, options):
         model, params, batch = self.case(**options)

@@ -106,7 +106,7 @@ def attend(
     cached: CachedKV | None = None,
     seen: jax.Array | None = None,
 ) -> Attended:
-    """Softmax attention that can be differentiated any number of times, in any mode and dtype.
+    """Softmax attention that can be differentiated any number of times, in any dtype.
 
     `jax.nn.dot_product_attention` rounds to float32 even what is float64, which would hide errors
     from the tests by central differences.
