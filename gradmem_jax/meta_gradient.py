@@ -103,8 +103,14 @@ def _mixed(loss_fn: LossFn, *, keep: bool) -> LossesAndGradient:
         return _evaluate(loss_fn, fast, slow, constants), (fast, slow, constants)
 
     def backward(saved: Any, cotangents: tuple[jax.Array, PyTree]) -> tuple[PyTree, PyTree, None]:
-        pull_back = saved if keep else _linearize(loss_fn, *saved)[1]
         losses_cotangent, gradient_cotangent = cotangents
+        if keep:
+            pull_back = saved
+        else:
+            fast, slow, constants = saved
+            # Without a loop around it XLA would keep what the forward pass has computed alike.
+            later = jax.tree.map(lambda x, u: x + 0 * u, fast, gradient_cotangent)
+            _, pull_back = _linearize(loss_fn, later, slow, constants)
         return *pull_back(gradient_cotangent, losses_cotangent), None
 
     evaluate.defvjp(forward, backward)
