@@ -70,26 +70,34 @@ def _backward(
     cotangent: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     lhs, rhs = saved
-    of_lhs = lambda lhs: lax.dot_general(lhs, rhs, dimensions, precision, dtype)
-    (lhs_cotangent,) = jax.linear_transpose(of_lhs, lhs)(cotangent)
-
     (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = dimensions
-    num_batch, num_summed = len(lhs_batch), lhs.ndim - len(lhs_batch) - len(lhs_contract)
-    batch, summed = range(num_batch), range(num_batch, num_batch + num_summed)
-    lhs_summed = [axis for axis in range(lhs.ndim) if axis not in lhs_contract + lhs_batch]
-    free = [axis for axis in range(rhs.ndim) if axis not in rhs_contract + rhs_batch]
-    contract = [rhs_contract[i] for i in np.argsort(lhs_contract)]
+    lhs_free = [axis for axis in range(lhs.ndim) if axis not in lhs_contract + lhs_batch]
+    rhs_free = [axis for axis in range(rhs.ndim) if axis not in rhs_contract + rhs_batch]
+    first_of_rhs = len(lhs_batch) + len(lhs_free)
+    batch, of_lhs = range(len(lhs_batch)), range(len(lhs_batch), first_of_rhs)
+    of_rhs = range(first_of_rhs, cotangent.ndim)
     multiply = functools.partial(lax.dot_general, precision=precision, preferred_element_type=dtype)
-    if math.prod(rhs.shape[axis] for axis in contract) <= math.prod(rhs.shape[a] for a in free):
-        product = multiply(lhs, cotangent, ((lhs_summed, summed), (lhs_batch, batch)))
-        axes = [*rhs_batch, *contract, *free]
+
+    product = multiply(cotangent, rhs, ((of_rhs, rhs_free), (batch, rhs_batch)))
+    contract = [lhs_contract[i] for i in np.argsort(rhs_contract)]
+    lhs_cotangent = _arrange(product, [*lhs_batch, *lhs_free, *contract])
+
+    contract = [rhs_contract[i] for i in np.argsort(lhs_contract)]
+    if math.prod(rhs.shape[i] for i in contract) <= math.prod(rhs.shape[i] for i in rhs_free):
+        product = multiply(lhs, cotangent, ((lhs_free, of_lhs), (lhs_batch, batch)))
+        rhs_cotangent = _arrange(product, [*rhs_batch, *contract, *rhs_free])
     else:
-        product = multiply(cotangent, lhs, ((summed, lhs_summed), (batch, lhs_batch)))
-        axes = [*rhs_batch, *free, *contract]
-    if axes != sorted(axes):
-        product = lax.optimization_barrier(product)  # or XLA swaps the operands again
-        product = jnp.transpose(product, [axes.index(axis) for axis in range(rhs.ndim)])
-    return lhs_cotangent, product.astype(rhs.dtype)
+        product = multiply(cotangent, lhs, ((of_lhs, lhs_free), (batch, lhs_batch)))
+        rhs_cotangent = _arrange(product, [*rhs_batch, *rhs_free, *contract])
+    return lhs_cotangent.astype(lhs.dtype), rhs_cotangent.astype(rhs.dtype)
+
+
+def _arrange(product: jax.Array, axes: Sequence[int]) -> jax.Array:
+    """Moves axis i of a product to where `axes[i]` says."""
+    if list(axes) == sorted(axes):
+        return product
+    product = lax.optimization_barrier(product)  # or XLA swaps the operands again
+    return jnp.transpose(product, [axes.index(axis) for axis in range(product.ndim)])
 
 
 _multiply.defvjp(_forward, _backward)
