@@ -1,5 +1,8 @@
 """Decoding with the cache against decoding without one, and against probabilities."""
 
+import sys
+from unittest import mock
+
 import jax
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -52,6 +55,16 @@ class GenerateTest(parameterized.TestCase):
         key = jax.random.key(0)
         constant = jax.jit(lambda: generate(MODEL, PARAMS, MEMORY, queries, 3, key=key))
         np.testing.assert_array_equal(constant(), want)
+
+    def test_versions_of_xla_without_the_option(self):
+        queries = random_ids(4, 3, 4)
+        want = generate(MODEL, PARAMS, MEMORY, queries, 3)
+        module = sys.modules["gradmem_jax.generate"]
+        self.addCleanup(module._compiled.cache_clear)
+        module._compiled.cache_clear()
+        with mock.patch.object(module, "FEWER_COPIES", ("xla_cpu_unheard_of", True)):
+            got = generate(MODEL, PARAMS, MEMORY, queries, 3)
+        np.testing.assert_array_equal(got, want)
 
     def test_stops(self):
         queries = random_ids(3, 3, 5)

@@ -59,6 +59,7 @@ def _multiply(
 def _forward(
     lhs: jax.Array, rhs: jax.Array, dimensions: _Dimensions, precision: Any, dtype: Any
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    # Not `_multiply`, which under an outer forward mode would meet itself.
     return lax.dot_general(lhs, rhs, dimensions, precision, dtype), (lhs, rhs)
 
 
