@@ -14,8 +14,8 @@ and weights with values, in all that its blocks do not skip. A multiplication is
 
 What the context's tokens find among one another in the first layer is computed once in a WRITE,
 whatever K, and W and A of its steps are without it.
-Recomputation by remat is not counted, nor is what is no matrix product; nor is it that remat has the
-last step compute its gradient again.
+Recomputation by remat is not counted, nor is what is no matrix product; nor is it that remat
+has the last step compute its gradient again.
 """
 
 import dataclasses
