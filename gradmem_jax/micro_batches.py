@@ -13,7 +13,7 @@ from gradmem_jax.checks import AUTOMATIC, require, require_count
 from gradmem_jax.trees import Params, PyTree
 
 WriteFn = TypeVar("WriteFn", bound=Callable[..., Any])
-_CPU_TOKENS = 700  # of a part on CPU: fewer cost more calls, more do not stay in its caches
+_CPU_TOKENS = 500  # of a part on CPU: fewer cost more calls, more do not stay in its caches
 _in_part = contextvars.ContextVar("in_part", default=False)
 
 
@@ -22,7 +22,7 @@ def count_micro_batches(num_micro_batches: int, batch_size: int, num_tokens: int
 
     Args:
         num_micro_batches: how many. `AUTOMATIC` is 1 on accelerators, which large batches fill, and
-            on CPU so many that a part has some 700 tokens, whatever the model (measured:
+            on CPU so many that a part has some 500 tokens, whatever the model (measured:
             docs/performance.md).
         batch_size: B, on one device.
         num_tokens: of a sample, context and queries.
@@ -78,6 +78,12 @@ def _taken_whole(function: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyT
     return run
 
 
+def _count_devices(batch_size: int) -> int:
+    """Over how many devices a batch of this size may lie; `shard_map` and `pmap` have split it."""
+    is_split = bool(jax.sharding.get_abstract_mesh().manual_axes)
+    return 1 if is_split or batch_size % jax.device_count() else jax.device_count()
+
+
 def write_in_parts(write: WriteFn) -> WriteFn:
     """Makes a `write_memory` that takes a large batch in parts, where that is faster: on CPU.
 
@@ -98,9 +104,7 @@ def write_in_parts(write: WriteFn) -> WriteFn:
     ) -> Any:
         context_ids = model.check_context(params, context_ids, model.write_positions)
         batch_size, length = context_ids.shape
-        num_devices = jax.device_count()
-        if batch_size % num_devices:
-            num_devices = 1
+        num_devices = _count_devices(batch_size)
         num_parts = count_micro_batches(AUTOMATIC, batch_size // num_devices, length)
         if num_parts == 1 or _in_part.get():
             return write(model, params, context_ids, memory=memory, **options)

@@ -1,6 +1,7 @@
 """Properties of WRITE and READ, their options, errors and transformations."""
 
 import functools
+from unittest import mock
 
 import chex
 import flax
@@ -9,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl.testing import absltest, parameterized
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import gradmem_jax
-from gradmem_jax import GradMem, GradMemConfig, LlamaConfig, ProjectedMemory
+from gradmem_jax import GradMem, GradMemConfig, LlamaConfig, ProjectedMemory, micro_batches
 from gradmem_jax.losses import token_losses
 from gradmem_jax.memory.inner_loop import clip_gradient
 from tests.small import random_ids, small_model, small_params, small_writer
@@ -275,6 +276,28 @@ class TransformationsTest(parameterized.TestCase):
         close(memory, written()[0])
         logits = read(params, memory, jax.device_put(QUERY, rows))
         close(logits, read(PARAMS, written()[0], QUERY))
+
+    @parameterized.parameters("jit", "shard_map", "pmap")
+    def test_parts_of_a_batch_are_as_large_on_each_device(self, transformation):
+        num_devices, rows = jax.device_count(), PartitionSpec("data")
+        contexts = random_ids(2, 4 * num_devices, 9)
+        write = lambda ids: MODEL.write_memory(PARAMS, ids)[0]
+        mesh = jax.make_mesh((num_devices,), ("data",), axis_types=(AxisType.Auto,))
+        transformed = {
+            "jit": jax.jit(write),
+            "shard_map": jax.jit(
+                jax.shard_map(write, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
+            ),
+            "pmap": lambda ids: jax.pmap(write)(ids.reshape(num_devices, 4, 9)),
+        }[transformation]
+        counted = mock.Mock(wraps=micro_batches.count_micro_batches)
+        with (
+            mock.patch.object(micro_batches, "_CPU_TOKENS", 18),
+            mock.patch.object(micro_batches, "count_micro_batches", counted),
+        ):
+            memory = transformed(jax.device_put(contexts, NamedSharding(mesh, rows)))
+        counted.assert_called_once_with(-1, 4, 9)
+        close(memory.reshape(-1, 3, 8), jax.jit(write)(contexts))
 
     def test_grad_in_every_argument(self):
         def loss(params, start):
