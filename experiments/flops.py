@@ -24,6 +24,7 @@ from typing import NamedTuple
 from experiments.setting import Setting
 from gradmem_jax.config import LlamaConfig
 from gradmem_jax.lm.attention import causal_blocks
+from gradmem_jax.memory.inner_loop import MAX_STEPS_TO_KEEP_LAST
 
 
 class Products(NamedTuple):
@@ -109,8 +110,9 @@ def training_flops(products: SampleProducts, write_steps: int, mixed: bool = Tru
     apart, write, reads = products
     if not write_steps:
         return reads.times(3, 3)
-    last = write.times(6, 9)
-    earlier = write.times(8, 12) if mixed else last
+    linearized_once = write.times(6, 9)
+    earlier = write.times(8, 12) if mixed else linearized_once
+    last = linearized_once if write_steps <= MAX_STEPS_TO_KEEP_LAST else earlier
     return apart.times(3, 3) + (write_steps - 1) * earlier + last + reads.times(3, 3)
 
 

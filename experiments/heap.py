@@ -16,6 +16,20 @@ def share_arenas() -> bool:
     Returns:
         Whether it did; false without glibc.
     """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    return ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2) == 1
+    return _has_glibc() and ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2) == 1
+
+
+def give_back() -> bool:
+    """Gives memory that is free back to the system.
+
+    A compiler's is, hundreds of MiB, once it is done; glibc would keep it, and what runs next would
+    take more.
+
+    Returns:
+        Whether there was any; false without glibc.
+    """
+    return _has_glibc() and ctypes.CDLL(None).malloc_trim(0) == 1
+
+
+def _has_glibc() -> bool:
+    return platform.libc_ver()[0] == "glibc"

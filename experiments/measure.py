@@ -186,6 +186,7 @@ def _compile(function: Any, *arguments: Any) -> tuple[Any, dict[str, Any]]:
     before, started = peak_bytes(), time.perf_counter()
     compiled = function.lower(*arguments).compile()
     seconds = time.perf_counter() - started
+    heap.give_back()
     return compiled, {
         "compile_seconds": round(seconds, 2),
         "temporary_mib": round(compiled.memory_analysis().temp_size_in_bytes / MIB, 2),

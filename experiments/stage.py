@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from experiments import heap
 from experiments.build import Stage, build_optimizer_config
 from experiments.reporting import log
 from experiments.stopping import Stopped
@@ -168,6 +169,7 @@ class CompiledSteps:
             started = time.monotonic()
             lowered = self._jit(model).lower(self._state_shapes, batch)
         step = lowered.compile()
+        heap.give_back()
         log.info(
             "training on %s, contexts of %d, queries of %d tokens; compiled in %.1f s",
             *(name, batch["context_ids"].shape[-1], batch["query_ids"].shape[-1]),

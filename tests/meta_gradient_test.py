@@ -7,6 +7,7 @@ import numpy as np
 import optax
 from absl.testing import absltest, parameterized
 
+from gradmem_jax.memory.inner_loop import step_modes
 from gradmem_jax.meta_gradient import losses_and_gradient
 from gradmem_jax.training import loss_and_metrics
 from tests.small import small_batch, small_model, small_params
@@ -218,6 +219,20 @@ class ModesTest(FloatSixtyFour):
         got, info = self.write_gradient(options, 0.5, num_steps=3, loss_tolerance=tolerance)
         np.testing.assert_array_equal(info.num_steps, 2)
         chex.assert_trees_all_close(got, want, rtol=1e-9, atol=1e-12)
+
+    @parameterized.parameters(
+        (1, None, {}, [(1, "linearized")]),
+        (2, None, {}, [(1, "mixed"), (1, "linearized")]),
+        (3, None, {}, [(3, "mixed")]),
+        (5, 2, {}, [(3, "first"), (1, "mixed"), (1, "linearized")]),
+        (2, None, dict(traced=True), [(2, "mixed")]),
+        (2, None, dict(stops=True), [(2, "mixed")]),
+        (2, None, dict(keep_last=False), [(2, "mixed")]),
+        (2, 0, {}, [(2, "first")]),
+    )
+    def test_modes_of_steps(self, num_steps, second_order_steps, options, want):
+        got = step_modes(num_steps, "second", second_order_steps, "mixed", False, **options)
+        self.assertEqual(got, want)
 
 
 class MemoryTest(parameterized.TestCase):

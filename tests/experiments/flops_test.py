@@ -59,11 +59,13 @@ class FlopsTest(parameterized.TestCase):
     def test_grows_with_steps_and_batch(self):
         twice = dataclasses.replace(SMALL, batch_size=4)
         self.assertEqual(step_flops(twice), 2 * step_flops(SMALL))
-        by_steps = [step_flops(dataclasses.replace(SMALL, write_steps=k)) for k in range(4)]
-        first, second, third = (more - less for less, more in itertools.pairwise(by_steps))
-        self.assertEqual(second, third)
-        write = sample_products(SMALL).write.times(6, 9)
-        self.assertGreater(first, SMALL.batch_size * write)  # the first layer's part comes with it
+        by_steps = [step_flops(dataclasses.replace(SMALL, write_steps=k)) for k in range(5)]
+        first, second, third, fourth = (b - a for a, b in itertools.pairwise(by_steps))
+        self.assertEqual(second, fourth)
+        write = sample_products(SMALL).write
+        # From three steps on the last one is computed again too.
+        self.assertEqual(third, second + SMALL.batch_size * write.times(2, 3))
+        self.assertGreater(first, SMALL.batch_size * write.times(6, 9))  # and its part apart
         self.assertGreater(by_steps[0], 0)
 
 

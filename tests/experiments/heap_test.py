@@ -1,4 +1,4 @@
-"""Tests of the shared arenas."""
+"""Tests of what the C library does with memory."""
 
 import platform
 import re
@@ -29,8 +29,23 @@ libc.malloc_info(0, out)
 libc.fclose(out)
 """
 
+_GIVE_BACK = """
+import ctypes, resource
+from experiments.heap import give_back
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+resident = lambda: int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+before = resident()
+blocks = [libc.malloc(10000) for _ in range(10000)]
+for block in blocks: ctypes.memset(ctypes.c_void_p(block), 1, 10000)
+for block in blocks[:-1]: libc.free(ctypes.c_void_p(block))  # the last one holds the rest up
+kept = resident() - before
+assert give_back()
+print(kept >> 20, resident() - before >> 20)
+"""
 
-class ShareArenasTest(parameterized.TestCase):
+
+class HeapTest(parameterized.TestCase):
     @parameterized.parameters((False,), (True,))
     @unittest.skipUnless(platform.libc_ver()[0] == "glibc", "needs glibc")
     def test_threads_share_two_arenas(self, shared):
@@ -42,6 +57,15 @@ class ShareArenasTest(parameterized.TestCase):
         )
         arenas = len(re.findall(r"<heap nr=", done.stdout))
         self.assertEqual(arenas <= 2, shared, f"{arenas} arenas")
+
+    @unittest.skipUnless(platform.libc_ver()[0] == "glibc", "needs glibc")
+    def test_free_memory_is_given_back(self):
+        done = subprocess.run(
+            [sys.executable, "-c", _GIVE_BACK], capture_output=True, text=True, check=True
+        )
+        kept, left = map(int, done.stdout.split())
+        self.assertGreater(kept, 90)
+        self.assertLess(left, 10)
 
 
 if __name__ == "__main__":
