@@ -86,7 +86,8 @@ class ProjectionTest(parameterized.TestCase):
         self.assertEqual(got["efficiency_all_hidden"], 1.0)
 
     def test_step_flops(self):
-        self.assertEqual(projection.step_flops(10, 2, 5, 3, 4), 2 * 10 * 2 * ((8 * 3 + 6) * 5 + 9))
+        self.assertEqual(projection.step_flops(10, 2, 5, 3, 2), 2 * 10 * 2 * ((8 + 6) * 5 + 9))
+        self.assertEqual(projection.step_flops(10, 2, 5, 3, 4), 2 * 10 * 2 * (8 * 4 * 5 + 9))
 
 
 if __name__ == "__main__":
