@@ -244,12 +244,12 @@ class MemoryTest(parameterized.TestCase):
 
     def test_mixed_mode_does_not_grow_with_the_number_of_steps(self):
         growth = {
-            mode: self.temporary_bytes(mode, 12) - self.temporary_bytes(mode, 2)
+            mode: self.temporary_bytes(mode, 12) - self.temporary_bytes(mode, 3)
             for mode in ("mixed", "reverse")
         }
         one_memory = 3 * 3 * 8 * 4
-        self.assertLess(growth["mixed"], 10 * 4 * one_memory)
-        self.assertGreater(growth["reverse"], 10 * 30 * one_memory)
+        self.assertLess(growth["mixed"], 9 * 4 * one_memory)
+        self.assertGreater(growth["reverse"], 9 * 30 * one_memory)
 
 
 if __name__ == "__main__":
