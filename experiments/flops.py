@@ -8,7 +8,7 @@ and weights with values, in all that its blocks do not skip. A multiplication is
 | forward | 1 W | 1 A |
 | WRITE gradient, with respect to memory only | 2 W | 3 A |
 | its mixed-mode pullback: tangents of forward, of both backward products | 6 W | 9 A |
-| the same of the last step, whose linearised gradient is kept | 4 W | 6 A |
+| the same of the last of one or two steps, whose linearised gradient is kept | 4 W | 6 A |
 | WRITE step, reverse over reverse, forward pass included | 6 W | 9 A |
 | READ, forward and backward | 3 W | 3 A |
 

@@ -359,9 +359,9 @@ class GradMemConfig(PrefixConfig):
         second_order_steps: only the last so many of the K steps are "second"; None means all. Steps
             that a sample does not take, below its `loss_tolerance`, count too.
         meta_gradient: how "second" is computed: "mixed" (forward over reverse, memory does not
-            grow with K; the last step alone keeps its linearised gradient, unless `lm.remat` says
-            that memory is short) or "reverse" (plain reverse over reverse). Both give the same
-            numbers.
+            grow with K; of one or two such steps the last one keeps its linearised gradient,
+            unless `lm.remat` says that memory is short) or "reverse" (plain reverse over reverse).
+            Both give the same numbers.
     """
 
     num_write_steps: int = 5

@@ -11,6 +11,9 @@ from gradmem_jax.trees import PyTree
 
 UpdateFn = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
 StepFn = Callable[[PyTree, jax.Array], tuple[PyTree, PyTree]]
+# Keeping the last step's linearised gradient saves 10 % of a training step's time with two steps
+# and 4 % with five; compiling takes 30 % more time and memory (docs/performance.md).
+MAX_STEPS_TO_KEEP_LAST = 2
 
 
 class WriteInfo(NamedTuple):
@@ -76,11 +79,6 @@ def step_if(taken: jax.Array, step: StepFn, carry: PyTree, k: jax.Array) -> tupl
     return jax.lax.cond(taken, step, skip, carry, k)
 
 
-# Keeping the last step's linearised gradient saves 10 % of a training step's time with two steps
-# and 4 % with five; compiling takes 30 % more time and memory (docs/performance.md).
-MAX_STEPS_TO_KEEP_LAST = 2
-
-
 def step_modes(
     num_steps: int,
     gradient_mode: str,
@@ -103,7 +101,7 @@ def step_modes(
         traced: whether K is traced: any step may be second order, and any may be the last.
         stops: whether samples may stop at a tolerance: any step may be the last.
         keep_last: whether "mixed" may keep what the last step computes for the backward pass; it
-            does so with few steps.
+            does with `MAX_STEPS_TO_KEEP_LAST` second-order steps or fewer.
 
     Returns:
         (number of steps, mode) of each run that is not empty, in order.
