@@ -25,7 +25,7 @@ def output_figure(flag: str, path: str | pathlib.Path) -> pathlib.Path:
     return reporting.output_file(flag, path)
 
 
-def files(patterns: Iterable[str]) -> list[str]:
+def matching_files(patterns: Iterable[str]) -> list[str]:
     """The files that paths and patterns such as `docs/*.txt` name."""
     return [path for text in patterns for path in (text, *glob.glob(text, recursive=True))]
 

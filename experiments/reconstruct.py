@@ -12,7 +12,7 @@ from absl import flags
 from experiments import figures, program, reporting
 from experiments.contexts import encode_context, read_contexts
 from experiments.open_model import is_run, open_pretrained
-from experiments.outputs import check_apart, files, output_figure
+from experiments.outputs import check_apart, matching_files, output_figure
 from experiments.reporting import log
 from experiments.tracing import make_optimizer, trace_writes
 from gradmem_jax.checks import require
@@ -39,7 +39,7 @@ _NUM_MEMORY_TOKENS = flags.DEFINE_integer("num_memory_tokens", 8, "Memory tokens
 def main(_: Sequence[str]) -> None:
     """Runs the program."""
     reporting.set_up_logging()
-    check_apart({"out": _OUT.value, "figure": _FIGURE.value}, files([_CONTEXT.value]))
+    check_apart({"out": _OUT.value, "figure": _FIGURE.value}, matching_files([_CONTEXT.value]))
     out = reporting.output_file("out", _OUT.value)
     if _FIGURE.value:
         output_figure("figure", _FIGURE.value)

@@ -67,10 +67,10 @@ def _check_fit(
     """Refuses parameters of the run `config.init_from` whose shapes are not those wanted."""
     shapes, wanted_shapes = (jax.tree.map_with_path(shape, tree) for tree in (earlier, wanted))
     wrong = [name for name in earlier if shapes[name] != wanted_shapes.get(name)]
-    ours = _fields(config)
+    ours = flat_fields(config)
     different = [
         f"{name}={value!r}"
-        for name, value in _fields(run).items()
+        for name, value in flat_fields(run).items()
         if name.startswith(("lm.", "model.")) and name in ours and value != ours[name]
     ]
     require(
@@ -99,7 +99,7 @@ def _with_our_tokens(
     return change_vocabulary(earlier, {n: drawn[n] for n in earlier}, tokens, wanted)
 
 
-def _fields(config: ConfigDict) -> dict[str, Any]:
+def flat_fields(config: ConfigDict) -> dict[str, Any]:
     """The fields of a configuration by their whole names, with the values that config.json has."""
     return reporting.flatten(reporting.to_json(config.to_dict()))
 
@@ -121,7 +121,7 @@ def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
     has_results = bool(steps) or (workdir / "metrics.json").exists()
     if earlier and has_results:
         defaults = get_config(config.method, config.task, bool(config.pretrained))
-        current, default = _fields(config), _fields(defaults)
+        current, default = flat_fields(config), flat_fields(defaults)
         ignored = (
             *("num_steps", "final_num_write_steps", "stop_at_exact_match", "skip_nonfinite"),
             *("init_from", "init_checkpoint", "mesh", "num_micro_batches", "cpu_devices"),

@@ -15,7 +15,7 @@ from absl import flags
 from experiments import figures, program, reporting
 from experiments.contexts import read_contexts
 from experiments.open_model import open_model
-from experiments.outputs import check_apart, files, output_figure
+from experiments.outputs import check_apart, matching_files, output_figure
 from experiments.reporting import log
 from experiments.writing import describe_sizes, report, save_written, write_contexts
 
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> None:
     """Runs the program."""
     reporting.set_up_logging()
     patterns = [*_CONTEXT.value, *arguments[1:]]  # --context *.txt, not quoted
-    check_apart({"out": _OUT.value, "figure": _FIGURE.value}, files(patterns))
+    check_apart({"out": _OUT.value, "figure": _FIGURE.value}, matching_files(patterns))
     reporting.output_file("out", _OUT.value)
     if _FIGURE.value:
         output_figure("figure", _FIGURE.value)

@@ -188,7 +188,7 @@ def _jit_evaluation(mesh: Mesh | None) -> Any:
             evaluate_part = lambda part: _evaluate_part(
                 model, params, part, totals, num_steps, max_steps
             )
-            return {}, sum_over_parts(evaluate_part, part, _num_parts(AUTOMATIC, part))
+            return {}, sum_over_parts(evaluate_part, part, num_parts(AUTOMATIC, part))
 
         shared = (num_steps, totals)
         if mesh is None:
@@ -252,7 +252,7 @@ def _counted_tokens(model: MemoryModel, batch: Batch) -> jax.Array:
     return (context_ids != model.config.pad_id) & per_query(valid_samples(batch), context_ids)
 
 
-def _num_parts(num_micro_batches: int, batch: Batch) -> int:
+def num_parts(num_micro_batches: int, batch: Batch) -> int:
     """How many micro-batches a device makes of its batch."""
     (batch_size, *_, length), queries = batch["context_ids"].shape, batch["query_ids"].shape[1:]
     return count_micro_batches(num_micro_batches, batch_size, length + math.prod(queries))
@@ -298,7 +298,7 @@ def loss_gradient(
         return loss_and_metrics(model, join_params(trained, constant), part, totals=totals)
 
     gradient_fn = functools.partial(jax.grad(loss_fn, has_aux=True), trained)
-    return sum_over_parts(gradient_fn, dict(batch), _num_parts(num_micro_batches, batch))
+    return sum_over_parts(gradient_fn, dict(batch), num_parts(num_micro_batches, batch))
 
 
 def step_params(model: MemoryModel, params: Params, step: jax.Array | int, seed: int) -> Params:

@@ -5,7 +5,7 @@ import pathlib
 
 from absl.testing import absltest, parameterized
 
-from experiments.outputs import check_apart, files, output_figure
+from experiments.outputs import check_apart, matching_files, output_figure
 from tests.programs import start
 
 
@@ -31,7 +31,7 @@ class OutputsTest(parameterized.TestCase):
         text, other = (self.folder / name for name in ("a.txt", "b.txt"))
         text.touch()
         os.symlink(text, self.folder / "link")
-        read = files([f"{self.folder}/*.txt"])
+        read = matching_files([f"{self.folder}/*.txt"])
         self.assertIn(str(text), read)
         check_apart({"out": str(other), "figure": None}, read)
         for outputs, message in (
