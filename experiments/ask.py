@@ -10,12 +10,18 @@ from collections.abc import Iterable, Sequence
 
 from absl import flags
 
-from experiments import program, reporting
-from experiments.answering import answer, ask_in_a_loop, choose_contexts, open_memories, show
-from experiments.open_model import reopen_model
+from experiments.answers.answering import (
+    answer,
+    ask_in_a_loop,
+    choose_contexts,
+    open_memories,
+    show,
+)
+from experiments.answers.open_model import reopen_model
+from experiments.program import console, startup
 from gradmem_jax.checks import require
 from gradmem_jax.memory.interface import Memory
-from gradmem_jax.memory_file import read_header
+from gradmem_jax.storage.memory_file import read_header
 
 _MEMORY = flags.DEFINE_string("memory", None, "A memory file (required).", required=True)
 _MODEL = flags.DEFINE_string("model", None, "Where the model is now, if it was moved.")
@@ -32,7 +38,7 @@ _JSON = flags.DEFINE_bool("json", False, "Print a JSON line for each answer.")
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the program."""
-    reporting.set_up_logging()
+    console.set_up_logging()
     require(
         bool(arguments[1:]) != _INTERACTIVE.value,
         "give questions, or --interactive to be asked for them; one of the two.",
@@ -55,4 +61,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    program.run(main, takes_words=True)
+    startup.run(main, takes_words=True)

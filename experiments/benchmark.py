@@ -18,9 +18,10 @@ from typing import Any
 
 from absl import flags
 
-from experiments import children, program, reporting, setting
-from experiments.reporting import log
-from experiments.setting import Setting
+from experiments.program import console, files, formatting, startup
+from experiments.program.console import log
+from experiments.speed import child_processes, setting
+from experiments.speed.setting import Setting
 from gradmem_jax.checks import AUTOMATIC, require, require_choice
 from gradmem_jax.data.kv_retrieval import KVRetrievalConfig
 
@@ -33,7 +34,7 @@ _REFERENCE_PYTHON = flags.DEFINE_string(
 )
 _REFERENCE_DEVICE = flags.DEFINE_string("reference_device", "cpu", "Its device: cpu or cuda.")
 _ROUNDS = flags.DEFINE_integer("rounds", 1, "Times that all is measured.", lower_bound=1)
-flags.declare_key_flag(children.THREADS.name)
+_THREADS = flags.DEFINE_integer("threads", None, "CPUs to run on; default: all.")
 _OUT = flags.DEFINE_string("out", None, "JSON file of all that was measured.")
 _make_setting = setting.define_flags(
     without=("context_tokens", "query_tokens", "write_steps"),
@@ -42,15 +43,15 @@ _make_setting = setting.define_flags(
 )
 flags.adopt_module_key_flags(setting)
 
-_RUNNER = pathlib.Path(__file__).with_name("reference_runner.py")
+_RUNNER = pathlib.Path(__file__).parent / "speed" / "reference_runner.py"
 _KINDS = ("step", "inference")
 
 
-def measure_reference(kind: str, setting: Setting | None = None) -> children.Measured:
+def measure_reference(kind: str, setting: Setting | None = None) -> child_processes.Measured:
     """Measures the official code, or only checks that it can be started if kind is "check"."""
     fields = [] if setting is None else [json.dumps(dataclasses.asdict(setting))]
     command = [_REFERENCE_PYTHON.value, str(_RUNNER), _REFERENCE.value, kind, *fields]
-    return children.run_json([*command, f"--device={_REFERENCE_DEVICE.value}"])
+    return child_processes.run_json([*command, f"--device={_REFERENCE_DEVICE.value}"])
 
 
 def check_reference() -> None:
@@ -87,7 +88,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         first = ours.get("error") or seconds
         values = [ours.get(field) for field in fields]
         lines.append([row["what"], row["write_steps"], first, *values, share])
-    return reporting.markdown(head, lines)
+    return formatting.markdown(head, lines)
 
 
 def comparison(rows: Sequence[dict[str, Any]]) -> str:
@@ -103,13 +104,13 @@ def comparison(rows: Sequence[dict[str, Any]]) -> str:
             faster = f"{pair[0] / pair[1]:.2f} x"
             memory = f"{100 * peaks[1] / peaks[0]:.0f} %"
         lines.append([row["what"], row["write_steps"], *pair, faster, *peaks, memory])
-    return reporting.markdown(head, lines)
+    return formatting.markdown(head, lines)
 
 
 def main(_: Sequence[str]) -> int:
     """Runs the program."""
-    reporting.set_up_logging()
-    out = _OUT.value and reporting.output_file("out", _OUT.value)
+    console.set_up_logging()
+    out = _OUT.value and files.output_file("out", _OUT.value)
     for kind in _WHAT.value:
         require_choice("--what", kind, _KINDS)
     data = KVRetrievalConfig(num_pairs=_NUM_PAIRS.value)
@@ -117,30 +118,32 @@ def main(_: Sequence[str]) -> int:
         k: _make_setting(
             context_tokens=data.context_length, query_tokens=data.query_length, write_steps=k
         )
-        for k in reporting.integers("write_steps", _WRITE_STEPS.value)
+        for k in startup.integers("write_steps", _WRITE_STEPS.value)
     }
     some = next(iter(settings.values()))
-    threads = children.limit_threads()
+    threads = child_processes.limit_threads(_THREADS.value)
     if _REFERENCE.value:
         require(some.repeats >= 1, f"--repeats={some.repeats} must be at least 1 to compare.")
         require(some.queries_per_context == 1, "the official code has one query a context.")
         check_reference()
-    matmul = children.measure("matmul", some) if some.repeats else {}
+    matmul = child_processes.measure("matmul", some) if some.repeats else {}
     if matmul:
-        children.report(f"square {some.dtype} matrix product", matmul)
+        child_processes.report(f"square {some.dtype} matrix product", matmul)
     rows = []
     for kind in _WHAT.value:
         for k, chosen in settings.items():
-            measured: dict[str, list[children.Measured]] = {"reference": [], "ours": []}
+            measured: dict[str, list[child_processes.Measured]] = {"reference": [], "ours": []}
             for _round in range(_ROUNDS.value):
                 if _REFERENCE.value:
                     measured["reference"].append(measure_reference(kind, chosen))
-                    children.report(f"{kind}, K = {k}, official", measured["reference"][-1])
-                measured["ours"].append(children.measure(kind, chosen))
-                children.report(f"{kind}, K = {k}", measured["ours"][-1])
+                    child_processes.report(f"{kind}, K = {k}, official", measured["reference"][-1])
+                measured["ours"].append(child_processes.measure(kind, chosen))
+                child_processes.report(f"{kind}, K = {k}", measured["ours"][-1])
             row: dict[str, Any] = {"what": kind, "write_steps": k, "rounds": measured}
             row |= {
-                name: children.summarise(results) for name, results in measured.items() if results
+                name: child_processes.summarise(results)
+                for name, results in measured.items()
+                if results
             }
             row["setting"] = dataclasses.asdict(chosen)
             row["gflop_per_second"] = matmul.get("gflop_per_second")
@@ -149,10 +152,10 @@ def main(_: Sequence[str]) -> int:
     if _REFERENCE.value:
         log.info("against the official code\n%s", comparison(rows))
     if out:
-        reporting.write_json(out, {"threads": threads, "matmul": matmul, "rows": rows})
+        files.write_json(out, {"threads": threads, "matmul": matmul, "rows": rows})
         log.info("wrote %s", out)
     return int(all("error" in row["ours"] for row in rows))
 
 
 if __name__ == "__main__":
-    program.run(main)
+    startup.run(main)

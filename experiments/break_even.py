@@ -15,9 +15,10 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from experiments import children, program, reporting, setting, speed_figures
-from experiments.latency import crossing, describe, tables, totals
-from experiments.reporting import log
+from experiments.program import console, files, startup
+from experiments.program.console import log
+from experiments.speed import child_processes, figures, setting
+from experiments.speed.latency import crossing, describe, tables, totals
 
 _CONTEXT_TOKENS = flags.DEFINE_list(
     "context_tokens", ["64", "128", "256", "512", "1024", "2048", "4096"], "Context lengths c."
@@ -25,7 +26,7 @@ _CONTEXT_TOKENS = flags.DEFINE_list(
 _QUERIES = flags.DEFINE_list(
     "queries", [str(2**i) for i in range(11)], "Numbers of queries N to a context."
 )
-flags.declare_key_flag(children.THREADS.name)
+_THREADS = flags.DEFINE_integer("threads", None, "CPUs to run on; default: all.")
 _OUT = flags.DEFINE_string(
     "out", None, "Path of the results, without suffix (required).", required=True
 )
@@ -43,16 +44,16 @@ flags.adopt_module_key_flags(setting)
 
 def main(_: Sequence[str]) -> int:
     """Runs the program."""
-    reporting.set_up_logging()
+    console.set_up_logging()
     out = pathlib.Path(_OUT.value)
-    reporting.output_file("out", reporting.with_ending(out, ".json"))
-    lengths = reporting.integers("context_tokens", _CONTEXT_TOKENS.value)
-    queries = reporting.integers("queries", _QUERIES.value)
+    files.output_file("out", files.with_ending(out, ".json"))
+    lengths = startup.integers("context_tokens", _CONTEXT_TOKENS.value)
+    queries = startup.integers("queries", _QUERIES.value)
     settings = [_make_setting(context_tokens=length) for length in lengths]
-    threads = children.limit_threads()
+    threads = child_processes.limit_threads(_THREADS.value)
     rows = []
     for length, measured in zip(lengths, settings, strict=True):
-        row = children.measure("break_even", measured)
+        row = child_processes.measure("break_even", measured)
         if "error" not in row:
             row |= {"crossing": crossing(row), "total_seconds": totals(row, queries)}
         rows.append((length, row))
@@ -63,17 +64,17 @@ def main(_: Sequence[str]) -> int:
         "queries": queries,
         "by_context_tokens": dict(rows),
     }
-    reporting.write_json(reporting.with_ending(out, ".json"), report)
-    reporting.with_ending(out, ".md").write_text(tables(rows, queries))
-    log.info("%s\nwrote %s and .md", tables(rows, queries), reporting.with_ending(out, ".json"))
+    files.write_json(files.with_ending(out, ".json"), report)
+    files.with_ending(out, ".md").write_text(tables(rows, queries))
+    log.info("%s\nwrote %s and .md", tables(rows, queries), files.with_ending(out, ".json"))
     drawn = {length: row for length, row in rows if "error" not in row}
     if not drawn:
         log.error("all context lengths failed; there is nothing to draw")
         return 1
-    speed_figures.break_even(reporting.with_ending(out, ".png"), queries, drawn)
-    log.info("drew %s", reporting.with_ending(out, ".png"))
+    figures.break_even(files.with_ending(out, ".png"), queries, drawn)
+    log.info("drew %s", files.with_ending(out, ".png"))
     return 0
 
 
 if __name__ == "__main__":
-    program.run(main)
+    startup.run(main)

@@ -9,15 +9,16 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from experiments import figures, program, reporting
-from experiments.events import read_scalars
-from experiments.outputs import output_figure
-from experiments.reporting import log
-from experiments.runs import ONLY, ROOT, name_pattern
+from experiments.program import console, startup
+from experiments.program.console import log
+from experiments.program.files import output_figure
+from experiments.results import figures
+from experiments.results.finished_runs import name_pattern
+from experiments.run.progress import read_scalars
 from gradmem_jax.checks import require
 
-flags.declare_key_flag(ROOT.name)
-flags.declare_key_flag(ONLY.name)
+_ROOT = flags.DEFINE_string("root", None, "Folder of the runs' folders (required).", required=True)
+_ONLY = flags.DEFINE_string("only", "", "Regular expression; only runs whose name has it.")
 _OUT = flags.DEFINE_string("out", None, "PNG, PDF or SVG to write (required).", required=True)
 _SCALARS = flags.DEFINE_list(
     "scalars", ["train/read_loss", "evaluation/token_accuracy"], "What to draw, a panel each."
@@ -26,12 +27,12 @@ _SCALARS = flags.DEFINE_list(
 
 def main(_: Sequence[str]) -> None:
     """Runs the program."""
-    reporting.set_up_logging()
+    console.set_up_logging()
     out = output_figure("out", _OUT.value)
-    root = pathlib.Path(ROOT.value)
+    root = pathlib.Path(_ROOT.value)
     folders = sorted(path.parent for path in root.glob("**/tensorboard"))
     names = {str(folder.relative_to(root)): folder for folder in folders}
-    pattern = name_pattern(ONLY.value)
+    pattern = name_pattern(_ONLY.value)
     runs = {name: read_scalars(folder) for name, folder in names.items() if pattern.search(name)}
     require(bool(runs), f"--root={root} has no run with TensorBoard events that fits --only.")
     known = sorted({tag for scalars in runs.values() for tag in scalars})
@@ -47,4 +48,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    program.run(main)
+    startup.run(main)

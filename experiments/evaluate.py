@@ -13,15 +13,16 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cores, figures, program, reporting
-from experiments.build import build_model, build_task, one_query, resize, task_name
-from experiments.evaluation import evaluate_params, table
-from experiments.open_model import check_paths, run_config, run_params
-from experiments.reporting import log
-from gradmem_jax import sharding
-from gradmem_jax.checks import AUTOMATIC, require
-from gradmem_jax.config import DTYPES
+from experiments.program import console, cores, files, startup
+from experiments.program.console import log
+from experiments.results import figures
+from experiments.run.build import build_model, build_task, one_query
+from experiments.run.curriculum import resize, task_name
+from experiments.run.evaluation import evaluate_params, table
+from experiments.run.saved_run import check_paths, run_config, run_params
+from gradmem_jax.checks import AUTOMATIC, DTYPES, require
 from gradmem_jax.data.task import Task
+from gradmem_jax.parallel import sharding
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run to evaluate (required).", required=True
@@ -55,18 +56,18 @@ def _sizes(config: ConfigDict, task: Task) -> dict[str, Task]:
     tasks = [task]
     for name, values in sizes.items():
         require(hasattr(task, name), f"--{name}: task {config.task!r} has no {name}.")
-        tasks = [resize(task, name, size) for size in reporting.integers(name, values)]
+        tasks = [resize(task, name, size) for size in startup.integers(name, values)]
     return {task_name(config, task): task for task in tasks}
 
 
 def main(_: Sequence[str]) -> None:
     """Runs the program."""
-    reporting.set_up_logging()
+    console.set_up_logging()
     workdir = pathlib.Path(_WORKDIR.value)
     config = run_config(workdir)
     check_paths(workdir, {"data.data_dir": config.data.get("data_dir")})
-    out = reporting.with_ending(pathlib.Path(_OUT.value or workdir / "evaluation"), ".json")
-    reporting.output_file("out", out)
+    out = files.with_ending(pathlib.Path(_OUT.value or workdir / "evaluation"), ".json")
+    files.output_file("out", out)
     if _DTYPE.value:
         config.lm.dtype = _DTYPE.value
     few = 1 if config.pretrained else AUTOMATIC
@@ -79,7 +80,7 @@ def main(_: Sequence[str]) -> None:
     asked = _NUM_WRITE_STEPS.value
     if asked is None:
         asked = list("01" if model.one_pass else "0123458")
-    steps = reporting.integers("num_write_steps", asked)
+    steps = startup.integers("num_write_steps", asked)
     trained = {
         "task": task_name(config, task),
         "num_write_steps": model.config.num_write_steps,
@@ -102,10 +103,10 @@ def main(_: Sequence[str]) -> None:
             mesh=mesh,
         )
         log.info("%s, checkpoint of step %d\n%s", name, step, table(results[name]))
-        reporting.write_json(out, report)  # what is there, should a later size be refused
-    figures.exact_match_by_steps(reporting.with_ending(out, ".png"), results, trained)
+        files.write_json(out, report)  # what is there, should a later size be refused
+    figures.exact_match_by_steps(files.with_ending(out, ".png"), results, trained)
     log.info("wrote %s and .png", out)
 
 
 if __name__ == "__main__":
-    program.run(main)
+    startup.run(main)

@@ -14,16 +14,15 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments import program, reporting
-from experiments.build import build_task
-from experiments.open_model import EXPORTED, LM, PARAMS, run_config, run_params
-from experiments.reporting import log
-from gradmem_jax.checks import require
-from gradmem_jax.config import DTYPES
-from gradmem_jax.data.text_tokenizer import TextTokenizer
-from gradmem_jax.lm.hugging_face import write_config
-from gradmem_jax.lm.pretrained import load_config
-from gradmem_jax.params_file import save_params
+from experiments.program import console, files, startup
+from experiments.program.console import log
+from experiments.run.build import build_task
+from experiments.run.saved_run import EXPORTED, LM, PARAMS, run_config, run_params
+from gradmem_jax.checks import DTYPES, require
+from gradmem_jax.lm.pretrained.hugging_face import write_config
+from gradmem_jax.lm.pretrained.load import load_config
+from gradmem_jax.storage.params_file import save_params
+from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run (required).", required=True)
 _OUT = flags.DEFINE_string(
@@ -37,7 +36,7 @@ _DTYPE = flags.DEFINE_enum(
 
 def main(_: Sequence[str]) -> None:
     """Runs the program."""
-    reporting.set_up_logging()
+    console.set_up_logging()
     workdir, out = pathlib.Path(_WORKDIR.value), pathlib.Path(_OUT.value)
     require(
         not out.is_dir() or not any(out.iterdir()) or (out / EXPORTED).exists(),
@@ -48,7 +47,7 @@ def main(_: Sequence[str]) -> None:
     config.init_from = ""  # nobody else has that run
     tokenizer: Any = build_task(config).tokenizer
     lm = write_config(load_config(config.pretrained)) if config.pretrained else None
-    reporting.output_folder("out", out)
+    files.output_folder("out", out)
     for name in ("tokenizer.json", f"{LM}/config.json", "evaluation.json", "evaluation.png"):
         (out / name).unlink(missing_ok=True)  # of an older export
     if isinstance(tokenizer, TextTokenizer):
@@ -56,11 +55,11 @@ def main(_: Sequence[str]) -> None:
         config.data.tokenizer_path = ""
     if lm is not None:
         (out / LM).mkdir(exist_ok=True)
-        reporting.write_json(out / LM / "config.json", lm)
+        files.write_json(out / LM / "config.json", lm)
         config.pretrained = LM
     save_params(out / PARAMS, params, _DTYPE.value)
-    reporting.write_json(out / "config.json", config.to_dict())
-    reporting.write_json(out / EXPORTED, {"step": step, "dtype": _DTYPE.value})
+    files.write_json(out / "config.json", config.to_dict())
+    files.write_json(out / EXPORTED, {"step": step, "dtype": _DTYPE.value})
     log.info(
         "step %d of %s: %d parameters, %.0f KiB in %s",
         *(step, workdir, sum(x.size for x in jax.tree.leaves(params))),
@@ -69,4 +68,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    program.run(main)
+    startup.run(main)

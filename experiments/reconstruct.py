@@ -9,12 +9,14 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from experiments import figures, program, reporting
-from experiments.contexts import encode_context, read_contexts
-from experiments.open_model import is_run, open_pretrained
-from experiments.outputs import check_apart, matching_files, output_figure
-from experiments.reporting import log
-from experiments.tracing import make_optimizer, trace_writes
+from experiments.answers.contexts import encode_context, read_contexts
+from experiments.answers.open_model import open_pretrained
+from experiments.answers.write_traces import make_optimizer, trace_writes
+from experiments.program import console, files, startup
+from experiments.program.console import log
+from experiments.program.files import check_apart, matching_files, output_figure
+from experiments.results import figures
+from experiments.run.saved_run import is_run
 from gradmem_jax.checks import require
 
 _MODEL = flags.DEFINE_string(
@@ -38,9 +40,9 @@ _NUM_MEMORY_TOKENS = flags.DEFINE_integer("num_memory_tokens", 8, "Memory tokens
 
 def main(_: Sequence[str]) -> None:
     """Runs the program."""
-    reporting.set_up_logging()
+    console.set_up_logging()
     check_apart({"out": _OUT.value, "figure": _FIGURE.value}, matching_files([_CONTEXT.value]))
-    out = reporting.output_file("out", _OUT.value)
+    out = files.output_file("out", _OUT.value)
     if _FIGURE.value:
         output_figure("figure", _FIGURE.value)
     contexts = read_contexts([_CONTEXT.value])
@@ -69,10 +71,10 @@ def main(_: Sequence[str]) -> None:
     steps = {"num_steps": _NUM_WRITE_STEPS.value, "every": _EVERY.value}
     for name, rows in trace_writes(opened, ids[None], optimizers, **steps):
         curves[name] = rows
-        reporting.write_json(out, {"tokens": len(ids), "curves": curves})
+        files.write_json(out, {"tokens": len(ids), "curves": curves})
         if _FIGURE.value:
             figures.write_curves(pathlib.Path(_FIGURE.value), curves)
 
 
 if __name__ == "__main__":
-    program.run(main)
+    startup.run(main)

@@ -13,12 +13,10 @@ from typing import Any
 
 from absl import flags
 
-from experiments import figures, paper_results, program, reporting
-from experiments.methods import BY_GRADIENT
-from experiments.runs import (
+from experiments.program import console, files, formatting, startup
+from experiments.results import figures, paper_results
+from experiments.results.finished_runs import (
     NAMES,
-    ONLY,
-    ROOT,
     FinishedRun,
     Metric,
     differences,
@@ -26,10 +24,11 @@ from experiments.runs import (
     label,
     task_name,
 )
-from experiments.tasks import SIZES
+from gradmem_jax.data.tasks import SIZES
+from gradmem_jax.methods import BY_GRADIENT
 
-flags.declare_key_flag(ROOT.name)
-flags.declare_key_flag(ONLY.name)
+_ROOT = flags.DEFINE_string("root", None, "Folder of the runs' folders (required).", required=True)
+_ONLY = flags.DEFINE_string("only", "", "Regular expression; only runs whose name has it.")
 _OUT = flags.DEFINE_string(
     "out", None, "Path of the report without suffix (required).", required=True
 )
@@ -108,7 +107,7 @@ def score_table(groups: Groups) -> str:
                 cell, compared = f"{cell} [{paper:.1f}]", True
             cells.append(cell)
         rows.append(cells)
-    lines = [reporting.markdown([_metric(groups).name, *sizes.values()], rows)]
+    lines = [formatting.markdown([_metric(groups).name, *sizes.values()], rows)]
     notes = ["Mean ± standard deviation over seeds (their number)."]
     if compared:
         notes[0] += " In brackets: the paper's figure for this method and K."
@@ -137,7 +136,7 @@ def cost_table(groups: Groups) -> str:
         ]
         devices = dict.fromkeys(" and ".join(names) for names in known("devices"))
         rows.append([name, runs[0].size_name, *means, ", ".join(devices) or "?"])
-    return reporting.markdown(head, rows) + "\n\nMeans over seeds; memory is that of one sample."
+    return formatting.markdown(head, rows) + "\n\nMeans over seeds; memory is that of one sample."
 
 
 def _by_memory(runs: Sequence[FinishedRun]) -> dict[str, dict[str, dict[int, Any]]]:
@@ -162,7 +161,7 @@ def memory_table(by_memory: Mapping[str, Mapping[str, Mapping[int, Any]]]) -> st
             cells = [score(lines[k][m]) if m in lines.get(k, {}) else "" for k in names]
             rows.append([title, str(m), *cells])
     runs = next(iter(next(iter(next(iter(by_memory.values())).values())).values()))
-    return reporting.markdown([runs[0].metric.name, "m", *names], rows)
+    return formatting.markdown([runs[0].metric.name, "m", *names], rows)
 
 
 def _curves(
@@ -281,7 +280,7 @@ def write_report(root: pathlib.Path, out: pathlib.Path, title: str = "", only: s
     Raises:
         ValueError: there is no finished run below the root, or `out` cannot be written.
     """
-    reporting.output_file("out", out.with_name(f"{out.name}.md"))
+    files.output_file("out", out.with_name(f"{out.name}.md"))
     found = find_runs(root, only)
     tasks = _group(found.runs, lambda run: task_name(run.config))
     parts = [f"# {title or f'Results of {root}'}"]
@@ -309,11 +308,11 @@ def write_report(root: pathlib.Path, out: pathlib.Path, title: str = "", only: s
 
 def main(_: Sequence[str]) -> None:
     """Runs the program."""
-    reporting.set_up_logging()
+    console.set_up_logging()
     out = pathlib.Path(_OUT.value.removesuffix(".md"))
-    text = write_report(pathlib.Path(ROOT.value), out, _TITLE.value, ONLY.value)
+    text = write_report(pathlib.Path(_ROOT.value), out, _TITLE.value, _ONLY.value)
     print(text, end="")
 
 
 if __name__ == "__main__":
-    program.run(main)
+    startup.run(main)

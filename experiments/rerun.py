@@ -12,12 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from experiments import program, reporting
-from experiments.build import build_model
-from experiments.nonfinite import checkpoint_before, load_batch, sample_results
-from experiments.open_model import run_config, run_params
-from experiments.reporting import log
-from gradmem_jax.training import step_params
+from experiments.program import console, startup
+from experiments.program.console import log
+from experiments.run.build import build_model
+from experiments.run.nonfinite import checkpoint_before, load_batch, sample_results
+from experiments.run.saved_run import run_config, run_params
+from gradmem_jax.training.step import step_params
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run (required).", required=True)
 _BATCH = flags.DEFINE_string("batch", None, "Its nonfinite_step_*.npz (required).", required=True)
@@ -28,7 +28,7 @@ _CHECKPOINT = flags.DEFINE_string(
 
 def main(_: Sequence[str]) -> None:
     """Runs the program."""
-    reporting.set_up_logging()
+    console.set_up_logging()
     workdir = pathlib.Path(_WORKDIR.value)
     config = run_config(workdir)
     batch = load_batch(_BATCH.value)
@@ -45,4 +45,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    program.run(main)
+    startup.run(main)

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import program, reporting
-from experiments.reporting import log
+from experiments.program import console, files, startup
+from experiments.program.console import log
 from gradmem_jax import FullContext, FullContextConfig, Pretrained, generate, load_pretrained
 from gradmem_jax.checks import require
-from gradmem_jax.config import TransformerConfig
+from gradmem_jax.lm.transformer import TransformerConfig
 
 _MODEL = flags.DEFINE_string(
     "model", None, "Files of a pretrained language model (required).", required=True
@@ -77,8 +77,8 @@ def draw_texts(
 
 def main(_: Sequence[str]) -> None:
     """Runs the program."""
-    reporting.set_up_logging()
-    out = reporting.output_file("out", _OUT.value)
+    console.set_up_logging()
+    out = files.output_file("out", _OUT.value)
     texts = draw_texts(
         load_pretrained(_MODEL.value),
         _START.value,
@@ -94,4 +94,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    program.run(main)
+    startup.run(main)

@@ -15,10 +15,11 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from experiments import children, program, reporting, setting, speed_figures
-from experiments.growth import SYMBOLS, growth, memory_by_context, parse_sweeps, tables
-from experiments.reporting import log
-from experiments.setting import Setting
+from experiments.program import console, files, startup
+from experiments.program.console import log
+from experiments.speed import child_processes, figures, setting
+from experiments.speed.growth import SYMBOLS, growth, memory_by_context, parse_sweeps, tables
+from experiments.speed.setting import Setting
 from gradmem_jax.checks import AUTOMATIC, require
 
 _VARY = flags.DEFINE_multi_string(
@@ -32,7 +33,7 @@ _VARY = flags.DEFINE_multi_string(
     ],
     "A size and its values: NAME=V1,V2,...; may be given several times.",
 )
-flags.declare_key_flag(children.THREADS.name)
+_THREADS = flags.DEFINE_integer("threads", None, "CPUs to run on; default: all.")
 _OUT = flags.DEFINE_string(
     "out", None, "Path of the results, without suffix (required).", required=True
 )
@@ -44,9 +45,9 @@ flags.adopt_module_key_flags(setting)
 
 def main(_: Sequence[str]) -> int:
     """Runs the program."""
-    reporting.set_up_logging()
+    console.set_up_logging()
     out = pathlib.Path(_OUT.value)
-    reporting.output_file("out", reporting.with_ending(out, ".json"))
+    files.output_file("out", files.with_ending(out, ".json"))
     base, sweeps = _base_setting(), parse_sweeps(_VARY.value)
     require(
         base.micro_batches != AUTOMATIC,
@@ -57,16 +58,16 @@ def main(_: Sequence[str]) -> int:
         name: [(value, with_size(name, value)) for value in values]
         for name, values in sweeps.items()
     }
-    threads = children.limit_threads()
-    matmul = children.measure("matmul", base) if base.repeats else {}
-    known: dict[Setting, children.Measured] = {}
-    rows: dict[str, list[tuple[int, children.Measured]]] = {}
+    threads = child_processes.limit_threads(_THREADS.value)
+    matmul = child_processes.measure("matmul", base) if base.repeats else {}
+    known: dict[Setting, child_processes.Measured] = {}
+    rows: dict[str, list[tuple[int, child_processes.Measured]]] = {}
     for name, values in settings.items():
         rows[name] = []
         for value, changed in values:
             if changed not in known:
-                known[changed] = children.measure("step", changed)
-                children.report(f"{SYMBOLS[name]} = {value}", known[changed])
+                known[changed] = child_processes.measure("step", changed)
+                child_processes.report(f"{SYMBOLS[name]} = {value}", known[changed])
             rows[name].append((value, known[changed]))
     report = {
         "base": dataclasses.asdict(base),
@@ -76,17 +77,17 @@ def main(_: Sequence[str]) -> int:
         "growth": {name: growth(points) for name, points in rows.items()},
         "memory_by_context": memory_by_context(base, rows.get("context_tokens", [])),
     }
-    reporting.write_json(reporting.with_ending(out, ".json"), report)
-    reporting.with_ending(out, ".md").write_text(tables(report))
-    log.info("%s\nwrote %s and .md", tables(report), reporting.with_ending(out, ".json"))
+    files.write_json(files.with_ending(out, ".json"), report)
+    files.with_ending(out, ".md").write_text(tables(report))
+    log.info("%s\nwrote %s and .md", tables(report), files.with_ending(out, ".json"))
     if all("error" in measured for measured in known.values()):
         log.error("all sizes failed; there is nothing to draw")
         return 1
     lines = {SYMBOLS[name]: points for name, points in rows.items()}
-    speed_figures.growth(reporting.with_ending(out, ".png"), lines)
-    log.info("drew %s", reporting.with_ending(out, ".png"))
+    figures.growth(files.with_ending(out, ".png"), lines)
+    log.info("drew %s", files.with_ending(out, ".png"))
     return 0
 
 
 if __name__ == "__main__":
-    program.run(main)
+    startup.run(main)

@@ -17,70 +17,30 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TextIO
 
 import jax
 from absl import flags
 
-from experiments import locks, program, reporting
-from experiments.build import LOWER_IS_BETTER, build_stages
-from experiments.reporting import log
-from experiments.runs import ONLY, ROOT, name_pattern
+from experiments.program import console, files, formatting, locks, startup
+from experiments.program.console import log
+from experiments.results.finished_runs import name_pattern
+from experiments.run.build import LOWER_IS_BETTER
+from experiments.run.curriculum import build_stages
+from experiments.sweeps.run_list import Run
 from gradmem_jax.checks import require
 
 _SWEEP = flags.DEFINE_string(
     "sweep", None, "Python file whose get_runs() lists the runs (required).", required=True
 )
-flags.declare_key_flag(ROOT.name)
-flags.declare_key_flag(ONLY.name)
+_ROOT = flags.DEFINE_string("root", None, "Folder of the runs' folders (required).", required=True)
+_ONLY = flags.DEFINE_string("only", "", "Regular expression; only runs whose name has it.")
 _INDEX = flags.DEFINE_integer("index", 0, "Number of this worker, from 0.")
 _COUNT = flags.DEFINE_integer("count", 1, "Workers that share the sweep.", lower_bound=1)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands and start nothing.")
 
 LOCK = "sweep.lock"  # in the folder of a run
-
-
-class Run(NamedTuple):
-    """One training run of a sweep.
-
-    Attributes:
-        name: its folder under --root.
-        config: such as "experiments/configs/kv_paper.py:n8_k2".
-        overrides: values by field, such as {"seed": 1, "model.num_write_steps": 2}.
-        after: an earlier run, from whose best parameters this one starts; "" for none.
-        stop_chain_below: with `after`, the result (see `Result`) that the earlier run must have
-            reached, or have fallen to if it is a loss; otherwise this run, and those after it, are
-            skipped.
-    """
-
-    name: str
-    config: str
-    overrides: Mapping[str, Any] = {}
-    after: str = ""
-    stop_chain_below: float | None = None
-
-
-def chain(runs: Sequence[Run], stop_below: float | None = None) -> list[Run]:
-    """Lets every run start from the one before it, if that reached `stop_below`."""
-    later = [
-        run._replace(after=before.name, stop_chain_below=stop_below)
-        for before, run in zip(runs, runs[1:], strict=False)
-    ]
-    return [*runs[:1], *later]
-
-
-def seeds(runs: Sequence[Run], values: Iterable[int]) -> list[Run]:
-    """Repeats runs, chains too, with several seeds; names get the ending `_seed<value>`."""
-    return [
-        run._replace(
-            name=f"{run.name}_seed{seed}",
-            overrides={**run.overrides, "seed": seed},
-            after=run.after and f"{run.after}_seed{seed}",
-        )
-        for seed in values
-        for run in runs
-    ]
 
 
 def _find(path: str) -> pathlib.Path:
@@ -208,7 +168,7 @@ def finished(folder: pathlib.Path) -> Result | None:
     if not path.exists():
         return None
     try:
-        metrics = reporting.read_json(path)
+        metrics = files.read_json(path)
         name = metrics.get("best_metric", "exact_match")
         return Result(name, float(metrics[name]))
     except (ValueError, KeyError, TypeError) as error:
@@ -286,9 +246,9 @@ def run_all(runs: Sequence[Run], root: pathlib.Path) -> list[str]:
             log.error("%s | failed with exit status %d; %s ends with\n%s", place, code, path, tail)
             continue
         to_do = sum(finished(root / later.name) is None for later in runs[i:])
-        left = reporting.minutes(to_do * sum(seconds) / len(seconds))
+        left = formatting.minutes(to_do * sum(seconds) / len(seconds))
         log.info(
-            "%s | %s | %s | left about %s", place, result, reporting.minutes(seconds[-1]), left
+            "%s | %s | %s | left about %s", place, result, formatting.minutes(seconds[-1]), left
         )
     not_finished = [run.name for run in runs if finished(root / run.name) is None]
     log.info("%d of %d runs are finished", len(runs) - len(not_finished), len(runs))
@@ -299,10 +259,10 @@ def run_all(runs: Sequence[Run], root: pathlib.Path) -> list[str]:
 
 def main(_: Sequence[str]) -> int:
     """Runs the program."""
-    reporting.set_up_logging()
+    console.set_up_logging()
     jax.config.update("jax_platforms", "cpu")  # of this process: accelerators are for the children
-    runs = select(load_runs(_SWEEP.value), _INDEX.value, _COUNT.value, ONLY.value)
-    root = pathlib.Path(ROOT.value)
+    runs = select(load_runs(_SWEEP.value), _INDEX.value, _COUNT.value, _ONLY.value)
+    root = pathlib.Path(_ROOT.value)
     if _DRY_RUN.value:
         say = lambda run: (
             f"# {run.name} is finished"
@@ -311,7 +271,7 @@ def main(_: Sequence[str]) -> int:
         )
         print("\n".join(map(say, runs)))
         return 0
-    reporting.output_folder("root", root)
+    files.output_folder("root", root)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     failed = run_all(runs, root)
@@ -321,5 +281,4 @@ def main(_: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.modules["experiments.sweep"] = sys.modules["__main__"]  # sweep files import Run from it
-    program.run(main)
+    startup.run(main)

@@ -18,19 +18,21 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import cores, heap, hosts, locks, program, reporting
-from experiments.build import Stage, build_stages
-from experiments.final_report import final_report
-from experiments.nonfinite import NonFiniteError
-from experiments.reporting import log
-from experiments.run_start import check_workdir, save_tokenizer
-from experiments.stage import CompiledSteps, Devices, find_devices
-from experiments.stopping import EXIT_STOPPED, STORAGE_ERRORS, Stopped, Stopping, catch_signals
-from experiments.training_run import TrainingRun, state_shapes
-from gradmem_jax import checkpoint
+from experiments.program import console, cores, files, formatting, heap, hosts, locks, startup
+from experiments.program.console import log
+from experiments.run.compiled_steps import CompiledSteps
+from experiments.run.curriculum import Stage, build_stages
+from experiments.run.devices import Devices, find_devices
+from experiments.run.final_report import final_report
+from experiments.run.nonfinite import NonFiniteError
+from experiments.run.progress import Progress
+from experiments.run.stopping import EXIT_STOPPED, STORAGE_ERRORS, Stopped, Stopping, catch_signals
+from experiments.run.training_run import TrainingRun, state_shapes
+from experiments.run.workdir import check_workdir, save_tokenizer
 from gradmem_jax.checks import require
+from gradmem_jax.storage import checkpoint
 
-with program.known_fields():
+with startup.known_fields():
     _CONFIG = config_flags.DEFINE_config_file(
         "config",
         str(pathlib.Path(__file__).parent / "configs" / "kv_quick.py"),
@@ -43,7 +45,21 @@ _WORKDIR = flags.DEFINE_string(
     "Folder of this run: checkpoints, TensorBoard, metrics.json (required).",
     required=True,
 )
-flags.adopt_module_key_flags(hosts)
+_DISTRIBUTED = flags.DEFINE_boolean(
+    "distributed",
+    False,
+    "One of several processes, whose places JAX finds itself: Cloud TPU, SLURM, Open MPI, or the "
+    "other flags.",
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", None, "host:port of process 0, or JAX_COORDINATOR_ADDRESS."
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "How many processes there are, or JAX_NUM_PROCESSES.", lower_bound=1
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Which of them this is, from 0, or JAX_PROCESS_ID.", lower_bound=0
+)
 
 
 def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
@@ -65,7 +81,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     stages = build_stages(config)
     devices = find_devices(config)
     if hosts.is_first():
-        reporting.output_folder("workdir", workdir)
+        files.output_folder("workdir", workdir)
     lock = workdir / "train.lock"
     alone = jax.process_count() == 1
     hold = locks.hold(lock) if hosts.is_first() else contextlib.nullcontext()
@@ -97,7 +113,7 @@ def _train(
     ):
         run = TrainingRun(config, workdir, stages, devices, stopping, checkpoints, shapes)
         first_step = run.step
-        with reporting.Progress(
+        with Progress(
             workdir, config.num_steps, config.batch_size, run.step, write=hosts.is_first()
         ) as progress:
             run.train(steps, progress)
@@ -107,11 +123,11 @@ def _train(
     times = {"seconds": run.seconds, "compile_seconds": steps.seconds}
     path = workdir / "metrics.json"
     if run.step == first_step and path.exists():  # those of the training still hold
-        times |= {k: v for k, v in reporting.read_json(path).items() if k in times}
+        times |= {k: v for k, v in files.read_json(path).items() if k in times}
     summary |= times
     if hosts.is_first():
-        reporting.write_json(path, summary)
-    log.info("%d steps, %s in all", run.step, reporting.minutes(summary["seconds"]))
+        files.write_json(path, summary)
+    log.info("%d steps, %s in all", run.step, formatting.minutes(summary["seconds"]))
     return summary
 
 
@@ -126,9 +142,9 @@ def _config() -> ConfigDict:
 def main(_: Sequence[str]) -> int:
     """Runs the program."""
     heap.share_arenas()
-    reporting.set_up_logging()
+    console.set_up_logging()
     config, workdir = _config(), pathlib.Path(_WORKDIR.value)
-    hosts.connect()
+    hosts.connect(_DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     cores.make_devices(config.cpu_devices, config.batch_size, config.mesh)
     if not hosts.is_first():
         log.setLevel("WARNING")
@@ -137,7 +153,7 @@ def main(_: Sequence[str]) -> int:
     except Stopped as signal:
         log.info("stopped by %s; the same command goes on from here", signal)
         if jax.process_count() == 1:
-            program.end_now(EXIT_STOPPED)
+            startup.end_now(EXIT_STOPPED)
         return EXIT_STOPPED
     except (checkpoint.CheckpointError, NonFiniteError) as error:
         log.error("%s", error)
@@ -155,4 +171,4 @@ def main(_: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    program.run(main)
+    startup.run(main)

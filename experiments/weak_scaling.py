@@ -20,16 +20,16 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import program, reporting
-from experiments.build import build_model, build_optimizer_config, build_task, first_params
-from experiments.communication import sent_bytes
-from experiments.projection import Chip, project, step_flops
-from experiments.stage import FIELDS
-from gradmem_jax import sharding
+from experiments.program import files, startup
+from experiments.run.build import build_model, build_optimizer_config, build_task, first_params
+from experiments.run.stage import FIELDS
+from experiments.speed.communication import sent_bytes
+from experiments.speed.projection import Chip, project, step_flops
 from gradmem_jax.checks import require, require_choice
 from gradmem_jax.data.pipeline import make_iterator
-from gradmem_jax.optimizer import make_optimizer
-from gradmem_jax.training import init_state, jit_train_step
+from gradmem_jax.parallel import sharding
+from gradmem_jax.training.optimizer import make_optimizer
+from gradmem_jax.training.step import init_state, jit_train_step
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -111,7 +111,7 @@ def table(results: Sequence[Any]) -> str:
 
 def main(_: Sequence[str]) -> None:
     """Runs the program."""
-    out = _OUT.value and reporting.output_file("out", _OUT.value)
+    out = _OUT.value and files.output_file("out", _OUT.value)
     require_choice("axis", _AXIS.value, sharding.AXES)
     require(
         all(number.isdecimal() and int(number) for number in _DEVICES.value),
@@ -134,4 +134,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    program.run(main)
+    startup.run(main)

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from experiments import figures, program, reporting
-from experiments.contexts import read_contexts
-from experiments.open_model import open_model
-from experiments.outputs import check_apart, matching_files, output_figure
-from experiments.reporting import log
-from experiments.writing import describe_sizes, report, save_written, write_contexts
+from experiments.answers.contexts import read_contexts
+from experiments.answers.open_model import open_model
+from experiments.answers.writing import describe_sizes, report, save_written, write_contexts
+from experiments.program import console, files, startup
+from experiments.program.console import log
+from experiments.program.files import check_apart, matching_files, output_figure
+from experiments.results import figures
 
 _MODEL = flags.DEFINE_string(
     "model",
@@ -56,10 +57,10 @@ _FIGURE = flags.DEFINE_string("figure", None, "PNG, PDF or SVG of WRITE losses a
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the program."""
-    reporting.set_up_logging()
+    console.set_up_logging()
     patterns = [*_CONTEXT.value, *arguments[1:]]  # --context *.txt, not quoted
     check_apart({"out": _OUT.value, "figure": _FIGURE.value}, matching_files(patterns))
-    reporting.output_file("out", _OUT.value)
+    files.output_file("out", _OUT.value)
     if _FIGURE.value:
         output_figure("figure", _FIGURE.value)
     contexts = read_contexts(patterns)
@@ -89,4 +90,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    program.run(main, takes_words=True)
+    startup.run(main, takes_words=True)

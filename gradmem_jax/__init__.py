@@ -1,26 +1,29 @@
 """GradMem in JAX: memory written by gradient descent at test time."""
 
-from gradmem_jax.config import GPT2Config, GPTNeoXConfig, GradMemConfig, LlamaConfig, RopeScaling
-from gradmem_jax.generate import generate
-from gradmem_jax.lm.associative import AssociativeConfig
+from gradmem_jax.lm.armt import AssociativeConfig
+from gradmem_jax.lm.attention import RopeScaling
+from gradmem_jax.lm.gpt2 import GPT2Config
+from gradmem_jax.lm.gpt_neox import GPTNeoXConfig
 from gradmem_jax.lm.lact import LaCTConfig
+from gradmem_jax.lm.llama import LlamaConfig
 from gradmem_jax.lm.mamba import MambaConfig
 from gradmem_jax.lm.mamba2 import Mamba2Config
-from gradmem_jax.lm.pretrained import Pretrained, load_config, load_pretrained, save_pretrained
+from gradmem_jax.lm.pretrained.load import Pretrained, load_config, load_pretrained, save_pretrained
 from gradmem_jax.lm.ttt_linear import TTTLinearConfig
 from gradmem_jax.memory.full_context import ContextMemory, FullContext, FullContextConfig
-from gradmem_jax.memory.gradient import GradMem, ProjectedMemory
+from gradmem_jax.memory.generate import generate
+from gradmem_jax.memory.gradmem import GradMem, GradMemConfig, ProjectedMemory
 from gradmem_jax.memory.inner_loop import WriteInfo
 from gradmem_jax.memory.interface import MemoryModel, kv_cache_floats, memory_floats
 from gradmem_jax.memory.kv_prefix import KVMemory, KVPrefix, KVPrefixConfig
 from gradmem_jax.memory.layer_memory import ARMTConfig, LayerMemory, LayerMemoryConfig
-from gradmem_jax.memory.recurrent import RMT, RMTConfig
+from gradmem_jax.memory.reconstruction import Reconstruction, reconstruct
+from gradmem_jax.memory.recurrent_state import StateMemory, StateSpace, StateSpaceConfig
+from gradmem_jax.memory.rmt import RMT, RMTConfig
 from gradmem_jax.memory.segments import write_context
-from gradmem_jax.memory.state_space import StateMemory, StateSpace, StateSpaceConfig
 from gradmem_jax.memory.warm_start import WarmStart, WarmStartConfig
-from gradmem_jax.memory_file import load_memory, save_memory
-from gradmem_jax.params_file import load_params, save_params
-from gradmem_jax.reconstruction import Reconstruction, reconstruct
+from gradmem_jax.storage.memory_file import load_memory, save_memory
+from gradmem_jax.storage.params_file import load_params, save_params
 
 __version__ = "0.1.0"
 

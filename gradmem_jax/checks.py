@@ -12,6 +12,8 @@ from typing import Any
 
 import jax
 
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+ENABLE_X64 = 'call jax.config.update("jax_enable_x64", True) first.'
 AUTOMATIC = -1  # of a count: have it chosen
 
 

@@ -10,14 +10,14 @@ from absl.testing import absltest, parameterized
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.build import build_stages
 from experiments.configs import kv_quick
-from experiments.methods import METHODS
-from experiments.tasks import TASKS
+from experiments.run.curriculum import build_stages
 from gradmem_jax import GradMem, GradMemConfig, LlamaConfig, RopeScaling
 from gradmem_jax.data.kv_retrieval import KVRetrievalConfig, KVRetrievalSource
 from gradmem_jax.data.pipeline import make_iterator
-from gradmem_jax.optimizer import OptimizerConfig
+from gradmem_jax.data.tasks import TASKS
+from gradmem_jax.methods import METHODS
+from gradmem_jax.training.optimizer import OptimizerConfig
 from tests.bad_inputs import NEGATIVE, NO_FINITE, NO_INTEGER, NO_TEXT, compiles, examples, refused
 from tests.small import small_writer
 

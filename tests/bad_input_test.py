@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gradmem_jax
-from experiments.methods import METHODS
-from gradmem_jax.memory_file import StoredContext
+from gradmem_jax.methods import METHODS
+from gradmem_jax.storage.memory_file import StoredContext
 from tests.bad_inputs import (
     CONTEXTS,
     NEGATIVE,

@@ -9,8 +9,11 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from gradmem_jax import GradMemConfig, LlamaConfig, RMTConfig
-from gradmem_jax.config import GPT2Config, GPTNeoXConfig, LMConfig, PrefixConfig
-from gradmem_jax.lm.pretrained import from_hugging_face
+from gradmem_jax.lm.gpt2 import GPT2Config
+from gradmem_jax.lm.gpt_neox import GPTNeoXConfig
+from gradmem_jax.lm.language_model import LMConfig
+from gradmem_jax.lm.pretrained.load import from_hugging_face
+from gradmem_jax.memory.prefix import PrefixConfig
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 CONTROL_NAMES = {

@@ -19,7 +19,10 @@ import warnings
 
 ROOT = pathlib.Path(__file__).parents[1]
 _DEVICES = "--xla_force_host_platform_device_count"
-_SHARED = ("build", "evaluation", "figures", "open_model", "stage", "writing")  # no flags
+_SHARED = (
+    *("answers.open_model", "answers.writing", "results.figures", "run.build", "run.evaluation"),
+    "run.stage",
+)  # no flags
 
 
 def start(program, *arguments, devices=8, keyboard=""):

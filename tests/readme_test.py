@@ -9,14 +9,14 @@ import shlex
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from experiments.build import build_stages
+from experiments.run.curriculum import build_stages
 from tests.programs import start
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROGRAMS = {  # and their source
     path.stem: text
     for path in sorted((ROOT / "experiments").glob("*.py"))
-    if "program.run(main" in (text := path.read_text())
+    if "startup.run(main" in (text := path.read_text())
 }
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -82,7 +82,7 @@ class ReadmeTest(parameterized.TestCase):
         text, source = start(program, "--help").stdout, PROGRAMS[program]
         self.assertIn(text.split(".")[0].strip(), source)
         for module in re.findall(r"adopt_module_key_flags\((\w+)\)", source):
-            source += (ROOT / f"experiments/{module}.py").read_text()
+            source += next((ROOT / "experiments").rglob(f"{module}.py")).read_text()
         known = re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', source)
         used = [word for words in commands(program) for word in words if word.startswith("--")]
         for name in known + [re.match(r"--(\w+)", word)[1] for word in used]:

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.methods import METHODS
 from gradmem_jax import RMT, GradMem, GradMemConfig, LlamaConfig, RMTConfig
 from gradmem_jax.memory.interface import MemoryModel
+from gradmem_jax.methods import METHODS
 
 VOCAB_SIZE = 11
 
@@ -44,7 +44,7 @@ def small_rmt(**changes: Any) -> RMT:
 
 
 def small_writer(name: str, **changes: Any) -> MemoryModel:
-    """The method of experiments/methods.py with this name, of width 8."""
+    """The method of gradmem_jax/methods.py with this name, of width 8."""
     method = METHODS[name]
     fields = {field.name for field in dataclasses.fields(method.lm)}
     lm = dataclasses.asdict(small_model().config.lm) | {"num_kv_heads": None, "rope_scaling": None}

@@ -3,15 +3,15 @@
 import re
 from typing import NamedTuple
 
-from experiments.methods import METHODS
 from gradmem_jax.checks import require
+from gradmem_jax.methods import METHODS
 
 
 class Row(NamedTuple):
     """A row of a table.
 
     Attributes:
-        method: a name of experiments/methods.py.
+        method: a name of gradmem_jax/methods.py.
         numbers: by letter, such as {"n": 8, "k": 2}.
     """
 

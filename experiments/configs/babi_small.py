@@ -1,6 +1,6 @@
 """bAbI with small models from scratch, for CPU: `babi_small.py:qa2_gradmem_k2`.
 
-`qa1` to `qa5` in front, then a name of experiments/methods.py and the number of WRITE steps.
+`qa1` to `qa5` in front, then a name of gradmem_jax/methods.py and the number of WRITE steps.
 """
 
 import re
@@ -8,8 +8,8 @@ import re
 from ml_collections import ConfigDict
 
 from experiments.configs import default, recipe
-from experiments.methods import METHODS
 from gradmem_jax.checks import require
+from gradmem_jax.methods import METHODS
 
 # Lengths of contexts, in tokens, that are learned one after the other; 0 is any. In QA1 by the full
 # context only.

@@ -1,6 +1,6 @@
 """Every field of a training run, with the paper's settings for KV retrieval.
 
-Other tasks have another `config.data`, the fields of their class in experiments/tasks.py.
+Other tasks have another `config.data`, the fields of their class in gradmem_jax/data/tasks.py.
 
 Another config starts from `get_config()` and changes what it needs; any field can be overridden on
 the command line, as in `--config.data.num_pairs=8`. What a config has set is not set back to None
@@ -19,11 +19,11 @@ import typing
 
 from ml_collections import ConfigDict, config_dict
 
-from experiments.methods import METHODS
-from experiments.tasks import GENERATED, TASKS
 from gradmem_jax.checks import AUTOMATIC, require_choice
-from gradmem_jax.optimizer import OptimizerConfig
-from gradmem_jax.sharding import MeshConfig
+from gradmem_jax.data.tasks import GENERATED, TASKS
+from gradmem_jax.methods import METHODS
+from gradmem_jax.parallel.sharding import MeshConfig
+from gradmem_jax.training.optimizer import OptimizerConfig
 
 LEFT_OPEN = ("dtype", "param_dtype", "scan_layers", "remat")
 
@@ -53,8 +53,8 @@ def get_config(
     """Returns the configuration.
 
     Args:
-        method: how the memory is written, a name of experiments/methods.py.
-        task: a name of experiments/tasks.py.
+        method: how the memory is written, a name of gradmem_jax/methods.py.
+        task: a name of gradmem_jax/data/tasks.py.
         pretrained: whether the language model is read from `config.pretrained`, so that
             `config.lm` has those fields only that a checkpoint leaves open.
     """

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 from experiments.configs import default
 from experiments.configs.arguments import parse_row
-from experiments.methods import BY_GRADIENT
 from gradmem_jax.checks import require
+from gradmem_jax.methods import BY_GRADIENT
 
 NUM_PAIRS = (4, 8, 16, 32, 64, 96)
 NUM_WRITE_STEPS = {"rmt": (1, 2, 3, 4, 5)} | dict.fromkeys(BY_GRADIENT, (1, 2, 5))

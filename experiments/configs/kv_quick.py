@@ -1,6 +1,6 @@
 """The demo: 4 pairs of 2+2 symbols out of 62 in 8 memory vectors, in minutes on two CPU cores.
 
-`kv_quick.py:rmt` and the other names of experiments/methods.py train those in the same way.
+`kv_quick.py:rmt` and the other names of gradmem_jax/methods.py train those in the same way.
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +12,7 @@ def get_config(method: str = "gradmem") -> ConfigDict:
     """Returns the configuration.
 
     Args:
-        method: how the memory is written, a name of experiments/methods.py.
+        method: how the memory is written, a name of gradmem_jax/methods.py.
     """
     config = default.get_config(method)
     config.num_steps = 800

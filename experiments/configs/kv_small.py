@@ -1,7 +1,7 @@
 """Small counterpart of the paper's Table 1, for CPU: `kv_small.py:gradmem_n8_k2`.
 
 Keys and values of one symbol out of 16, 2 memory vectors of width 64, 2 layers. Every method of
-experiments/methods.py has rows, `mamba_n4` for example; `_k` is for methods with several steps,
+gradmem_jax/methods.py has rows, `mamba_n4` for example; `_k` is for methods with several steps,
 `_m` changes the memory vectors, `_t` splits the context into segments that are written one by one.
 Runs come in chains (experiments/sweeps/kv_small.py): N = 4 from scratch, then N = 8 from its
 parameters; the other way round for the full context, which leaves the plateau of guessing among

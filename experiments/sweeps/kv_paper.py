@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.configs.kv_paper import FIRST_PAIRS, NUM_PAIRS, NUM_WRITE_STEPS
-from experiments.sweep import Run, chain, seeds
+from experiments.sweeps.run_list import Run, chain, seeds
 
 FIRST_ORDER = {"model.gradient_mode": "first"}
 ONE_SYMBOL = {"data.key_length": 1, "data.value_length": 1, "data.alphabet_size": 512}

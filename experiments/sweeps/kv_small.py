@@ -8,7 +8,7 @@ segments: 8 pairs written in 2, 4 or 8 parts, one after the other.
 from typing import Any
 
 from experiments.configs.kv_small import FIRST_PAIRS
-from experiments.sweep import Run, chain, seeds
+from experiments.sweeps.run_list import Run, chain, seeds
 
 FIRST_ORDER = {"model.gradient_mode": "first"}
 TABLE: tuple[tuple[str, str, dict[str, Any]], ...] = (

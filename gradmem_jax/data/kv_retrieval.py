@@ -18,8 +18,14 @@ from gradmem_jax.checks import (
     require_integer,
     require_number,
 )
-from gradmem_jax.data.tokenizer import PAD_ID, STRUCTURE, CharTokenizer, kv_alphabet, kv_tokenizer
 from gradmem_jax.losses import IGNORE
+from gradmem_jax.tokenizers.characters import (
+    PAD_ID,
+    STRUCTURE,
+    CharTokenizer,
+    kv_alphabet,
+    kv_tokenizer,
+)
 
 _VALIDATION_SHARE = 16  # one of so many sets of pairs belongs to validation
 _MAX_DRAWS = 1000

@@ -15,7 +15,7 @@ from gradmem_jax.checks import check_fields, require, require_choice, require_in
 from gradmem_jax.data.records import SPLITS, Record
 from gradmem_jax.data.text_source import encode_target, length_buckets, query_arrays
 from gradmem_jax.data.text_task import PlainTexts
-from gradmem_jax.data.text_tokenizer import TextTokenizer, character_tokenizer, load_tokenizer
+from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer, character_tokenizer, load_tokenizer
 
 _FIRST = """
     Ada Alan Amina Anton Aria Bela Bruno Carla Cem Clara Dario Dina Edgar Elena Emil Esther Farid

@@ -9,8 +9,8 @@ from typing import NamedTuple, SupportsIndex
 import numpy as np
 
 from gradmem_jax.data.records import Record, Records, Skipped
-from gradmem_jax.data.text_tokenizer import TextTokenizer
 from gradmem_jax.losses import IGNORE
+from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer
 
 _AT_ONCE = 256  # texts handed to the tokenizer together
 _MAX_CANDIDATES = 64

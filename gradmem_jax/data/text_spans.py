@@ -11,7 +11,7 @@ from gradmem_jax.checks import require, require_integer
 from gradmem_jax.data.records import SPLITS, Record, Records, Skipped, read_text
 from gradmem_jax.data.text_source import TextSource, chunk_source, encode_texts
 from gradmem_jax.data.text_task import TextTask
-from gradmem_jax.data.text_tokenizer import TextTokenizer
+from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer
 
 _REGIONS = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}
 

@@ -8,14 +8,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gradmem_jax.checks import check_fields, require, require_choice, require_integer
+from gradmem_jax.data.prepared import is_prepared, read_prepared
 from gradmem_jax.data.records import SPLITS, Record, Records, data_folder, log_skipped
-from gradmem_jax.data.text_source import (
-    TextSource,
-    length_buckets,
-    limit_contexts,
-    question_source,
-)
-from gradmem_jax.data.text_tokenizer import TextTokenizer, load_tokenizer, word_tokenizer
+from gradmem_jax.data.text_source import TextSource, length_buckets, limit_contexts, question_source
+from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer, load_tokenizer, word_tokenizer
 
 
 class PlainTexts:
@@ -233,17 +229,10 @@ class QuestionTask(TextTask):
         return _buckets(self.located())[1]
 
 
-def is_prepared(folder: str | pathlib.Path) -> bool:
-    """Whether TFDS wrote a folder."""
-    return (pathlib.Path(folder) / "dataset_info.json").exists()
-
-
 @functools.lru_cache(maxsize=2 * len(SPLITS))  # those of `record_task` and `word_task`
 def _records(task: TextTask, split: str) -> Records:
     folder = pathlib.Path(task.data_dir)
     if is_prepared(folder):
-        from gradmem_jax.data.text_tfds import read_prepared  # TFDS takes seconds to import
-
         return read_prepared(folder, split, task.data_name)
     return task.read(folder, split)
 

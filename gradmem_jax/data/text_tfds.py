@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from gradmem_jax.checks import require, require_choice
-from gradmem_jax.data.records import SPLITS, Record, Records, Skipped, log_skipped
+from gradmem_jax.data.records import SPLITS, Record, log_skipped
 from gradmem_jax.data.text_task import TextTask
 
 
@@ -100,41 +100,3 @@ def prepare(
     builder = TextRecords(data_dir=str(data_dir), config=config, file_format="array_record")
     builder.download_and_prepare()
     return builder
-
-
-def read_prepared(folder: pathlib.Path, split: str, data_name: str) -> Records:
-    """Reads the records of a split that `prepare` wrote.
-
-    Args:
-        folder: where they are.
-        split: "train", "validation" or "test".
-        data_name: that of the task that reads them.
-
-    Raises:
-        ValueError: they are another task's, the split was not written, or the files are damaged.
-    """
-    builder = tfds.builder_from_directory(str(folder))
-    found = (builder.info.metadata or {}).get("records", "records without a name")
-    require(
-        found == data_name,
-        f"{folder} holds {found}, this task reads {data_name}: set data_dir to the task's own "
-        "folder, or prepare that.",
-    )
-    require(
-        split in builder.info.splits,
-        f"{folder} has no split {split!r}, only {sorted(builder.info.splits)}; prepare it.",
-    )
-    skipped = json.loads(builder.info.metadata["skipped"]).get(split, [])
-    rows = builder.as_data_source(split=split)
-    text = lambda value: value.decode("utf-8") if isinstance(value, bytes) else str(value)
-    kept = (
-        Record(
-            text(row["id"]),
-            text(row["context"]),
-            text(row["question"]),
-            tuple(map(text, row["answers"])),
-            tuple(map(int, row["answer_starts"])),
-        )
-        for row in rows
-    )
-    return Records(tuple(kept), tuple(Skipped(*pair) for pair in skipped))

@@ -11,7 +11,7 @@ from gradmem_jax.checks import require, require_integer
 from gradmem_jax.data.records import Record, Records, files_name, read_text, require_file
 from gradmem_jax.data.text_source import TextSource, chunk_source, encode_texts
 from gradmem_jax.data.text_task import TextTask
-from gradmem_jax.data.text_tokenizer import TextTokenizer
+from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer
 
 _HEADING = re.compile(r"(?<=\n \n) = [^=\n](?:.*[^=\n])? = (?=\n \n)")  # between blank lines
 

@@ -1,5 +1,6 @@
 """Rotary positions, causal attention and the key-value cache."""
 
+import dataclasses
 import functools
 import math
 from typing import NamedTuple
@@ -8,8 +9,42 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradmem_jax.config import RopeScaling
+from gradmem_jax.checks import check_fields, require_choice, require_integer, require_number
 from gradmem_jax.lm.products import dot_general
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched for contexts beyond the trained length.
+
+    Attributes:
+        kind: "linear" divides every frequency by `factor`; "llama3" divides the low ones only and
+            blends between `low_frequency_factor` and `high_frequency_factor` (Llama 3.1).
+        factor: how many times longer the context becomes.
+        low_frequency_factor: wavelengths above `original_positions / low_frequency_factor` are
+            divided by `factor` (llama3 only).
+        high_frequency_factor: wavelengths below `original_positions / high_frequency_factor` are
+            left alone (llama3 only).
+        original_positions: context length of the original training (llama3 only).
+    """
+
+    kind: str = "llama3"
+    factor: float = 8.0
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_positions: int = 8192
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        require_choice("rope_scaling.kind", self.kind, ("linear", "llama3"))
+        require_number("rope_scaling.factor", self.factor, above=0)
+        require_number("rope_scaling.low_frequency_factor", self.low_frequency_factor, above=0)
+        require_number(
+            "rope_scaling.high_frequency_factor",
+            self.high_frequency_factor,
+            above=self.low_frequency_factor,
+        )
+        require_integer("rope_scaling.original_positions", self.original_positions, 1)
 
 
 class KVCache(NamedTuple):

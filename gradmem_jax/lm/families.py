@@ -1,8 +1,7 @@
 """Which language model belongs to which configuration."""
 
 from gradmem_jax.checks import require
-from gradmem_jax.config import GPT2Config, GPTNeoXConfig, LlamaConfig, LMConfig
-from gradmem_jax.lm.associative import (
+from gradmem_jax.lm.armt import (
     AssociativeConfig,
     AssociativeGPT2,
     AssociativeGPT2Config,
@@ -10,11 +9,11 @@ from gradmem_jax.lm.associative import (
     AssociativeGPTNeoXConfig,
     AssociativeLlama,
 )
-from gradmem_jax.lm.gpt2 import GPT2
-from gradmem_jax.lm.gpt_neox import GPTNeoX
+from gradmem_jax.lm.gpt2 import GPT2, GPT2Config
+from gradmem_jax.lm.gpt_neox import GPTNeoX, GPTNeoXConfig
 from gradmem_jax.lm.lact import LaCT, LaCTConfig
-from gradmem_jax.lm.language_model import LanguageModel
-from gradmem_jax.lm.llama import Llama
+from gradmem_jax.lm.language_model import LanguageModel, LMConfig
+from gradmem_jax.lm.llama import Llama, LlamaConfig
 from gradmem_jax.lm.mamba import Mamba, MambaConfig
 from gradmem_jax.lm.mamba2 import Mamba2, Mamba2Config
 from gradmem_jax.lm.ttt_linear import TTTLinear, TTTLinearConfig

@@ -1,13 +1,22 @@
 """GPT-2: learned positions, LayerNorm, biases everywhere, an MLP with GELU."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gradmem_jax.config import GPT2Config
 from gradmem_jax.lm.attention import AttentionState
 from gradmem_jax.lm.language_model import dense, layer_norm
-from gradmem_jax.lm.transformer import Places, Transformer, self_attention
+from gradmem_jax.lm.transformer import Places, Transformer, TransformerConfig, self_attention
+
+
+@dataclasses.dataclass(frozen=True)
+class GPT2Config(TransformerConfig):
+    """A GPT-2 language model; positions are learned vectors, the head is the embedding."""
+
+    max_positions: int = 1024
+    tied_head: bool = True
 
 
 class GPT2Layer(nn.Module):

@@ -1,13 +1,46 @@
 """GPT-NeoX (Pythia): rotary positions on a part of each head, attention beside the MLP."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gradmem_jax.config import GPTNeoXConfig
+from gradmem_jax.checks import require, require_number
 from gradmem_jax.lm.attention import AttentionState, rotary_frequencies, rotate
 from gradmem_jax.lm.language_model import dense, layer_norm
-from gradmem_jax.lm.transformer import Places, Transformer, self_attention
+from gradmem_jax.lm.transformer import Places, Transformer, TransformerConfig, self_attention
+
+
+@dataclasses.dataclass(frozen=True)
+class GPTNeoXConfig(TransformerConfig):
+    """A GPT-NeoX language model, such as Pythia.
+
+    Attributes:
+        rope_base: base of the rotary frequencies.
+        rotary_fraction: share of each head that is rotated, from its start.
+        parallel_residual: whether attention and MLP read the same stream, instead of the MLP
+            reading what attention has added to it.
+    """
+
+    rope_base: float = 10_000.0
+    rotary_fraction: float = 0.25
+    parallel_residual: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_number("rope_base", self.rope_base, above=0)
+        require_number("rotary_fraction", self.rotary_fraction, above=0)
+        require(
+            self.rotary_fraction <= 1 and self.rotary_width > 0 and self.rotary_width % 2 == 0,
+            f"rotary_fraction={self.rotary_fraction} rotates {self.rotary_width} of the "
+            f"{self.head_size} components of a head; it must be an even number of them.",
+        )
+
+    @property
+    def rotary_width(self) -> int:
+        """Components of a head that are rotated."""
+        return int(self.head_size * self.rotary_fraction)
 
 
 class GPTNeoXLayer(nn.Module):

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gradmem_jax.checks import require, require_integer, require_number
-from gradmem_jax.config import LlamaConfig
 from gradmem_jax.lm.attention import attend, rotary_frequencies, rotate
-from gradmem_jax.lm.chunks import scan_chunks
 from gradmem_jax.lm.language_model import dense, rms_norm, swiglu
 from gradmem_jax.lm.layer_memory_lm import LayerMemoryLM, Segment
+from gradmem_jax.lm.llama import LlamaConfig
+from gradmem_jax.lm.recurrent_lm import scan_chunks
 
 _EPSILON = 1e-5
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024, five iterations

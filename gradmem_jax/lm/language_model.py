@@ -1,5 +1,6 @@
 """What every causal language model shares: embedding, a stack of layers, final norm, head."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -7,9 +8,73 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gradmem_jax.config import LMConfig
+from gradmem_jax.checks import (
+    DTYPES,
+    ENABLE_X64,
+    check_fields,
+    require,
+    require_choice,
+    require_integer,
+    require_number,
+)
 from gradmem_jax.lm.products import dot_general
 from gradmem_jax.trees import PyTree
+
+REMAT_POLICIES = ("none", "full", "dots")
+
+
+@dataclasses.dataclass(frozen=True)
+class LMConfig:
+    """What every language model has.
+
+    Attributes:
+        vocab_size: V, number of token ids.
+        width: d, size of embeddings and residual stream.
+        num_layers: L.
+        max_positions: longest sequence, memory and control tokens included.
+        norm_epsilon: epsilon of RMSNorm.
+        tied_head: use the embedding matrix as output projection too.
+        init: "normal" draws every matrix with deviation `init_std` (the paper); "fan_in" uses
+            LeCun initialisation with unit-scale embeddings.
+        init_std: deviation for `init="normal"`.
+        dtype: compute dtype; logits, losses and softmax stay in float32 at least.
+        param_dtype: dtype of the parameters.
+        scan_layers: run the layers as one `lax.scan` over stacked parameters (short compile).
+        remat: what the backward pass recomputes in a layer: "none" (keep all), "dots" (keep
+            matrix products), "full" (keep only the layer's input).
+    """
+
+    keeps: ClassVar[str] = "keys and values"
+
+    vocab_size: int
+    width: int = 128
+    num_layers: int = 4
+    max_positions: int = 2048
+    norm_epsilon: float = 1e-5
+    tied_head: bool = False
+    init: str = "normal"
+    init_std: float = 0.02
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    scan_layers: bool = False
+    remat: str = "none"
+
+    def __post_init__(self) -> None:
+        for name in ("dtype", "param_dtype"):
+            value = getattr(self, name)
+            require_choice(name, value, DTYPES)
+            require(
+                jax.dtypes.canonicalize_dtype(value) == value,
+                f"{name}={value!r} would be float32; {ENABLE_X64}",
+            )
+        check_fields(self)
+        for name in ("vocab_size", "width", "num_layers", "max_positions"):
+            require_integer(name, getattr(self, name), 1)
+        require_number("norm_epsilon", self.norm_epsilon, above=0)
+        require_number("init_std", self.init_std, above=0)
+        require_choice("init", self.init, ("normal", "fan_in"))
+        require_choice("remat", self.remat, REMAT_POLICIES)
+
 
 _REMAT_POLICIES = {
     "full": None,

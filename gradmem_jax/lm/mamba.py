@@ -9,10 +9,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gradmem_jax.checks import require_integer
-from gradmem_jax.config import LMConfig
-from gradmem_jax.lm.chunks import scan_chunks
-from gradmem_jax.lm.language_model import dense, rms_norm
-from gradmem_jax.lm.recurrent_lm import RecurrentLM, causal_convolution, conv_init
+from gradmem_jax.lm.language_model import LMConfig, dense, rms_norm
+from gradmem_jax.lm.recurrent_lm import RecurrentLM, causal_convolution, conv_init, scan_chunks
 
 
 @dataclasses.dataclass(frozen=True)

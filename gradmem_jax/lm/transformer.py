@@ -1,12 +1,13 @@
 """Causal language models whose tokens attend to all tokens before them."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from gradmem_jax.config import TransformerConfig
+from gradmem_jax.checks import require, require_integer
 from gradmem_jax.lm.attention import (
     Apart,
     Attended,
@@ -17,7 +18,51 @@ from gradmem_jax.lm.attention import (
     attend_all,
     join,
 )
-from gradmem_jax.lm.language_model import LanguageModel, dense
+from gradmem_jax.lm.language_model import LanguageModel, LMConfig, dense
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig(LMConfig):
+    """What every language model with attention over all tokens has.
+
+    Attributes:
+        num_heads: H, query heads.
+        mlp_width: hidden size of the MLP; None means `4 * width`.
+    """
+
+    num_heads: int = 4
+    mlp_width: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_integer("num_heads", self.num_heads, 1)
+        if self.mlp_width is not None:
+            require_integer("mlp_width", self.mlp_width, 1)
+        require(
+            self.head_size * self.num_heads == self.width or self.has_own_head_width,
+            f"width={self.width} is not a multiple of num_heads={self.num_heads}; "
+            "change one of them or set head_width.",
+        )
+
+    @property
+    def has_own_head_width(self) -> bool:
+        """Whether heads may have another width than their share of the model's."""
+        return False
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key and value heads."""
+        return self.num_heads
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.width // self.num_heads
+
+    @property
+    def mlp_size(self) -> int:
+        """Hidden width of the MLP."""
+        return 4 * self.width if self.mlp_width is None else self.mlp_width
 
 
 class Places(NamedTuple):

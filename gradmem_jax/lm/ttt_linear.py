@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gradmem_jax.checks import require, require_integer, require_number
-from gradmem_jax.config import LMConfig
 from gradmem_jax.lm.attention import rotary_frequencies, rotate
-from gradmem_jax.lm.language_model import dense, rms_norm, swiglu
+from gradmem_jax.lm.language_model import LMConfig, dense, rms_norm, swiglu
 from gradmem_jax.lm.recurrent_lm import RecurrentLM, causal_convolution, conv_init
 
 

@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gradmem_jax.array_checks import check_length, check_memory
 from gradmem_jax.checks import is_traced, require
-from gradmem_jax.config import MemoryConfig, TransformerConfig
 from gradmem_jax.lm.attention import KVCache, add_room, make_cache
+from gradmem_jax.lm.transformer import TransformerConfig
 from gradmem_jax.losses import IGNORE, mean_per_sample, token_losses
 from gradmem_jax.memory.inner_loop import WriteInfo
-from gradmem_jax.memory.interface import Memory, MemoryModel
-from gradmem_jax.micro_batches import write_in_parts
+from gradmem_jax.memory.interface import Memory, MemoryConfig, MemoryModel
+from gradmem_jax.parallel.micro_batches import write_in_parts
 from gradmem_jax.trees import Params
-from gradmem_jax.validation import check_length, check_memory
 
 
 class ContextMemory(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gradmem_jax.meta_gradient import LossFn, Mode, losses_and_gradient
+from gradmem_jax.memory.meta_gradient import LossFn, Mode, losses_and_gradient
 from gradmem_jax.trees import PyTree
 
 UpdateFn = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]

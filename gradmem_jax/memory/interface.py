@@ -10,13 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradmem_jax.checks import require, require_instance, require_integer
-from gradmem_jax.config import LMConfig, MemoryConfig, TransformerConfig
-from gradmem_jax.lm.families import make_lm
-from gradmem_jax.losses import IGNORE, token_losses
-from gradmem_jax.memory.inner_loop import WriteInfo
-from gradmem_jax.trees import Params
-from gradmem_jax.validation import (
+from gradmem_jax.array_checks import (
     as_array,
     check_ids,
     check_key,
@@ -24,6 +18,63 @@ from gradmem_jax.validation import (
     check_params,
     resolve_steps,
 )
+from gradmem_jax.checks import (
+    check_fields,
+    require,
+    require_instance,
+    require_integer,
+    require_number,
+)
+from gradmem_jax.lm.families import make_lm
+from gradmem_jax.lm.language_model import LMConfig
+from gradmem_jax.lm.transformer import TransformerConfig
+from gradmem_jax.losses import IGNORE, token_losses
+from gradmem_jax.memory.inner_loop import WriteInfo
+from gradmem_jax.trees import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryConfig:
+    """What every way of writing a memory has.
+
+    Attributes:
+        lm: the language model that writes and reads.
+        num_write_steps: K, steps of one WRITE; can be changed at call time.
+        inner_loss_weight: weight of the WRITE loss in the outer loss.
+        pad_id: token id that fills contexts and queries up to a common length, on the right.
+    """
+
+    has_write_loss: ClassVar[bool] = False
+    lm_keeps: ClassVar[str] = "keys and values"
+
+    lm: LMConfig
+    num_write_steps: int = 1
+    inner_loss_weight: float = 0.0
+    pad_id: int = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        require(
+            self.lm.keeps == self.lm_keeps,
+            f"lm={type(self.lm).__name__} keeps {self.lm.keeps} of what it reads; a "
+            f"{type(self).__name__} needs a language model that keeps {self.lm_keeps}.",
+        )
+        require_integer("num_write_steps", self.num_write_steps, 0)
+        require_number("inner_loss_weight", self.inner_loss_weight)
+        require(
+            self.inner_loss_weight >= 0,
+            f"inner_loss_weight={self.inner_loss_weight} must not be negative.",
+        )
+        require(
+            self.has_write_loss or not self.inner_loss_weight,
+            f"inner_loss_weight={self.inner_loss_weight} must be 0: this WRITE has no loss.",
+        )
+        require_integer("pad_id", self.pad_id, 0)
+        require(
+            self.pad_id < self.lm.vocab_size,
+            f"pad_id={self.pad_id} is outside the vocabulary of {self.lm.vocab_size} ids.",
+        )
+
 
 Memory = Any
 DecodingState = Any

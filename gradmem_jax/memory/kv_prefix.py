@@ -9,13 +9,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gradmem_jax.array_checks import check_key
 from gradmem_jax.checks import require, require_choice
-from gradmem_jax.config import GradMemConfig, TransformerConfig
 from gradmem_jax.lm.attention import KVCache, make_cache
-from gradmem_jax.memory.gradient import GradMem
+from gradmem_jax.lm.transformer import TransformerConfig
+from gradmem_jax.memory.gradmem import GradMem, GradMemConfig
 from gradmem_jax.memory.prefix import WriteInputs
 from gradmem_jax.trees import Params
-from gradmem_jax.validation import check_key
 
 
 class KVMemory(NamedTuple):

@@ -7,15 +7,14 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
+from gradmem_jax.array_checks import check_key, check_memory
 from gradmem_jax.checks import require_integer, require_number
-from gradmem_jax.config import MemoryConfig
-from gradmem_jax.lm.associative import AssociativeFields, adopt_transformer
+from gradmem_jax.lm.armt import AssociativeFields, adopt_transformer
 from gradmem_jax.lm.attention import add_room
 from gradmem_jax.memory.inner_loop import WriteInfo, step_if
-from gradmem_jax.memory.interface import Memory, MemoryModel, swap_batch_and_layers
-from gradmem_jax.micro_batches import write_in_parts
+from gradmem_jax.memory.interface import Memory, MemoryConfig, MemoryModel, swap_batch_and_layers
+from gradmem_jax.parallel.micro_batches import write_in_parts
 from gradmem_jax.trees import Params
-from gradmem_jax.validation import check_key, check_memory
 
 
 @dataclasses.dataclass(frozen=True)

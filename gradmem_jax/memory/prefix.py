@@ -2,19 +2,74 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from gradmem_jax.config import PrefixConfig
+from gradmem_jax.array_checks import check_key, check_memory
+from gradmem_jax.checks import require, require_integer, require_number
 from gradmem_jax.lm.attention import Attended, KVCache, add_room
 from gradmem_jax.lm.language_model import project_to_logits
 from gradmem_jax.lm.lora import attach_lora, drop_inputs, init_lora, merge_lora
 from gradmem_jax.losses import IGNORE, token_losses
-from gradmem_jax.memory.interface import Memory, MemoryModel
+from gradmem_jax.memory.interface import Memory, MemoryConfig, MemoryModel
 from gradmem_jax.trees import Params
-from gradmem_jax.validation import check_key, check_memory
+
+
+@dataclasses.dataclass(frozen=True)
+class PrefixConfig(MemoryConfig):
+    """A memory of `num_memory_tokens` vectors that stand before the tokens, as embeddings.
+
+    Attributes:
+        num_memory_tokens: m, number of memory vectors.
+        write_head: a separate output projection for the WRITE loss, started as a copy of the LM's.
+        num_control_tokens: c, learned vectors on each side of the memory, for WRITE and for READ.
+        memory_init_std: deviation of the normal distribution M0 and the control tokens start from.
+        write_lora_rank: r of low-rank adapters that are active in WRITE only; 0 means none.
+        write_lora_alpha: the adapters are scaled by alpha / r.
+        write_lora_targets: names of the modules of the language model that have an adapter.
+        write_lora_dropout: share of an adapter's inputs that each training step leaves out, the
+            same ones for all tokens of its batch.
+    """
+
+    has_write_loss: ClassVar[bool] = True
+
+    num_memory_tokens: int = 8
+    write_head: bool = True
+    num_control_tokens: int = 0
+    memory_init_std: float = 0.02
+    write_lora_rank: int = 0
+    write_lora_alpha: float = 16.0
+    write_lora_targets: tuple[str, ...] = ("query", "key", "value", "output", "gate", "up", "down")
+    write_lora_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_integer("num_memory_tokens", self.num_memory_tokens, 1)
+        require_integer("num_control_tokens", self.num_control_tokens, 0)
+        require_number("memory_init_std", self.memory_init_std, above=0)
+        require_integer("write_lora_rank", self.write_lora_rank, 0)
+        require_number("write_lora_alpha", self.write_lora_alpha, above=0)
+        require_number("write_lora_dropout", self.write_lora_dropout)
+        require(
+            0 <= self.write_lora_dropout < 1,
+            f"write_lora_dropout={self.write_lora_dropout} must be in [0, 1), the share left out.",
+        )
+        require(
+            self.write_lora_rank > 0 or self.write_lora_dropout == 0,
+            f"write_lora_dropout={self.write_lora_dropout} needs adapters: set write_lora_rank.",
+        )
+        require(
+            self.prefix_length < self.lm.max_positions,
+            f"memory and control tokens take {self.prefix_length} positions, the model has "
+            f"{self.lm.max_positions}; use fewer or raise lm.max_positions.",
+        )
+
+    @property
+    def prefix_length(self) -> int:
+        """Positions before the first context or query token."""
+        return self.num_memory_tokens + 2 * self.num_control_tokens
 
 
 class WriteInputs(NamedTuple):

@@ -5,11 +5,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gradmem_jax.array_checks import as_array, check_ids
 from gradmem_jax.checks import require_instance
 from gradmem_jax.memory.inner_loop import WriteInfo, per_sample
 from gradmem_jax.memory.interface import Memory, MemoryModel
 from gradmem_jax.trees import Params
-from gradmem_jax.validation import as_array, check_ids
 
 
 def write_context(

@@ -4,14 +4,14 @@ import dataclasses
 
 import jax
 
+from gradmem_jax.array_checks import check_tolerance
 from gradmem_jax.checks import require_choice, require_integer
-from gradmem_jax.config import GradMemConfig, PrefixConfig
-from gradmem_jax.memory.gradient import GradMem
+from gradmem_jax.memory.gradmem import GradMem, GradMemConfig
 from gradmem_jax.memory.inner_loop import WriteInfo
 from gradmem_jax.memory.interface import Memory
-from gradmem_jax.memory.recurrent import RMT, RMTConfig
+from gradmem_jax.memory.prefix import PrefixConfig
+from gradmem_jax.memory.rmt import RMT, RMTConfig
 from gradmem_jax.trees import Params
-from gradmem_jax.validation import check_tolerance
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,14 +6,9 @@ import re
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from gradmem_jax.data.kv_retrieval import (
-    KVRetrievalConfig,
-    KVRetrievalSource,
-    TokenKind,
-    render,
-)
+from gradmem_jax.data.kv_retrieval import KVRetrievalConfig, KVRetrievalSource, TokenKind, render
 from gradmem_jax.data.pipeline import make_iterator
-from gradmem_jax.data.tokenizer import kv_tokenizer
+from gradmem_jax.tokenizers.characters import kv_tokenizer
 
 
 def samples(count=40, **fields):

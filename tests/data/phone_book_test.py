@@ -8,8 +8,8 @@ from absl.testing import absltest, parameterized
 from gradmem_jax.data import phone_book
 from gradmem_jax.data.phone_book import FIRST_NAMES, LAST_NAMES, PhoneBookConfig
 from gradmem_jax.data.pipeline import make_iterator
-from gradmem_jax.data.text_tokenizer import character_tokenizer, load_tokenizer
 from gradmem_jax.losses import IGNORE
+from gradmem_jax.tokenizers.text_tokenizer import character_tokenizer, load_tokenizer
 from tests.shared_data import data_dir
 
 

@@ -7,7 +7,7 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from gradmem_jax.data.babi import BabiConfig
+from gradmem_jax.data.babi.task import BabiConfig
 from gradmem_jax.data.records import data_folder, find_file, read_text, split_names
 
 SPLITS = ("validation", "test")

@@ -14,7 +14,7 @@ from gradmem_jax.data.text_source import (
     length_buckets,
     question_source,
 )
-from gradmem_jax.data.text_tokenizer import load_tokenizer, word_tokenizer, wrap_tokenizer
+from gradmem_jax.tokenizers.text_tokenizer import load_tokenizer, word_tokenizer, wrap_tokenizer
 from tests.shared_data import data_dir
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl.testing import absltest
 
-from gradmem_jax.data.babi import BabiConfig
+from gradmem_jax.data.babi.task import BabiConfig
 from gradmem_jax.data.squad import SquadConfig
 from gradmem_jax.data.text_spans import TextSpansConfig
 from gradmem_jax.data.text_tfds import prepare

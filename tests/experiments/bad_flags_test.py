@@ -10,20 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ml_collections import config_flags
 
-from experiments.answering import choose_contexts
-from experiments.build import build_stages
+from experiments.answers.answering import choose_contexts
+from experiments.answers.contexts import Context, encode_context, read_contexts
+from experiments.answers.open_model import open_model
+from experiments.answers.write_traces import make_optimizer
 from experiments.configs.arguments import parse_row
-from experiments.contexts import Context, encode_context, read_contexts
-from experiments.growth import parse_sweeps
-from experiments.open_model import open_model
-from experiments.reporting import integers
-from experiments.setting import Setting
-from experiments.stage import find_devices
-from experiments.sweep import Run, select
-from experiments.tracing import make_optimizer
-from gradmem_jax.checkpoint import restore_params
-from gradmem_jax.data.text_tokenizer import character_tokenizer
-from gradmem_jax.memory_file import Header, StoredContext
+from experiments.program.startup import integers
+from experiments.run.curriculum import build_stages
+from experiments.run.devices import find_devices
+from experiments.speed.growth import parse_sweeps
+from experiments.speed.setting import Setting
+from experiments.sweep import select
+from experiments.sweeps.run_list import Run
+from gradmem_jax.storage.checkpoint import restore_params
+from gradmem_jax.storage.memory_file import Header, StoredContext
+from gradmem_jax.tokenizers.text_tokenizer import character_tokenizer
 from tests.bad_inputs import TRIED, examples, refused, sound
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -6,8 +6,9 @@ import textwrap
 
 from absl.testing import absltest, parameterized
 
-from experiments import children, measure, reporting
-from experiments.setting import Setting
+from experiments.program import startup
+from experiments.speed import child_processes, measure
+from experiments.speed.setting import Setting
 from tests.programs import start
 
 TINY = ("--num_pairs=2", "--batch_size=2", "--width=8", "--num_layers=1", "--repeats=1")
@@ -103,9 +104,9 @@ class BenchmarkTest(parameterized.TestCase):
 
     def test_rounds_become_one(self):
         rounds = [{"seconds": s, "peak_mib": p} for s, p in ((3, 10), (1, 30), (2, 20))]
-        self.assertEqual(children.summarise(rounds), {"seconds": 2, "peak_mib": 30})
+        self.assertEqual(child_processes.summarise(rounds), {"seconds": 2, "peak_mib": 30})
         failed = {"error": "no memory"}
-        self.assertEqual(children.summarise([*rounds, failed]), failed)
+        self.assertEqual(child_processes.summarise([*rounds, failed]), failed)
 
     @parameterized.parameters(
         ("--reference=/nowhere", "has no grad_memgpt.py"),
@@ -137,11 +138,11 @@ class ChildrenTest(parameterized.TestCase):
         ("pass", "printed no JSON"),
     )
     def test_says_what_went_wrong(self, program, message):
-        self.assertIn(message, children.run_json([sys.executable, "-c", program])["error"])
+        self.assertIn(message, child_processes.run_json([sys.executable, "-c", program])["error"])
 
     def test_takes_the_last_line(self):
         program = "print('by the way'); print('{\"seconds\": 2}')"
-        self.assertEqual(children.run_json([sys.executable, "-c", program]), {"seconds": 2})
+        self.assertEqual(child_processes.run_json([sys.executable, "-c", program]), {"seconds": 2})
 
 
 class SettingTest(absltest.TestCase):
@@ -159,9 +160,9 @@ class SettingTest(absltest.TestCase):
         self.assertGreater(Setting(context_tokens=5000).lm_config().max_positions, 5000)
 
     def test_integers(self):
-        self.assertEqual(reporting.integers("k", ["2", " 1", "2"]), [1, 2])
+        self.assertEqual(startup.integers("k", ["2", " 1", "2"]), [1, 2])
         with self.assertRaisesRegex(ValueError, "--k=1,x must be whole numbers"):
-            reporting.integers("k", ["1", "x"])
+            startup.integers("k", ["1", "x"])
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@ import pathlib
 
 from absl.testing import absltest, parameterized
 
-from experiments.latency import crossing, tables, totals
+from experiments.speed.latency import crossing, tables, totals
 from tests.programs import start
 
 SECONDS = {"write_seconds": 9.0, "read_seconds": 1.0, "prefill_seconds": 3.0, "query_seconds": 4.0}

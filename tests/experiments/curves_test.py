@@ -7,9 +7,8 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest
 
-from experiments import figures
-from experiments.events import read_scalars
-from experiments.reporting import Progress
+from experiments.results import figures
+from experiments.run.progress import Progress, read_scalars
 from tests.programs import start
 
 METRICS = {"loss": 2.0, "exact_match": 0.5, "token_accuracy": 0.5, "write_loss": 1.0}

@@ -9,8 +9,8 @@ import numpy as np
 import optax
 from absl.testing import absltest, parameterized
 
-from experiments.open_model import open_model
-from experiments.tracing import make_optimizer, trace_writes
+from experiments.answers.open_model import open_model
+from experiments.answers.write_traces import make_optimizer, trace_writes
 from tests.experiments.write_ask_test import words
 from tests.programs import start
 

@@ -8,10 +8,11 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from experiments import figures, paper_results, report, runs
+from experiments import report
 from experiments.configs import default
-from experiments.methods import METHODS
-from experiments.reporting import to_json
+from experiments.program.files import to_json
+from experiments.results import figures, finished_runs, paper_results
+from gradmem_jax.methods import METHODS
 from tests.programs import start
 
 PNG = b"\x89PNG"
@@ -289,13 +290,13 @@ class ReportTest(parameterized.TestCase):
         self.add("exported", None)
         self.add("exported/lm", None)
         (self.root / "exported" / "exported.json").write_text("{}")
-        self.assertEqual(runs.find_runs(self.root).unfinished, [])
+        self.assertEqual(finished_runs.find_runs(self.root).unfinished, [])
 
     def test_a_language_model_is_no_run(self):
         self.add("a", 0.2)
         (self.root / "gpt2").mkdir()
         (self.root / "gpt2" / "config.json").write_text('{"model_type": "gpt2"}')
-        self.assertEqual(runs.find_runs(self.root).unfinished, [])
+        self.assertEqual(finished_runs.find_runs(self.root).unfinished, [])
 
     @parameterized.parameters(
         ("kv_retrieval", {}, "Keys of 2, values of 2 symbols out of 62"),
@@ -310,20 +311,20 @@ class ReportTest(parameterized.TestCase):
     def test_headings_name_what_is_not_usual(self, task, changes, expected):
         config = to_json(default.get_config("gradmem", task).to_dict())
         config["data"].update(changes)
-        self.assertEqual(runs.task_name(config), expected)
+        self.assertEqual(finished_runs.task_name(config), expected)
 
     def test_refusals(self):
         with self.assertRaisesRegex(ValueError, "runs is not a folder"):
-            runs.find_runs(self.root)
+            finished_runs.find_runs(self.root)
         self.root.mkdir()
         with self.assertRaisesRegex(ValueError, "no finished run, .* There is: nothing"):
-            runs.find_runs(self.root)
+            finished_runs.find_runs(self.root)
         (self.root / "notes.txt").touch()
         with self.assertRaisesRegex(ValueError, "There is: notes.txt"):
-            runs.find_runs(self.root)
+            finished_runs.find_runs(self.root)
         self.add("a", None)
         with self.assertRaisesRegex(ValueError, r"There is: a \(not finished\)"):
-            runs.find_runs(self.root)
+            finished_runs.find_runs(self.root)
 
     def test_program(self):
         self.add("a", 0.2)

@@ -6,8 +6,8 @@ import re
 import jax
 from absl.testing import absltest
 
-from gradmem_jax.data.text_tokenizer import END, word_tokenizer
-from gradmem_jax.lm.pretrained import Pretrained, save_pretrained
+from gradmem_jax.lm.pretrained.load import Pretrained, save_pretrained
+from gradmem_jax.tokenizers.text_tokenizer import END, word_tokenizer
 from tests.programs import start
 from tests.small import numpy_params, small_model
 

@@ -3,8 +3,8 @@ import pathlib
 
 from absl.testing import absltest, parameterized
 
-from experiments.growth import exponent, growth, memory_by_context, parse_sweeps
-from experiments.setting import Setting
+from experiments.speed.growth import exponent, growth, memory_by_context, parse_sweeps
+from experiments.speed.setting import Setting
 from tests.programs import start
 
 

@@ -14,8 +14,9 @@ from unittest import mock
 import pytest
 from absl.testing import absltest, parameterized
 
-from experiments import locks, sweep
-from experiments.sweep import Run, chain, seeds
+from experiments import sweep
+from experiments.program import locks
+from experiments.sweeps.run_list import Run, chain, seeds
 from tests.shared_data import data_dir
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -232,7 +233,7 @@ class SweepTest(parameterized.TestCase):
         """Starts the program with a training that sleeps; returns it and the child's id."""
         path = self.sweep_file(
             f"""
-            from experiments.sweep import Run
+            from experiments.sweeps.run_list import Run
             def get_runs(): return [Run("a", {CONFIG!r})]
             """
         )
@@ -299,7 +300,9 @@ class SweepTest(parameterized.TestCase):
         ("def get_runs(): return [Run('a', C, {'lm.width': 9})]", "'a' cannot be .*width=9"),
     )
     def test_refused_sweep_files(self, text, message):
-        path = self.sweep_file(f"from experiments.sweep import Run\nC = {CONFIG!r}\n{text}\n")
+        path = self.sweep_file(
+            f"from experiments.sweeps.run_list import Run\nC = {CONFIG!r}\n{text}\n"
+        )
         with self.assertRaisesRegex(ValueError, message):
             sweep.load_runs(path)
 
@@ -336,7 +339,7 @@ class SweepTest(parameterized.TestCase):
     def test_real_runs(self):
         path = self.sweep_file(
             f"""
-            from experiments.sweep import Run, chain
+            from experiments.sweeps.run_list import Run, chain
             def get_runs():
                 tiny = {TINY!r}
                 longer = tiny | {{"data.num_pairs": 3}}

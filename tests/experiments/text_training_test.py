@@ -15,16 +15,21 @@ import optax
 import pytest
 from absl.testing import absltest, parameterized
 
-from experiments import run_start, train
-from experiments.answering import answer
-from experiments.build import build_model, build_optimizer_config, build_stages, build_task
+from experiments import train
+from experiments.answers.answering import answer
+from experiments.answers.open_model import open_model
 from experiments.configs import babi_small, text_paper
-from experiments.open_model import open_model
-from experiments.stage import CompiledSteps, RunningStage, find_devices
-from gradmem_jax import checkpoint, save_pretrained
-from gradmem_jax.data.babi import BabiConfig
-from gradmem_jax.lm.pretrained import Pretrained
-from gradmem_jax.optimizer import make_optimizer
+from experiments.run import initial_state
+from experiments.run.build import build_model, build_optimizer_config, build_task
+from experiments.run.compiled_steps import CompiledSteps
+from experiments.run.curriculum import build_stages
+from experiments.run.devices import find_devices
+from experiments.run.stage import RunningStage
+from gradmem_jax import save_pretrained
+from gradmem_jax.data.babi.task import BabiConfig
+from gradmem_jax.lm.pretrained.load import Pretrained
+from gradmem_jax.storage import checkpoint
+from gradmem_jax.training.optimizer import make_optimizer
 from tests.small import small_model, small_params
 
 SMALL = {"lm.width": 8, "lm.num_layers": 1, "lm.num_heads": 2}
@@ -76,7 +81,7 @@ class TextTrainingTest(parameterized.TestCase):
         started = {"init_from": str(self.folder / "run"), "data.data_dir": str(other)}
         config = self.tiny(babi_small.get_config("qa1_gradmem_k2"), **small | started)
         with self.assertLogs("experiments", "INFO") as logs:
-            state = run_start.start_state(config, build_model(config), optax.sgd(0.1))
+            state = initial_state.start_state(config, build_model(config), optax.sgd(0.1))
         self.assertRegex("\n".join(logs.output), "other ids of tokens; new are 1: Alps")
         before = open_model(str(self.folder / "run"), {"checkpoint_name": "best"})
         now = build_task(config).tokenizer
@@ -121,7 +126,7 @@ class TextTrainingTest(parameterized.TestCase):
         stages, devices = build_stages(config), find_devices(config)
         model, task, _ = stages[0]
         optimizer = make_optimizer(build_optimizer_config(config))
-        start = lambda: run_start.start_state(config, model, optimizer)
+        start = lambda: initial_state.start_state(config, model, optimizer)
         self.assertEqual(task.context_buckets, (8, 24))
         with self.assertLogs("experiments", "INFO") as logs:
             with CompiledSteps(config, devices, start()) as steps:

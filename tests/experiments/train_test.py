@@ -15,21 +15,20 @@ import optax
 import pytest
 from absl.testing import absltest, parameterized
 
-from experiments import reporting, run_start, train, training_run
-from experiments.build import (
-    build_model,
-    build_optimizer_config,
-    build_stages,
-    build_task,
-    one_query,
-)
+from experiments import train
 from experiments.configs import default, kv_paper, kv_quick, kv_scaling, kv_small
-from experiments.evaluation import evaluate_params
-from experiments.nonfinite import NonFiniteError, load_batch
-from experiments.stage import CompiledSteps, RunningStage, find_devices
-from gradmem_jax import checkpoint
-from gradmem_jax.optimizer import make_optimizer
-from gradmem_jax.training import init_state, step_params
+from experiments.program import files
+from experiments.run import initial_state, progress, training_run, workdir
+from experiments.run.build import build_model, build_optimizer_config, build_task, one_query
+from experiments.run.compiled_steps import CompiledSteps
+from experiments.run.curriculum import build_stages
+from experiments.run.devices import find_devices
+from experiments.run.evaluation import evaluate_params
+from experiments.run.nonfinite import NonFiniteError, load_batch
+from experiments.run.stage import RunningStage
+from gradmem_jax.storage import checkpoint
+from gradmem_jax.training.optimizer import make_optimizer
+from gradmem_jax.training.step import init_state, step_params
 from tests.small import small_params
 
 
@@ -62,11 +61,11 @@ def tiny_config(method="gradmem", **changes):
 def random_run(folder, config, scores=(0.0,)):
     """A run that was stopped before its first step, with a checkpoint for each score."""
     folder.mkdir()
-    run_start.check_workdir(folder, config)
+    workdir.check_workdir(folder, config)
     config = config.copy_and_resolve_references()
     with checkpoint.open_checkpoints(folder / "checkpoints") as checkpoints:
         for step, score in enumerate(scores, 1):
-            state = run_start.start_state(config, build_model(config), optax.identity())
+            state = initial_state.start_state(config, build_model(config), optax.identity())
             checkpoint.save(checkpoints, step, state, {}, {"score": score})
             config.seed += 1
 
@@ -189,7 +188,7 @@ class TrainTest(parameterized.TestCase):
             chex.assert_trees_all_equal(
                 self.params("straight", which), self.params("killed", which)
             )
-        initial = run_start.start_state(config, *model_and_optimizer(config)).params
+        initial = initial_state.start_state(config, *model_and_optimizer(config)).params
         moved = np.abs(initial["lm"]["embedding"] - self.params("killed")[1]["lm"]["embedding"])
         self.assertGreater(moved.max(), 1e-3)
 
@@ -202,7 +201,7 @@ class TrainTest(parameterized.TestCase):
                 "stop_at_exact_match": 0.0,
             }
         )
-        leave_out = mock.patch.object(reporting.Progress, "leave_out")
+        leave_out = mock.patch.object(progress.Progress, "leave_out")
         with self.assertLogs("experiments", "INFO") as logs, leave_out as left_out:
             summary = train.train(config, self.folder / "run")
         seconds = sum(call.args[0] for call in left_out.call_args_list)
@@ -216,7 +215,7 @@ class TrainTest(parameterized.TestCase):
     def test_stages_share_compiled_steps(self):
         config = tiny_config()
         devices = find_devices(config)
-        state = run_start.start_state(config, *model_and_optimizer(config))
+        state = initial_state.start_state(config, *model_and_optimizer(config))
         steps = self.enterContext(CompiledSteps(config, devices, state))
         stage = lambda changes: RunningStage(
             config, build_stages(tiny_config(**changes)), 0, devices, steps
@@ -269,41 +268,41 @@ class TrainTest(parameterized.TestCase):
     def test_start_from_another_run(self):
         random_run(self.folder / "first", tiny_config(), scores=(1.0, 0.0))
         config = tiny_config(init_from=str(self.folder / "first"), num_steps=2, evaluate_every=2)
-        state = run_start.start_state(config, *model_and_optimizer(config))
+        state = initial_state.start_state(config, *model_and_optimizer(config))
         chex.assert_trees_all_equal(state.params, self.params("first", "best")[1])
         self.assertEqual(int(state.step), 0)
         other = tiny_config(**{"init_from": str(self.folder / "first"), "lm.width": 16})
         with self.assertRaisesRegex(
             ValueError, r"\['initial_memory', 'lm', .* do not fit this.* otherwise: lm.width=\d+\."
         ):
-            run_start.start_state(other, *model_and_optimizer(other))
+            initial_state.start_state(other, *model_and_optimizer(other))
         other = tiny_config(**{"init_from": str(self.folder / "first"), "data.alphabet_size": 9})
         with self.assertRaisesRegex(
             ValueError, r"\['lm', 'write_head'\] .* do not fit.* its vocabulary\."
         ):
-            run_start.start_state(other, *model_and_optimizer(other))
+            initial_state.start_state(other, *model_and_optimizer(other))
         adapted = tiny_config(
             **{"init_from": str(self.folder / "first"), "model.write_lora_rank": 2}
         )
         with self.assertLogs("experiments", "INFO") as logs:
-            params = run_start.start_state(adapted, *model_and_optimizer(adapted)).params
+            params = initial_state.start_state(adapted, *model_and_optimizer(adapted)).params
         self.assertIn("has no write_lora: they start anew", logs.output[-1])
         chex.assert_trees_all_equal({name: params[name] for name in state.params}, state.params)
         random_run(self.folder / "adapted", adapted)
         less = tiny_config(init_from=str(self.folder / "adapted"))
         with self.assertRaisesRegex(ValueError, r"\['write_lora'\] .* do not fit this"):
-            run_start.start_state(less, *model_and_optimizer(less))
+            initial_state.start_state(less, *model_and_optimizer(less))
         latest = tiny_config(init_from=str(self.folder / "first"), init_checkpoint="latest")
         chex.assert_trees_all_equal(
-            run_start.start_state(latest, *model_and_optimizer(latest)).params,
+            initial_state.start_state(latest, *model_and_optimizer(latest)).params,
             self.params("first", "latest")[1],
         )
         latest.init_checkpoint = "7"
         with self.assertRaisesRegex(ValueError, r"no checkpoint '7'; it has steps \[1, 2\]"):
-            run_start.start_state(latest, *model_and_optimizer(latest))
+            initial_state.start_state(latest, *model_and_optimizer(latest))
         missing = tiny_config(init_from=str(self.folder / "nowhere"))
         with self.assertRaisesRegex(ValueError, "no checkpoints in"):
-            run_start.start_state(missing, *model_and_optimizer(missing))
+            initial_state.start_state(missing, *model_and_optimizer(missing))
 
         self.assertEqual(train.train(config, self.folder / "second")["steps"], config.num_steps)
         shutil.rmtree(self.folder / "first")  # a run that goes on needs nothing of it
@@ -314,7 +313,7 @@ class TrainTest(parameterized.TestCase):
     def test_start_from_the_language_model_of_another_method(self):
         random_run(self.folder / "first", tiny_config("rmt"))
         config = tiny_config(init_from=str(self.folder / "first"))
-        params = run_start.start_state(config, *model_and_optimizer(config)).params
+        params = initial_state.start_state(config, *model_and_optimizer(config)).params
         trained = self.params("first", "best")[1]
         chex.assert_trees_all_equal(params["lm"], trained["lm"])
         np.testing.assert_array_equal(params["write_head"], trained["lm"]["head"])
@@ -349,7 +348,7 @@ class TrainTest(parameterized.TestCase):
             }
         )
         self.assertEqual(train.train(config, self.folder / "run")["steps"], 2)
-        start = run_start.start_state(config, *model_and_optimizer(config))
+        start = initial_state.start_state(config, *model_and_optimizer(config))
         _, params = self.params("run")
         jax.tree.map(np.testing.assert_array_equal, params["lm"], start.params["lm"])
 
@@ -382,27 +381,27 @@ class TrainTest(parameterized.TestCase):
 
     def test_workdir_of_another_run_is_refused(self):
         (self.folder / "run").mkdir()
-        run_start.check_workdir(self.folder / "run", tiny_config(**{"lm.width": 16}))
-        run_start.check_workdir(self.folder / "run", tiny_config())  # nothing was trained before
+        workdir.check_workdir(self.folder / "run", tiny_config(**{"lm.width": 16}))
+        workdir.check_workdir(self.folder / "run", tiny_config())  # nothing was trained before
         (self.folder / "run" / "checkpoints" / "4").mkdir(parents=True)
         others = {"num_steps": 80, "mesh.fsdp": 2, "init_checkpoint": "latest", "init_from": "x"}
         others |= {"num_micro_batches": 4, "cpu_devices": 1}
-        run_start.check_workdir(self.folder / "run", tiny_config(**others))
+        workdir.check_workdir(self.folder / "run", tiny_config(**others))
         with self.assertRaisesRegex(ValueError, r"other values of \['lm.width'\]"):
-            run_start.check_workdir(self.folder / "run", tiny_config(**{"lm.width": 16}))
+            workdir.check_workdir(self.folder / "run", tiny_config(**{"lm.width": 16}))
         with self.assertRaisesRegex(ValueError, "num_steps=3 is less than the 4 steps that"):
-            run_start.check_workdir(self.folder / "run", tiny_config(num_steps=3))
+            workdir.check_workdir(self.folder / "run", tiny_config(num_steps=3))
 
     def test_a_run_from_before_a_field_was_there_goes_on_with_its_default(self):
         path = self.folder / "run" / "config.json"
         (path.parent / "checkpoints" / "4").mkdir(parents=True)
-        earlier = reporting.to_json(tiny_config().to_dict())
+        earlier = files.to_json(tiny_config().to_dict())
         del earlier["optimizer"]["name"]
         path.write_text(json.dumps(earlier))
         muon = tiny_config(**{"optimizer.name": "muon"})
         with self.assertRaisesRegex(ValueError, r"other values of \['optimizer.name'\]"):
-            run_start.check_workdir(self.folder / "run", muon)
-        run_start.check_workdir(self.folder / "run", tiny_config())
+            workdir.check_workdir(self.folder / "run", muon)
+        workdir.check_workdir(self.folder / "run", tiny_config())
         self.assertEqual(json.loads(path.read_text())["optimizer"]["name"], "adamw")
 
     @parameterized.parameters(

@@ -7,10 +7,11 @@ import jax
 import numpy as np
 from absl.testing import absltest
 
-from experiments.answering import answer
-from experiments.build import build_task, one_query
-from experiments.evaluation import evaluate_params
-from experiments.open_model import open_model, run_config
+from experiments.answers.answering import answer
+from experiments.answers.open_model import open_model
+from experiments.run.build import build_task, one_query
+from experiments.run.evaluation import evaluate_params
+from experiments.run.saved_run import run_config
 from tests.shared_data import data_dir
 
 FOLDER = pathlib.Path(__file__).parents[2] / "experiments/models/babi_qa2"

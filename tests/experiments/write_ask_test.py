@@ -15,23 +15,18 @@ import optax
 from absl.testing import absltest, parameterized
 
 import gradmem_jax
-from experiments import run_start
-from experiments.answering import answer, choose_contexts, open_memories
-from experiments.build import build_model
+from experiments.answers.answering import answer, choose_contexts, open_memories
+from experiments.answers.contexts import Context, read_contexts
+from experiments.answers.open_model import WRITE_LEARNING_RATES, open_model, reopen_model
+from experiments.answers.writing import report, save_written, write_contexts
 from experiments.configs import default
-from experiments.contexts import Context, read_contexts
-from experiments.open_model import (
-    WRITE_LEARNING_RATES,
-    check_paths,
-    open_model,
-    reopen_model,
-    run_config,
-    run_params,
-)
-from experiments.writing import report, save_written, write_contexts
-from gradmem_jax.data.text_tokenizer import word_tokenizer
-from gradmem_jax.lm.pretrained import Pretrained, save_pretrained
-from gradmem_jax.memory_file import load_memory, read_header
+from experiments.run import initial_state
+from experiments.run.build import build_model
+from experiments.run.saved_run import check_paths, run_config, run_params
+from experiments.run.workdir import check_workdir
+from gradmem_jax.lm.pretrained.load import Pretrained, save_pretrained
+from gradmem_jax.storage.memory_file import load_memory, read_header
+from gradmem_jax.tokenizers.text_tokenizer import word_tokenizer
 from tests.experiments.train_test import random_run, tiny_config
 from tests.programs import start
 from tests.small import numpy_params, small_model
@@ -132,7 +127,7 @@ class WriteAskTest(parameterized.TestCase):
         run, exported = (open_model(path, {}).params for path in (self.run_path, str(out)))
         chex.assert_trees_all_equal(run, exported)
         config = tiny_config(init_from=str(out))
-        state = run_start.start_state(config, build_model(config), optax.identity())
+        state = initial_state.start_state(config, build_model(config), optax.identity())
         chex.assert_trees_all_equal(dict(state.params), run)
 
         self.assertEqual(start("export", *arguments, "--dtype=float16").returncode, 0)
@@ -149,7 +144,7 @@ class WriteAskTest(parameterized.TestCase):
         with self.assertRaisesRegex(
             ValueError, r"what experiments.export made .*init_from=\S+exported"
         ):
-            run_start.check_workdir(out, config)
+            check_workdir(out, config)
 
     def test_an_exported_run_needs_no_files_of_its_language_model(self):
         folder = self.out.parent
@@ -320,7 +315,7 @@ class WriteAskTest(parameterized.TestCase):
         config = default.get_config("gradmem", "squad", pretrained=True)
         config.update_from_flattened_dict(changes)
         ((name, path),) = changes.items()
-        run_start.check_workdir(self.out.parent, config)
+        check_workdir(self.out.parent, config)
         message = f"no {path} in .*/config.json has {name}='{path}', which is relative to"
         with self.assertRaisesRegex(ValueError, message):
             run_config(self.out.parent)

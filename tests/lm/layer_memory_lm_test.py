@@ -8,7 +8,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from gradmem_jax import AssociativeConfig, LaCTConfig
-from gradmem_jax.lm.associative import Associations, associate, dpfp, recall
+from gradmem_jax.lm.armt import Associations, associate, dpfp, recall
 from gradmem_jax.lm.families import make_lm
 from gradmem_jax.lm.lact import orthogonalize
 from tests.small import numpy_params, small_params, small_writer

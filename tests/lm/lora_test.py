@@ -5,10 +5,13 @@ import numpy as np
 import optax
 from absl.testing import absltest, parameterized
 
-from gradmem_jax.config import GPT2Config, GPTNeoXConfig, LlamaConfig
 from gradmem_jax.lm.families import make_lm
+from gradmem_jax.lm.gpt2 import GPT2Config
+from gradmem_jax.lm.gpt_neox import GPTNeoXConfig
+from gradmem_jax.lm.llama import LlamaConfig
 from gradmem_jax.lm.lora import attach_lora, drop_inputs, init_lora, merge_lora
-from gradmem_jax.training import init_state, loss_and_metrics, make_train_step, step_params
+from gradmem_jax.training.losses import loss_and_metrics
+from gradmem_jax.training.step import init_state, make_train_step, step_params
 from tests.small import (
     VOCAB_SIZE,
     numpy_params,

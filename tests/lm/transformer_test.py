@@ -20,7 +20,7 @@ from gradmem_jax import (
     generate,
 )
 from gradmem_jax.lm.families import make_lm
-from gradmem_jax.lm.pretrained import from_hugging_face
+from gradmem_jax.lm.pretrained.load import from_hugging_face
 from tests.small import numpy_params, random_ids, small_params
 
 OPTIONS = dict(vocab_size=11, width=8, num_layers=2, num_heads=2, max_positions=20)

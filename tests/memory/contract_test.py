@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from experiments.methods import METHODS
-from gradmem_jax import memory_floats, micro_batches
+from gradmem_jax import memory_floats
 from gradmem_jax.losses import token_losses
+from gradmem_jax.methods import METHODS
+from gradmem_jax.parallel import micro_batches
 from tests.small import VOCAB_SIZE, random_ids, small_batch, small_params, small_writer
 
 BATCH = small_batch()

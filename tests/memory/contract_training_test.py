@@ -5,9 +5,9 @@ import numpy as np
 import optax
 from absl.testing import absltest, parameterized
 
-from experiments.methods import METHODS
 from gradmem_jax import generate
-from gradmem_jax.training import TrainState, make_train_step
+from gradmem_jax.methods import METHODS
+from gradmem_jax.training.step import TrainState, make_train_step
 from tests.small import VOCAB_SIZE, small_batch, small_params, small_writer
 
 BATCH = small_batch()

@@ -8,7 +8,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from gradmem_jax import FullContext, FullContextConfig, generate
-from gradmem_jax.training import loss_and_metrics
+from gradmem_jax.training.losses import loss_and_metrics
 from tests.small import random_ids, small_batch, small_model, small_params
 
 LM = small_model(lm=dict(num_layers=2)).config.lm

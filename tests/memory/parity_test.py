@@ -7,7 +7,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from gradmem_jax import RMT, GradMem, ProjectedMemory
-from gradmem_jax.training import batch_totals, read_loss_and_metrics
+from gradmem_jax.training.losses import batch_totals, read_loss_and_metrics
 from tests.golden_cases import case_names, load_case
 
 

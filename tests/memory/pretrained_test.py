@@ -6,7 +6,6 @@ import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from experiments.methods import METHODS
 from gradmem_jax import (
     ARMTConfig,
     AssociativeConfig,
@@ -18,6 +17,7 @@ from gradmem_jax import (
     load_pretrained,
 )
 from gradmem_jax.lm.families import make_lm
+from gradmem_jax.methods import METHODS
 from tests.small import random_ids, small_model, small_params, small_writer
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"

@@ -8,7 +8,8 @@ from absl.testing import absltest, parameterized
 
 from gradmem_jax import write_context
 from gradmem_jax.memory.segments import outer_write_loss, write_token_losses
-from gradmem_jax.training import evaluate_batch, loss_and_metrics
+from gradmem_jax.training.evaluation import evaluate_batch
+from gradmem_jax.training.losses import loss_and_metrics
 from tests.small import random_ids, small_batch, small_model, small_params, small_writer
 
 SEGMENTS = random_ids(0, 3, 3, 6)  # [B, T, S]

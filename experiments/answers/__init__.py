@@ -1,0 +1,1 @@
+"""Models opened, contexts written into memory, questions answered from it."""

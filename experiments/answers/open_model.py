@@ -1,0 +1,184 @@
+"""Models to write and ask with: a finished run, or a pretrained language model as it is."""
+
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.run.build import build_model, build_task
+from experiments.run.saved_run import is_run, run_config, run_params
+from gradmem_jax.checks import require, require_choice, require_number
+from gradmem_jax.data.task import Tokenizer
+from gradmem_jax.lm.pretrained.load import load_pretrained
+from gradmem_jax.memory.gradmem import GradMem, GradMemConfig
+from gradmem_jax.memory.interface import MemoryModel
+from gradmem_jax.trees import Params
+
+# Learning rates of a WRITE that nobody trained; Adam's is in units of the embeddings' size.
+WRITE_LEARNING_RATES = {"adam": 0.3, "sgd": 1.0}
+PRETRAINED_OPTIONS = (
+    *("num_memory_tokens", "num_write_steps", "write_optimizer", "write_learning_rate"),
+    *("tokenizer_path", "scan_layers"),
+)
+FLAGS = {"checkpoint_name": "checkpoint", "tokenizer_path": "tokenizer"}  # others: as the option
+
+
+class OpenModel(NamedTuple):
+    """A model with all that it takes to turn texts into memories and memories into answers.
+
+    Attributes:
+        model: the model.
+        params: its parameters.
+        tokenizer: its tokenizer.
+        end_id: the id that ends an answer, if there is one.
+        prompt: from a question to the text that an answer continues.
+        notes: what `open_model` takes to open the same model again.
+    """
+
+    model: MemoryModel
+    params: Params
+    tokenizer: Tokenizer
+    end_id: int | None
+    prompt: Callable[[str], str]
+    notes: dict[str, Any]
+
+
+def open_model(path: str, options: Mapping[str, Any] | None = None) -> OpenModel:
+    """Opens a finished run by `open_run`, or another model by `open_pretrained`.
+
+    Args:
+        path: the workdir of a run, or what `load_pretrained` reads.
+        options: keyword arguments of the function that opens it; None for none.
+
+    Raises:
+        ValueError: there is no such model, or an option is wrong or not one of its kind.
+    """
+    folder, options = pathlib.Path(path), options or {}
+    require(
+        os.path.exists(folder),
+        f"there is no model {path}; name a run's workdir or a model's files.",
+    )
+    foreign = [f"--{FLAGS.get(name, name)}" for name in _foreign(path, options)]
+    require(not foreign, f"{path} is {_kind(path)}: leave out {', '.join(foreign)}.")
+    opened: OpenModel = (open_run if is_run(path) else open_pretrained)(folder, **options)
+    return opened._replace(notes={"model": str(folder.absolute()), "options": dict(options)})
+
+
+def reopen_model(memory: str, notes: Mapping[str, Any], moved_to: str | None = None) -> OpenModel:
+    """Opens the model that wrote a memory file.
+
+    Args:
+        memory: the file.
+        notes: what its header says of the model, see `OpenModel.notes`.
+        moved_to: where the model is now, if not where the file says.
+
+    Raises:
+        ValueError: there is no such model, or it is one of another kind.
+    """
+    path, options = moved_to or str(notes.get("model", "")), notes.get("options", {})
+    require(bool(path), f"{memory} does not say where its model is; name it with --model.")
+    require(
+        os.path.exists(path),
+        f"there is no model {path}; say with --model where the one that wrote {memory} is now.",
+    )
+    require(
+        not _foreign(path, options),
+        f"{memory} was written with {options}, and {path} is {_kind(path)}, which takes no such "
+        "options; name the model that wrote it with --model.",
+    )
+    return open_model(path, options)
+
+
+def _kind(path: str) -> str:
+    return "a run, configured by its config.json" if is_run(path) else "a pretrained language model"
+
+
+def _foreign(path: str, options: Mapping[str, Any]) -> list[str]:
+    """The options that a model of this kind does not have."""
+    known = ("checkpoint_name",) if is_run(path) else PRETRAINED_OPTIONS
+    return [name for name in options if name not in known]
+
+
+def open_run(workdir: pathlib.Path, checkpoint_name: str = "best") -> OpenModel:
+    """Opens a run of experiments.train, or what experiments.export made of one.
+
+    Args:
+        workdir: its folder.
+        checkpoint_name: "best", "latest", or a step.
+
+    Raises:
+        ValueError: there is no such run or checkpoint.
+    """
+    config = run_config(workdir)
+    task: Any = build_task(config)
+    model = build_model(config)
+    _, params = run_params(workdir, checkpoint_name)
+    end_id = getattr(task, "end_id", None) or getattr(task.tokenizer, "end_id", None)
+    prompt = getattr(task, "prompt", lambda question: question)
+    return OpenModel(model, params, task.tokenizer, end_id, prompt, {})
+
+
+def open_pretrained(
+    path: pathlib.Path,
+    num_memory_tokens: int = 8,
+    num_write_steps: int = 300,
+    write_optimizer: str = "adam",
+    write_learning_rate: float | None = None,
+    tokenizer_path: str | None = None,
+    scan_layers: bool = False,
+) -> OpenModel:
+    """Puts GradMem around a pretrained language model that was never trained to write or read.
+
+    Nothing is learned beforehand: WRITE predicts with the language model's own head, and the
+    memory starts from the mean of all token embeddings.
+
+    Args:
+        path: what `load_pretrained` reads.
+        num_memory_tokens: m.
+        num_write_steps: K; without meta-training it takes many.
+        write_optimizer: "adam", or "sgd" for plain gradient steps.
+        write_learning_rate: of plain steps, or of Adam in units of the embeddings' root mean
+            square, so that one value suits models of any scale; None takes a usual one.
+        tokenizer_path: where the tokenizer is, if it is not beside the model.
+        scan_layers: stack the layers, which compiles fast.
+
+    Raises:
+        ValueError: there is no model or no tokenizer, or an option is wrong.
+    """
+    require_choice("write_optimizer", write_optimizer, tuple(WRITE_LEARNING_RATES))
+    usual = WRITE_LEARNING_RATES[write_optimizer]
+    rate = usual if write_learning_rate is None else write_learning_rate
+    require_number("write_learning_rate", rate, above=0)
+    lm, lm_params, tokenizer = load_pretrained(
+        path, tokenizer=tokenizer_path, scan_layers=scan_layers
+    )
+    if tokenizer is None:
+        raise ValueError(f"{path} has no tokenizer; name one with --tokenizer.")
+    embedding = np.asarray(lm_params["embedding"], np.float64)
+    optimizer = None
+    if write_optimizer == "adam":
+        optimizer = scaled_adam(rate, embedding)
+    config = GradMemConfig(
+        lm=lm,
+        pad_id=tokenizer.pad_id,
+        num_memory_tokens=num_memory_tokens,
+        num_write_steps=num_write_steps,
+        write_learning_rate=rate,
+        write_head=False,
+    )
+    start = np.tile(embedding.mean(axis=0), (num_memory_tokens, 1)).astype(lm.param_dtype)
+    model = GradMem(config, optimizer)
+    params = model.init(jax.random.key(0), lm_params) | {"initial_memory": jnp.asarray(start)}
+    prompt = lambda question: question
+    return OpenModel(model, params, tokenizer, tokenizer.end_id, prompt, {})
+
+
+def scaled_adam(rate: float, embedding: np.ndarray) -> optax.GradientTransformation:
+    """Adam with a rate in units of the root mean square of the embeddings."""
+    scale = float(np.sqrt(np.square(np.asarray(embedding, np.float64)).mean()))
+    return optax.adam(rate * scale, eps_root=1e-12)

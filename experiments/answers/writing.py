@@ -1,0 +1,178 @@
+"""Texts into memory: in batches, with what each became."""
+
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.answers.contexts import Context, encode_context, make_batches
+from experiments.answers.open_model import OpenModel
+from experiments.program import formatting
+from experiments.program.console import log
+from gradmem_jax.lm.transformer import TransformerConfig
+from gradmem_jax.memory.interface import Memory, kv_cache_floats, memory_floats
+from gradmem_jax.memory.reconstruction import reconstruct
+from gradmem_jax.memory.segments import write_context, write_token_losses
+from gradmem_jax.storage.memory_file import StoredContext, save_memory
+
+
+class Written(NamedTuple):
+    """Contexts in memory.
+
+    Attributes:
+        memory: of all contexts, in their order.
+        contexts: what is known of each.
+        reconstructions: what was read back of each, if asked for: its text and two shares of right
+            tokens, by greedy decoding and one token at a time.
+    """
+
+    memory: Memory
+    contexts: list[StoredContext]
+    reconstructions: list[tuple[str, float, float]]
+
+
+def write_contexts(
+    opened: OpenModel,
+    contexts: Sequence[Context],
+    *,
+    num_write_steps: int | None = None,
+    segment_tokens: int | None = None,
+    batch_size: int = 16,
+    show: bool = False,
+) -> Written:
+    """Writes contexts into memory, with a progress line for each batch.
+
+    Args:
+        opened: the model.
+        contexts: the texts.
+        num_write_steps: K; the model's own by default.
+        segment_tokens: longer contexts are written in segments of so many tokens.
+        batch_size: contexts written at once.
+        show: whether to read the contexts back. Of a context in segments the last one is decoded.
+
+    Raises:
+        ValueError: a context is empty, too long, or holds padding; before anything is written.
+    """
+    model, params, tokenizer = opened.model, opened.params, opened.tokenizer
+    pad_id = model.config.pad_id
+    limit = model.config.lm.max_positions - model.write_positions
+    encode = functools.partial(
+        encode_context,
+        tokenizer=tokenizer,
+        pad_id=pad_id,
+        limit=limit,
+        segment_tokens=segment_tokens,
+    )
+    ids = [encode(context) for context in contexts]
+
+    @jax.jit
+    def write(params: Any, ids: jax.Array) -> Any:
+        memory, info = write_context(model, params, ids, num_steps=num_write_steps)
+        losses = write_token_losses(model, params, memory, ids)
+        axes = tuple(range(1, ids.ndim))
+        return memory, info.losses, losses.sum(axes) / jnp.maximum((ids != pad_id).sum(axes), 1)
+
+    memories: dict[int, Memory] = {}
+    stored: dict[int, StoredContext] = {}
+    shown: dict[int, tuple[str, float, float]] = {}
+    started = time.monotonic()
+    for batch in make_batches(ids, batch_size, pad_id=pad_id, limit=limit):
+        memory, losses, final = jax.device_get(write(params, batch.ids))
+        losses = losses if losses.ndim == 3 else losses[None]  # [T, K, B]
+        back = reconstruct(model, params, memory, _last_segment(batch.ids)) if show else None
+        for row, i in enumerate(batch.indices):
+            memories[i] = jax.tree.map(lambda x, row=row: x[row : row + 1], memory)
+            rows = tuple(tuple(map(float, steps)) for steps in losses[:, :, row])
+            count = int((ids[i] != pad_id).sum())
+            stored[i] = StoredContext(contexts[i].name, count, rows, float(final[row]))
+            if back is not None:
+                text = tokenizer.decode(back.ids[row])
+                shown[i] = (text, float(back.accuracy[row]), float(back.token_accuracy[row]))
+        seconds = time.monotonic() - started
+        left = seconds / len(stored) * (len(contexts) - len(stored))
+        log.info(
+            "%d/%d contexts | %.2f contexts/s | %s left",
+            *(len(stored), len(contexts), len(stored) / seconds, formatting.minutes(left)),
+        )
+    order = range(len(contexts))
+    return Written(
+        _join([memories[i] for i in order]),
+        [stored[i] for i in order],
+        [shown[i] for i in order] if show else [],
+    )
+
+
+def _last_segment(ids: np.ndarray) -> np.ndarray:
+    return ids if ids.ndim == 2 else ids[:, -1]
+
+
+def _join(memories: Sequence[Memory]) -> Memory:
+    """Several memories as one; what is shorter in some of them (a cache) is filled with zeros."""
+
+    def join(*leaves: np.ndarray) -> np.ndarray:
+        shape = [max(lengths) for lengths in zip(*(x.shape for x in leaves), strict=True)]
+        missing = lambda x: [(0, m - n) for m, n in zip(shape, x.shape, strict=True)]
+        return np.concatenate([np.pad(x, missing(x)) for x in leaves])
+
+    return jax.tree.map(join, *memories)
+
+
+def save_written(path: str, opened: OpenModel, written: Written) -> None:
+    """Writes a memory file that experiments.ask can open by itself."""
+    save_memory(
+        path,
+        written.memory,
+        opened.model,
+        opened.params,
+        contexts=written.contexts,
+        notes=opened.notes,
+    )
+
+
+def describe_sizes(opened: OpenModel, memory: Memory, context: StoredContext) -> dict[str, int]:
+    """Floats and bytes of one context's memory and, of a Transformer, of its key-value cache."""
+    leaves = jax.tree.leaves(memory)
+    sizes = {
+        "memory_floats": memory_floats(memory),
+        "memory_bytes": sum(x.nbytes // len(x) for x in leaves),
+    }
+    lm = opened.model.config.lm
+    if isinstance(lm, TransformerConfig) and context.num_tokens is not None:
+        floats = kv_cache_floats(lm, context.num_tokens)
+        sizes |= {"cache_floats": floats, "cache_bytes": floats * jnp.dtype(lm.dtype).itemsize}
+    return sizes
+
+
+def describe(context: StoredContext, sizes: Mapping[str, int]) -> str:
+    """A line about a context in memory."""
+    first = [f"{row[0]:.3f}" for row in context.write_losses[:1] if row]
+    parts = [
+        f"{context.name}: {context.num_tokens} tokens",
+        f"WRITE loss {' -> '.join([*first, f'{context.final_loss:.3f}'])}",
+        f"memory {sizes['memory_floats']} floats, {sizes['memory_bytes']} bytes",
+    ]
+    if "cache_bytes" in sizes:
+        ratio = sizes["cache_bytes"] / sizes["memory_bytes"]
+        parts.append(
+            f"KV cache {sizes['cache_floats']} floats, {sizes['cache_bytes']} bytes: "
+            f"{ratio:.1f} times the memory"
+        )
+    return " | ".join(parts)
+
+
+def report(opened: OpenModel, written: Written) -> str:
+    """What became of each context: a line, and what was read back of it."""
+    lines = []
+    for i, context in enumerate(written.contexts):
+        lines.append(describe(context, describe_sizes(opened, written.memory, context)))
+        if written.reconstructions:
+            text, accuracy, token_accuracy = written.reconstructions[i]
+            lines.append(
+                f"  {token_accuracy:.0%} of its tokens are the likeliest after the true ones; "
+                f"decoded from memory alone, {accuracy:.0%} are in their places:\n  {text}"
+            )
+    return "\n".join(lines)

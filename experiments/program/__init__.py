@@ -1,0 +1,1 @@
+"""What every program needs: start-up, devices, log, files."""

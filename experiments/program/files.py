@@ -1,0 +1,135 @@
+"""Files that programs read and write: what flags say of them is checked before any work."""
+
+import glob
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from gradmem_jax.checks import require
+
+FIGURES = (".png", ".pdf", ".svg")
+
+
+def output_figure(flag: str, path: str | pathlib.Path) -> pathlib.Path:
+    """Makes the folder of a figure that a flag names and sees that the figure can be written.
+
+    Raises:
+        ValueError: it cannot, or its ending is not that of a figure.
+    """
+    path = pathlib.Path(path)
+    require(
+        path.suffix.lower() in FIGURES,
+        f"--{flag}={path} must end in one of {', '.join(FIGURES)}; name it {path}.png.",
+    )
+    return output_file(flag, path)
+
+
+def matching_files(patterns: Iterable[str]) -> list[str]:
+    """The files that paths and patterns such as `docs/*.txt` name."""
+    return [path for text in patterns for path in (text, *glob.glob(text, recursive=True))]
+
+
+def check_apart(outputs: Mapping[str, str | None], inputs: Iterable[str]) -> None:
+    """Refuses to write a file that is read, or two outputs into one file.
+
+    Args:
+        outputs: paths by flag; None where a flag is not given.
+        inputs: paths of what is read.
+    """
+    taken = {os.path.realpath(path): f"read from {path}" for path in inputs}
+    for flag, path in outputs.items():
+        if path is not None:
+            where = os.path.realpath(path)
+            require(
+                where not in taken,
+                f"--{flag}={path} is also {taken.get(where)}; choose another file.",
+            )
+            taken[where] = f"--{flag}"
+
+
+def output_folder(flag: str, folder: str | pathlib.Path) -> pathlib.Path:
+    """Makes the folder that a flag names and sees that files can be written there.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    folder = pathlib.Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise ValueError(
+            f"--{flag}: files cannot be written to {folder.absolute()} ({error.strerror}). Make it "
+            f"a folder that is writable and has space, or choose another --{flag}."
+        ) from error
+
+
+def output_file(flag: str, path: str | pathlib.Path) -> pathlib.Path:
+    """Makes the folder of a file that a flag names and sees that the file can be written.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    path = pathlib.Path(path)
+    output_folder(flag, path.parent)
+    writable = not path.exists() or (not path.is_dir() and os.access(path, os.W_OK))
+    require(
+        writable,
+        f"--{flag}={path} is a folder, or a file that is write-protected; choose another one.",
+    )
+    return path
+
+
+def with_ending(path: pathlib.Path, ending: str) -> pathlib.Path:
+    """Returns the path with an ending such as ".json", in place of one of ".json" that it has.
+
+    Other dots are part of its name: results/alpha0.5 gets results/alpha0.5.json.
+    """
+    return path.with_name(path.name.removesuffix(".json") + ending)
+
+
+def to_json(value: Any) -> Any:
+    """Turns arrays, tuples and paths into what `json` can write."""
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    if isinstance(value, np.generic | np.ndarray) or hasattr(value, "__array__"):
+        return np.asarray(value).tolist()
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the fields of a configuration by their whole names, such as "lm.width"."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        is_group = isinstance(value, Mapping) and value
+        flat |= flatten(value, f"{prefix}{name}.") if is_group else {prefix + name: value}
+    return flat
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a JSON file in one step: readers see the old one or the new one, whole."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(to_json(value), indent=1) + "\n")
+    temporary.replace(path)
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        ValueError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"cannot read {path} ({error}); is {path.parent} the workdir of a run?"
+        ) from error

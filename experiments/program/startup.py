@@ -1,0 +1,143 @@
+"""How every program starts, reads its flags, and ends when it is given what it refuses."""
+
+import contextlib
+import os
+import pathlib
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
+
+from absl import app, flags
+
+from gradmem_jax.checks import require
+from gradmem_jax.storage.checkpoint import CheckpointError
+
+_OURS = tuple(pathlib.Path(__file__).parents[2] / name for name in ("experiments", "gradmem_jax"))
+_EXAMPLE = _OURS[0] / "configs" / "kv_quick.py"
+_PATHS = ("workdir", "root", "out", "figure", "model", "memory", "batch", "sweep")  # flags
+_INTERRUPTED = 130  # what shells give for Ctrl-C
+
+
+def run(main: Callable[[Sequence[str]], int | None], *, takes_words: bool = False) -> None:
+    """Runs a program; what its input is refused for is printed without a traceback.
+
+    Args:
+        main: gets the command line behind the flags and returns the exit status, or None for 0.
+        takes_words: whether words may stand there that belong to no flag.
+    """
+
+    def checked(arguments: Sequence[str]) -> int | None:
+        words = arguments[1:]
+        require(
+            takes_words or not words,
+            f"{' '.join(map(repr, words))} belongs to no flag. Write lists with commas, as in "
+            "--flag=0,1,2, and switches as --flag or --noflag.",
+        )
+        return main(arguments)
+
+    app.run(lambda arguments: without_traceback(checked, arguments), flags_parser=parse_flags)
+
+
+def parse_flags(arguments: Sequence[str]) -> list[str]:
+    """Reads the flags and returns the other words; ends the process if one of them is wrong."""
+    _check_config_file(arguments)
+    try:
+        with known_fields():
+            words = flags.FLAGS(arguments)
+        for name in _PATHS:
+            if name in flags.FLAGS and flags.FLAGS[name].value == "":
+                _refuse(f"--{name}= is empty, and would be the current folder; give a path.")
+        return words
+    except flags.Error as error:
+        last = str(error).strip().splitlines()[-1].strip()
+        if "Traceback" in str(error) and last.startswith("ValueError: "):  # of our configurations
+            _refuse(last.removeprefix("ValueError: "))
+        _refuse(f"{error}\n{_hint(str(error))}--help lists the flags.")
+
+
+def _check_config_file(arguments: Sequence[str]) -> None:
+    """Ends the process if --config names no Python file."""
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        match = re.fullmatch("--?config(=(.*))?", word, re.S)
+        if match and "config" in flags.FLAGS:
+            path = pathlib.Path((match[2] if match[1] else following).split(":")[0])
+            if not path.is_file():
+                what = "a folder" if path.is_dir() else f"no file in {os.getcwd()}"
+                _refuse(f"--config={path} is {what}; give a file such as {_EXAMPLE}.")
+            if path.suffix != ".py":
+                _refuse(f"--config={path} is no Python file; give one such as {_EXAMPLE}.")
+
+
+def _hint(error: str) -> str:
+    """The way to do what a flag of a configuration cannot, if that is what was tried."""
+    match = re.search(r"--config\.(\S+)=(.*): Failed to parse .* as a ConfigDict", error)
+    if match and match[2].isidentifier():
+        name = f"{match[1]}.name" if match[1].endswith("optimizer") else f"{match[1]}.FIELD"
+        return f"It is a group of fields; set one of them, as in --config.{name}={match[2]}. "
+    if re.search(r"--config\.\S+=none: ", error, re.I):
+        return "A file can set a field to None, see experiments/configs/default.py. "
+    return ""
+
+
+@contextlib.contextmanager
+def known_fields() -> Iterator[None]:
+    """Ends the process if a flag such as --config.sead=1, read in this block, names no field.
+
+    config_flags reads them as soon as --config is defined.
+    """
+    try:
+        yield
+    except AttributeError as error:
+        key_error = error.args[0]
+        name, _, hint = str(getattr(key_error, "args", [key_error])[0]).partition("\n")
+        _refuse(
+            f"the configuration has no field {name}; experiments/configs/default.py explains those "
+            f"it has. {hint}".strip()
+        )
+
+
+def without_traceback(
+    main: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
+) -> int | None:
+    """Ends the process with status 1 and the message of an error that our own code raised.
+
+    Those of other packages keep their traceback: they are mistakes of ours.
+    """
+    try:
+        return main(arguments)
+    except (ValueError, CheckpointError) as error:
+        raised_in = pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        if not any(raised_in.is_relative_to(folder) for folder in _OURS):
+            raise
+        _refuse(str(error))
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+    except BrokenPipeError:  # nobody reads what we print
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def end_now(status: int) -> NoReturn:
+    """Ends the process without waiting for threads, which may compile for minutes."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _refuse(message: str) -> NoReturn:
+    sys.exit(f"error: {message}")
+
+
+def integers(name: str, values: Sequence[str]) -> list[int]:
+    """Reads a flag that lists whole numbers, in ascending order.
+
+    Raises:
+        ValueError: one of them is something else.
+    """
+    require(
+        bool(values) and all(value.strip().isdecimal() for value in values),
+        f"--{name}={','.join(values)} must be whole numbers from 0 on, separated by commas.",
+    )
+    return sorted({int(value) for value in values})

@@ -1,0 +1,213 @@
+"""Figures for people who would rather look than read."""
+
+import itertools
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib import pyplot as plt
+
+from gradmem_jax.storage.memory_file import StoredContext
+
+matplotlib.use("Agg")
+
+
+_LINES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))  # and markers, ten colours each
+
+
+def exact_match_by_steps(
+    path: pathlib.Path,
+    results: Mapping[str, Mapping[int, Mapping[str, Any]]],
+    trained: Mapping[str, Any],
+) -> None:
+    """Draws exact match, and WRITE loss by kind of token, against the number of WRITE steps.
+
+    Args:
+        path: PNG to write.
+        results: by name of the task, then by number of WRITE steps, as `evaluate_params` returns.
+        trained: task and num_write_steps of the training.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for name, rows in results.items():
+        steps = list(rows)
+        rates = [100 * rows[k]["exact_match"] for k in steps]
+        bounds = [[100 * b for b in rows[k]["confidence_interval"]] for k in steps]
+        errors = [
+            [max(rate - low, 0) for rate, (low, _) in zip(rates, bounds, strict=True)],
+            [max(high - rate, 0) for rate, (_, high) in zip(rates, bounds, strict=True)],
+        ]
+        left.errorbar(steps, rates, errors, marker="o", capsize=3, label=name)
+    left.axvline(trained["num_write_steps"], color="grey", linestyle=":", label="K in training")
+    left.set(xlabel="WRITE steps K", ylabel="exact match, %", ylim=(-2, 102))
+    left.set_title("Answers from memory alone")
+    left.legend()
+    shown = trained["task"] if trained["task"] in results else next(iter(results))
+    rows = results[shown]
+    for kind in rows[next(iter(rows))].get("write_loss_of", ["all tokens"]):
+        losses = [rows[k].get("write_loss_of", {}).get(kind, rows[k]["write_loss"]) for k in rows]
+        right.plot(list(rows), losses, marker="o", label=kind)
+    right.set(xlabel="WRITE steps K", ylabel="WRITE loss, nats a token", ylim=(0, None))
+    right.set_title(f"What memory holds of the context, {shown}")
+    right.legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def panels(
+    path: pathlib.Path,
+    values: Mapping[str, Mapping[str, Mapping[int, tuple[float, float]]]],
+    *,
+    x_label: str,
+    y_label: str,
+    bottom: float | None = 0,
+    top: float | None = None,
+    log_x: bool = False,
+    columns: int = 3,
+    names: Sequence[str] = (),
+) -> None:
+    """Draws lines with error bars, in panels that share their axes and one legend.
+
+    Args:
+        path: PNG to write.
+        values: (mean, deviation) by title of a panel, then by name of a line, then by x.
+        x_label: what x is.
+        y_label: what the values are.
+        bottom: lower end of the y axis; None fits it to the values.
+        top: upper end of the y axis; None fits it to the values.
+        log_x: x on a logarithmic axis.
+        columns: panels in a row, at most.
+        names: all lines of a set of figures, so that each has its colour in all of them.
+    """
+    names = list(dict.fromkeys([*names, *(name for lines in values.values() for name in lines)]))
+    columns = min(len(values), columns)
+    rows = -(-len(values) // columns)
+    figure, grid = plt.subplots(
+        rows,
+        columns,
+        figsize=(3.5 * columns + 2.5, 3.5 * rows),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    drawn: dict[str, Any] = {}
+    for axes, (title, lines) in zip(grid.flat, values.items(), strict=False):
+        for name, points in lines.items():
+            i, xs = names.index(name), sorted(points)
+            drawn[name] = axes.errorbar(
+                xs,
+                [points[x][0] for x in xs],
+                [points[x][1] for x in xs],
+                color=f"C{i % 10}",
+                marker="osD^v"[i % 5],
+                linestyle=("-", "--", ":")[i // 10 % 3],
+                capsize=3,
+            )
+        ticks = sorted({x for points in lines.values() for x in points})
+        if log_x:
+            axes.set_xscale("log", base=2)
+            axes.minorticks_off()
+        axes.set_xticks(ticks, [str(x) for x in ticks])
+        axes.set(xlabel=x_label, title=title)
+        axes.tick_params(labelleft=True)
+        axes.grid(alpha=0.3)
+    for axes in grid.flat[len(values) :]:
+        axes.set_axis_off()
+    grid[0, 0].set_ylim(bottom, top)  # of all, they share it
+    for row in grid:
+        row[0].set_ylabel(y_label)
+    figure.legend(list(drawn.values()), list(drawn), loc="outside right upper")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def written_contexts(
+    path: pathlib.Path,
+    contexts: Sequence[StoredContext],
+    sizes: Sequence[Mapping[str, int]],
+    shown: int = 8,
+) -> None:
+    """Draws the WRITE loss of each context by step, and its memory beside its key-value cache.
+
+    Args:
+        path: PNG to write.
+        contexts: what was written.
+        sizes: of each, `memory_bytes` and perhaps `cache_bytes`.
+        shown: how many contexts at most, the first ones.
+    """
+    contexts, sizes = contexts[:shown], sizes[:shown]
+    names = [pathlib.PurePath(context.name).name for context in contexts]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for name, context in zip(names, contexts, strict=True):
+        losses = [loss for row in context.write_losses for loss in row] + [context.final_loss]
+        marker = "o" if len(losses) < 20 else ""
+        left.plot(range(len(losses)), losses, marker=marker, label=name)
+    left.set(xlabel="WRITE steps", ylabel="WRITE loss, nats a token", ylim=(0, None))
+    left.set_title("What memory holds of the context")
+    left.xaxis.get_major_locator().set_params(integer=True)
+    left.legend()
+    places = np.arange(len(contexts))
+    for offset, kind in ((0.2, "memory"), (-0.2, "cache")):
+        kilobytes = [size.get(f"{kind}_bytes", np.nan) / 1024 for size in sizes]
+        label = "memory" if kind == "memory" else "key-value cache of the context"
+        right.barh(places + offset, kilobytes, 0.4, label=label)
+    right.set_yticks(
+        places, [f"{n}\n{c.num_tokens} tokens" for n, c in zip(names, contexts, strict=True)]
+    )
+    right.invert_yaxis()
+    right.set(xlabel="size, KiB", xlim=(0, None))
+    right.set_title("Size")
+    right.legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def write_curves(path: pathlib.Path, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+    """Draws the WRITE loss and the share of tokens right by step, a line for each optimizer.
+
+    Args:
+        path: PNG to write.
+        curves: by name of the optimizer, rows of step, write_loss and token_accuracy.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for name, rows in curves.items():
+        steps = [row["step"] for row in rows]
+        left.plot(steps, [row["write_loss"] for row in rows], label=name)
+        right.plot(steps, [100 * row["token_accuracy"] for row in rows], label=name)
+    left.set(xlabel="WRITE steps", ylabel="WRITE loss, nats a token", ylim=(0, None))
+    right.set(xlabel="WRITE steps", ylabel="likeliest after the true ones, % of tokens")
+    right.set_ylim(0, 102)
+    right.legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def learning_curves(
+    path: pathlib.Path, values: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]
+) -> None:
+    """Draws scalars against training steps, a panel each, a line for each run.
+
+    Args:
+        path: PNG to write.
+        values: by name of the scalar, then of the run: (step, value) in order.
+    """
+    names = list(dict.fromkeys(name for runs in values.values() for name in runs))
+    styles = itertools.cycle((f"C{i}", *line) for line in _LINES for i in range(10))
+    style_of = dict(zip(names, styles, strict=False))
+    size = (5 * len(values) + 2, 4)
+    figure, grid = plt.subplots(1, len(values), figsize=size, squeeze=False, layout="constrained")
+    lines = {}
+    for axes, (title, runs) in zip(grid.flat, values.items(), strict=True):
+        for name, points in runs.items():
+            color, line, marker = style_of[name]
+            steps, heights = zip(*points, strict=True)
+            options = dict(color=color, linestyle=line, marker=marker if len(points) < 20 else "")
+            lines[name] = axes.plot(steps, heights, label=name, **options)[0]
+        axes.set(xlabel="training steps", title=title.replace("_", " "))
+        axes.grid(alpha=0.3)
+    figure.legend(
+        handles=[lines[name] for name in names], loc="outside right center", fontsize="small"
+    )
+    figure.savefig(path, dpi=100)
+    plt.close(figure)

@@ -1,0 +1,225 @@
+"""Finished runs below a folder: what they are called and in what they differ."""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from experiments.program import files
+from experiments.program.console import log
+from experiments.run.saved_run import EXPORTED
+from gradmem_jax.checks import require
+from gradmem_jax.data.tasks import SIZES, TASKS, size_name
+from gradmem_jax.methods import BY_GRADIENT
+
+NAMES = {
+    "full_context": "full context",
+    "mamba": "Mamba",
+    "mamba2": "Mamba-2",
+    "ttt_linear": "TTT-Linear",
+    "lact": "LaCT",
+    "armt": "ARMT",
+    "rmt": "RMT",
+    "kv_prefix": "KV prefix",
+    "warm_start": "warm start",
+    "gradmem": "GradMem",
+}
+METHODS_WITH_STEPS = (*BY_GRADIENT, "rmt")
+GRADIENT_MODES = {"second": "", "first": ", first order", "none": ", no gradient through WRITE"}
+NOT_COMPARED = ("seed", "init_from", "init_checkpoint")
+
+
+def name_pattern(only: str) -> re.Pattern[str]:
+    """Compiles --only, or refuses it."""
+    try:
+        return re.compile(only)
+    except re.error as error:
+        raise ValueError(
+            f"--only={only!r} is not a regular expression ({error}); escape special characters."
+        ) from error
+
+
+class Metric(NamedTuple):
+    """What a run is judged by.
+
+    Attributes:
+        field: its name in metrics.json.
+        name: what people call it, with its unit.
+        scale: from the value in metrics.json to that unit.
+        digits: to print.
+        limits: of an axis, (None, None) if there are none.
+    """
+
+    field: str
+    name: str
+    scale: float = 1.0
+    digits: int = 2
+    limits: tuple[float | None, float | None] = (None, None)
+
+    def value(self, metrics: Mapping[str, Any]) -> float:
+        """The metric in its unit."""
+        return self.scale * metrics[self.field]
+
+
+_RATE: Any = {"scale": 100.0, "digits": 1, "limits": (-2, 102)}
+METRICS = {
+    metric.field: metric
+    for metric in (
+        Metric("exact_match", "exact match, %", **_RATE),
+        Metric("token_accuracy", "tokens right, %", **_RATE),
+        Metric("read_loss", "READ loss, nats a token"),
+    )
+}
+
+
+class FinishedRun(NamedTuple):
+    """A finished run.
+
+    Attributes:
+        name: its folder below the root.
+        config: config.json.
+        metrics: metrics.json.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+
+    @property
+    def task(self) -> str:
+        """A name of gradmem_jax/data/tasks.py."""
+        return self.config.get("task", "kv_retrieval")
+
+    @property
+    def size(self) -> int:
+        """How much there is to remember, such as N; 0 if the task has one size only."""
+        return self.config["data"][SIZES[self.task].field] if self.task in SIZES else 0
+
+    @property
+    def size_name(self) -> str:
+        """What people call the size, such as "N = 8"."""
+        return size_name(self.task, self.config["data"])
+
+    @property
+    def metric(self) -> Metric:
+        """What the run is judged by."""
+        return METRICS[self.config.get("best_metric", "exact_match")]
+
+    @property
+    def score(self) -> float:
+        """The run's result in the units of `metric`."""
+        return self.metric.value(self.metrics)
+
+
+class Found(NamedTuple):
+    """What lies below a folder.
+
+    Attributes:
+        runs: finished runs.
+        unfinished: names of runs without metrics.json.
+        damaged: what is wrong with runs that cannot be read.
+    """
+
+    runs: list[FinishedRun]
+    unfinished: list[str]
+    damaged: list[str]
+
+
+def find_runs(root: pathlib.Path, only: str = "") -> Found:
+    """Reads the runs below a folder.
+
+    Args:
+        root: the folder.
+        only: regular expression; only runs whose name has it.
+
+    Raises:
+        ValueError: there is no finished run, or `only` is wrong.
+    """
+    require(root.is_dir(), f"--root={root} is not a folder; give the one that holds the runs.")
+    pattern = name_pattern(only)
+    found = Found([], [], [])
+    for path in sorted(root.rglob("config.json")):
+        name = path.parent.relative_to(root).as_posix()
+        if any((folder / EXPORTED).exists() for folder in (path.parent, path.parent.parent)):
+            continue  # made by experiments.export, and the language model in it
+        if not pattern.search(name):
+            continue
+        if not path.with_name("metrics.json").exists():
+            if _is_run(path):
+                found.unfinished.append(name)
+            continue
+        try:
+            run = FinishedRun(
+                name, files.read_json(path), files.read_json(path.with_name("metrics.json"))
+            )
+            rows = [run.metrics, *run.metrics["by_num_write_steps"].values()]
+            require(all(0 <= row["exact_match"] <= 1 for row in rows), "exact_match not in [0, 1]")
+            require(label(run.config) != "", "no method")
+            require(all(0 <= x < float("inf") for x in (run.size, run.score)), "no size or score")
+            found.runs.append(run)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            found.damaged.append(f"{name} ({error})")
+            log.warning("left out, damaged: %s: %r", name, error)
+    there = [f"{name} (not finished)" for name in found.unfinished] + found.damaged
+    there = there or sorted(path.name for path in root.iterdir())
+    require(
+        found.runs != [],
+        f"{root} holds no finished run, a folder with config.json and metrics.json. There is: "
+        f"{', '.join(there) or 'nothing'}.",
+    )
+    return found
+
+
+def _is_run(path: pathlib.Path) -> bool:
+    """Whether a config.json is that of a run, or damaged, and not that of a language model."""
+    try:
+        config = files.read_json(path)
+    except ValueError:
+        return True
+    return isinstance(config, dict) and {"model", "data", "num_steps"} <= config.keys()
+
+
+def label(config: Mapping[str, Any]) -> str:
+    """Names a run's method for people, such as "GradMem, K = 2"."""
+    method, model = config.get("method", "gradmem"), config["model"]
+    text = NAMES.get(method, method)
+    if method in METHODS_WITH_STEPS:
+        text += f", K = {model['num_write_steps']}"
+    mode = model.get("gradient_mode", "second")
+    text += GRADIENT_MODES.get(mode, f", {mode}")
+    if model.get("second_order_steps") is not None:
+        text += f", second order in the last {model['second_order_steps']}"
+    return text
+
+
+def task_name(config: Mapping[str, Any]) -> str:
+    """Names a run's task and the fields that are not as usual, its size aside."""
+    task = config.get("task", "kv_retrieval")
+    left_out = (
+        SIZES[task].field if task in SIZES else "",
+        "queries_per_context",
+        "seed",
+        "data_dir",
+    )
+    fields = {name: value for name, value in config["data"].items() if name not in left_out}
+    text = task
+    if {"key_length", "value_length", "alphabet_size"} <= fields.keys():
+        lengths = fields.pop("key_length"), fields.pop("value_length")
+        text = "Keys of {}, values of {} symbols".format(*lengths)
+        text += f" out of {fields.pop('alphabet_size')}"
+    known = dataclasses.fields(TASKS[task]) if task in TASKS else ()
+    usual = {field.name: files.to_json(field.default) for field in known}
+    changed = [f"{name} {x}" for name, x in fields.items() if name not in usual or x != usual[name]]
+    return ", ".join([text, *changed])
+
+
+def differences(runs: Sequence[FinishedRun]) -> dict[str, list[str]]:
+    """Returns the values of every field, those NOT_COMPARED aside, that runs do not agree on."""
+    flat = [files.flatten(run.config) for run in runs]
+    differing = {}
+    for name in dict.fromkeys(name for fields in flat for name in fields):
+        values = list(dict.fromkeys(repr(fields.get(name, "missing")) for fields in flat))
+        if len(values) > 1 and name not in NOT_COMPARED:
+            differing[name] = values
+    return differing

@@ -1,0 +1,241 @@
+"""A run in progress: its steps, evaluations and checkpoints, in an order that loses nothing."""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from experiments.program import formatting, hosts
+from experiments.program.console import log
+from experiments.run.build import LOWER_IS_BETTER, build_optimizer_config
+from experiments.run.compiled_steps import CompiledSteps
+from experiments.run.curriculum import Stage
+from experiments.run.devices import Devices
+from experiments.run.evaluation import evaluate_params
+from experiments.run.initial_state import start_state
+from experiments.run.log_window import LogWindow, TrainedStep
+from experiments.run.progress import Progress
+from experiments.run.stage import RunningStage
+from experiments.run.stopping import Stopped, Stopping
+from gradmem_jax.memory.interface import MemoryModel
+from gradmem_jax.parallel import sharding
+from gradmem_jax.storage import checkpoint
+from gradmem_jax.training.optimizer import make_optimizer
+from gradmem_jax.training.step import TrainState, init_state
+
+
+@dataclasses.dataclass
+class HostState:
+    """What a checkpoint has beside the state on the devices.
+
+    Attributes:
+        stage: number of the curriculum's stage.
+        iterator: state of the iterator over its batches; None is the beginning.
+        seconds: how long the run has been trained.
+        exact_match: of the last evaluation; None before the first one.
+        evaluation_due: whether the step is to be evaluated before the next one.
+        skipped_steps: how many steps were not finite.
+        window: metrics of the steps since the last progress line.
+    """
+
+    stage: int = 0
+    iterator: Any = None
+    seconds: float = 0.0
+    exact_match: float | None = None
+    evaluation_due: bool = False
+    skipped_steps: int = 0
+    window: list[Mapping[str, float]] = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def restore(cls, saved: Mapping[str, Any]) -> "HostState":
+        """Reads what `dataclasses.asdict` gave; fields that it has not have their defaults."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in saved.items() if name in names})
+
+
+class TrainingRun:
+    """A run from its last checkpoint on.
+
+    Attributes:
+        step: steps done.
+        skipped_steps: how many of them were not finite.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: pathlib.Path,
+        stages: list[Stage],
+        devices: Devices,
+        stopping: Stopping,
+        checkpoints: ocp.CheckpointManager,
+        shapes: TrainState,
+    ):
+        """Restores the last checkpoint, or makes the state of step 0.
+
+        Args:
+            config: see experiments/configs/default.py.
+            workdir: the run's folder.
+            stages: what `build_stages` returned.
+            devices: what `find_devices` returned.
+            stopping: says when a signal has come.
+            checkpoints: from `checkpoint.open_checkpoints`.
+            shapes: from `state_shapes`.
+        """
+        self._started = time.monotonic()
+        self._config, self._stages, self._devices = config, stages, devices
+        self._stopping, self._checkpoints = stopping, checkpoints
+        template = sharding.placed_shapes(shapes, sharding.shardings(shapes, devices.mesh))
+        restored = checkpoint.restore_latest(checkpoints, template)
+        if restored is None:
+            self._state, host = _first_state(config, stages[-1].model, devices), HostState()
+        else:
+            self._state, host = restored[0], HostState.restore(restored[1])
+            log.info("going on from step %d", int(self._state.step))
+        self._host = host
+        self.step = self._saved_step = int(self._state.step)
+        self._seconds_before = host.seconds
+        self._window = LogWindow(workdir, config.skip_nonfinite, host.skipped_steps, host.window)
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps were not finite."""
+        return self._window.skipped
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has been trained, all its starts together."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def train(self, steps: CompiledSteps, progress: Progress) -> None:
+        """Trains to the last step, or to an evaluation that reaches `stop_at_exact_match`.
+
+        Args:
+            steps: compiles the steps.
+            progress: gets what people are told.
+
+        Raises:
+            Stopped: by a signal; what was trained is saved in a checkpoint.
+            NonFiniteError: training diverged.
+            CheckpointError: a checkpoint could not be written.
+        """
+        params, host = self._state.params, self._host
+        if not host.evaluation_due and self._done:
+            return
+        size = sum(x.size for x in jax.tree.leaves(params))
+        log.info("%d parameters on %s; compiling", size, " and ".join(self._devices.names))
+        for axis in sharding.undivided(params, self._devices.mesh):
+            log.info("every device has the %s", axis)
+
+        def start_stage(index: int, iterator: Any, **options: Any) -> RunningStage:
+            started = time.monotonic()
+            stage = RunningStage(
+                self._config, self._stages, index, self._devices, steps, iterator, **options
+            )
+            progress.leave_out(time.monotonic() - started)
+            return stage
+
+        self._stopping.check()
+        stage = start_stage(host.stage, host.iterator, check=self._stopping.check_alone)
+        try:
+            if host.evaluation_due:
+                self._evaluate(stage, progress)
+            while not self._done:
+                means = self._train_window(stage, steps, progress)
+                threshold = self._config.curriculum.exact_match
+                if stage.index < len(self._stages) - 1 and means["exact_match"] >= threshold:
+                    stage = start_stage(stage.index + 1, None)
+                checkpoint.check_for_errors(self._checkpoints)
+                last = self.step == self._config.num_steps
+                host.evaluation_due = last or self.step % self._config.evaluate_every == 0
+                if host.evaluation_due:
+                    self._evaluate(stage, progress)
+        except Stopped:
+            self._window.read()
+            if self.step != self._saved_step:
+                self._save(stage, None)
+            raise
+
+    @property
+    def _done(self) -> bool:
+        wanted, exact_match = self._config.stop_at_exact_match, self._host.exact_match
+        reached = wanted is not None and exact_match is not None and exact_match >= wanted
+        return reached or self.step >= self._config.num_steps
+
+    def _train_window(
+        self, stage: RunningStage, steps: CompiledSteps, progress: Progress
+    ) -> dict[str, float]:
+        """Trains to the next progress line, and returns the means that it tells."""
+        log_every, num_steps = self._config.log_every, self._config.num_steps
+        alone = jax.process_count() == 1
+        while True:
+            if alone or self.step % log_every == 0:
+                self._stopping.check()
+            batch = stage.next_batch()
+            compiling = steps.seconds
+            self._state, metrics = stage.step(self._state, batch)
+            progress.leave_out(steps.seconds - compiling)
+            self.step += 1
+            self._stopping.to_save = True
+            self._window.add(TrainedStep(self.step, stage.num_write_steps, batch, metrics))
+            if self.step % log_every == 0 or self.step == num_steps:
+                means = self._window.finish()
+                progress.train(self.step, stage.name, means)
+                return means
+
+    def _evaluate(self, stage: RunningStage, progress: Progress) -> None:
+        """Evaluates the task itself, with the trained number of WRITE steps, and saves."""
+        config, target = self._config, self._stages[-1]
+        k = target.model.config.num_write_steps
+        with self._stopping.interruptible():
+            by_k = evaluate_params(
+                target.model,
+                self._state.params,
+                target.task,
+                [k],
+                num_samples=config.num_eval_samples,
+                batch_size=config.batch_size,
+                mesh=self._devices.mesh,
+            )
+        results = {name: value for name, value in by_k[k].items() if isinstance(value, float)}
+        log.info("step %d, fresh samples: %s", self.step, formatting.describe(results))
+        progress.scalars("evaluation", self.step, results)
+        self._host.exact_match = results["exact_match"]
+        self._host.evaluation_due = False
+        sign = -1 if config.best_metric in LOWER_IS_BETTER else 1
+        self._save(stage, results | {"score": sign * results[config.best_metric]})
+        progress.restart_clock(self.step)
+
+    def _save(self, stage: RunningStage, metrics: Mapping[str, float] | None) -> None:
+        host = dataclasses.replace(
+            self._host,
+            stage=stage.index,
+            iterator=stage.iterator.get_state(),
+            seconds=self.seconds,
+            skipped_steps=self.skipped_steps,
+            window=self._window.done,
+        )
+        run = dataclasses.asdict(host)
+        checkpoint.save(self._checkpoints, self.step, self._state, run, metrics)
+        self._saved_step = self.step
+        self._stopping.to_save = False
+
+
+def state_shapes(config: ConfigDict, model: MemoryModel) -> TrainState:
+    """The shapes and dtypes of a run's state, for which nothing is drawn or read."""
+    optimizer = make_optimizer(build_optimizer_config(config))
+    make = lambda: init_state(model.init(jax.random.key(0)), optimizer, config.frozen)
+    return jax.eval_shape(make)
+
+
+def _first_state(config: ConfigDict, model: MemoryModel, devices: Devices) -> TrainState:
+    """Makes the state of step 0 on the CPU, which may have room that no device has; splits it."""
+    optimizer = make_optimizer(build_optimizer_config(config))
+    with jax.default_device(hosts.cpu()):
+        state = start_state(config, model, optimizer)
+    return sharding.place(state, sharding.shardings(state, devices.mesh))

@@ -1,0 +1,1 @@
+"""bAbI: the task, varied copies of its stories, more questions about them."""

@@ -1,0 +1,1 @@
+"""Checkpoints of pretrained language models, read and written."""

@@ -1,0 +1,126 @@
+"""Llama models in GGUF files, whose weights may be quantised."""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import gguf
+import numpy as np
+
+from gradmem_jax.checks import require, require_choice
+from gradmem_jax.lm.attention import RopeScaling, rotary_frequencies
+from gradmem_jax.lm.llama import LlamaConfig
+from gradmem_jax.lm.pretrained.tensor_layout import StoredModel, StoredTensor
+from gradmem_jax.tokenizers.files import gguf_fields, open_gguf_reader, read_gguf_tokenizer
+from gradmem_jax.tokenizers.text_tokenizer import wrap_tokenizer
+
+_ROPE_FACTORS = "rope_freqs.weight"
+# Rotary pairs are neighbours, "pt", in queries and keys; here they are halves, "tp".
+_LAYOUT = {
+    "token_embd.weight": ("embedding", "v d -> v d"),
+    "blk.{}.attn_norm.weight": ("layers/attention_norm/scale", "d -> d"),
+    "blk.{}.attn_q.weight": ("layers/attention/query/kernel", "hpt d -> d h tp"),
+    "blk.{}.attn_k.weight": ("layers/attention/key/kernel", "gpt d -> d g tp"),
+    "blk.{}.attn_v.weight": ("layers/attention/value/kernel", "gk d -> d g k"),
+    "blk.{}.attn_output.weight": ("layers/attention/output/kernel", "d hk -> h k d"),
+    "blk.{}.ffn_norm.weight": ("layers/mlp_norm/scale", "d -> d"),
+    "blk.{}.ffn_gate.weight": ("layers/gate/kernel", "f d -> d f"),
+    "blk.{}.ffn_up.weight": ("layers/up/kernel", "f d -> d f"),
+    "blk.{}.ffn_down.weight": ("layers/down/kernel", "d f -> f d"),
+    "output_norm.weight": ("final_norm/scale", "d -> d"),
+    "output.weight": ("head", "v d -> d v"),
+}
+
+
+def open_gguf(path: pathlib.Path) -> StoredModel:
+    """Opens a GGUF file; its tensors are dequantised as they are read.
+
+    Raises:
+        ValueError: the file is damaged, or the model is none that is known here.
+    """
+    reader = open_gguf_reader(path)
+    fields = gguf_fields(reader)
+    tensors = {
+        tensor.name: StoredTensor(
+            tuple(int(size) for size in reversed(tensor.shape)),
+            functools.partial(_dequantise, tensor),
+        )
+        for tensor in reader.tensors
+    }
+    rope_factors = tensors.pop(_ROPE_FACTORS, None)
+    config = _read_config(fields, tensors, rope_factors)
+    read_tokenizer = lambda: (
+        wrap_tokenizer(**read_gguf_tokenizer(fields, path)._asdict())
+        if "tokenizer.ggml.tokens" in fields
+        else None
+    )
+    return StoredModel(config, _LAYOUT, tensors, read_tokenizer)
+
+
+def _dequantise(tensor: gguf.ReaderTensor) -> np.ndarray:
+    try:
+        return gguf.dequantize(tensor.data, tensor.tensor_type)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"{tensor.name} is stored as {tensor.tensor_type.name}, which cannot be read: {error}"
+        ) from error
+
+
+def _read_config(
+    fields: dict[str, Any], tensors: dict[str, StoredTensor], rope_factors: StoredTensor | None
+) -> LlamaConfig:
+    kind = fields.get("general.architecture")
+    require(kind == "llama", f"general.architecture={kind!r} is not supported, only 'llama'.")
+    require(
+        not fields.get("llama.expert_count"),
+        f"llama.expert_count={fields.get('llama.expert_count')}: experts are not supported.",
+    )
+    keys = {
+        "width": "embedding_length",
+        "num_layers": "block_count",
+        "num_heads": "attention.head_count",
+        "mlp_width": "feed_forward_length",
+        "max_positions": "context_length",
+        "norm_epsilon": "attention.layer_norm_rms_epsilon",
+    }
+    missing = [f"llama.{key}" for key in keys.values() if f"llama.{key}" not in fields]
+    missing += ["token_embd.weight"] if "token_embd.weight" not in tensors else []
+    require(not missing, f"the GGUF file lacks {', '.join(missing)}.")
+    get: Any = lambda key, absent=None: fields.get(f"llama.{key}", absent)
+    config = LlamaConfig(
+        vocab_size=tensors["token_embd.weight"].shape[0],
+        num_kv_heads=get("attention.head_count_kv"),
+        head_width=get("attention.key_length"),
+        rope_base=get("rope.freq_base", 10_000.0),
+        tied_head="output.weight" not in tensors,
+        **{ours: get(key) for ours, key in keys.items()},
+    )
+    rotated = get("rope.dimension_count", config.head_size)
+    require(
+        rotated == config.head_size == get("attention.value_length", config.head_size),
+        f"{rotated} of {config.head_size} components of a head are rotated; all must be, and keys "
+        "and values must have the same width.",
+    )
+    kind, factor = get("rope.scaling.type"), get("rope.scaling.factor", 1.0)
+    require_choice("llama.rope.scaling.type", kind, (None, "none", "linear"))
+    scaling = RopeScaling("linear", factor) if kind == "linear" else None
+    if rope_factors is not None:
+        original = get("rope.scaling.original_context_length", RopeScaling.original_positions)
+        scaling = _llama3_scaling(config, rope_factors.read(), original)
+    return dataclasses.replace(config, rope_scaling=scaling)
+
+
+def _llama3_scaling(
+    config: LlamaConfig, factors: np.ndarray, original_positions: int
+) -> RopeScaling:
+    """The rope scaling of Llama 3, which is stored as what each frequency is divided by."""
+    scaling = RopeScaling("llama3", float(factors.max()), original_positions=original_positions)
+    frequencies = functools.partial(rotary_frequencies, config.head_size, config.rope_base)
+    expected = frequencies() / frequencies(scaling)
+    require(
+        factors.shape == expected.shape and np.allclose(factors, expected, rtol=1e-4),
+        f"{_ROPE_FACTORS} does not divide the rotary frequencies as Llama 3 does; nothing else is "
+        "supported.",
+    )
+    return scaling

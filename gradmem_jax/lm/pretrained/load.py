@@ -1,0 +1,191 @@
+"""Pretrained language models: read from disk, written to disk."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from gradmem_jax.checks import require, require_instance, require_path
+from gradmem_jax.lm.language_model import LMConfig
+from gradmem_jax.lm.pretrained.gguf_file import open_gguf
+from gradmem_jax.lm.pretrained.hugging_face import open_hugging_face, read_config_file, write_config
+from gradmem_jax.lm.pretrained.hugging_face_families import family_of
+from gradmem_jax.lm.pretrained.llama2c import open_llama2c
+from gradmem_jax.lm.pretrained.tensor_layout import (
+    StoredModel,
+    StoredTensor,
+    first_positions,
+    tensor_shapes,
+    to_params,
+    to_tensors,
+)
+from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer, load_tokenizer
+from gradmem_jax.trees import Params
+
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model"),
+    *("special_tokens_map.json", "added_tokens.json"),
+)
+
+
+class Pretrained(NamedTuple):
+    """A language model with its weights.
+
+    Attributes:
+        config: the model.
+        params: its parameters as numpy arrays, the "lm" part of a memory model's parameters.
+        tokenizer: its tokenizer, if it came with one.
+    """
+
+    config: LMConfig
+    params: Params
+    tokenizer: TextTokenizer | None = None
+
+
+def load_pretrained(
+    path: str | pathlib.Path, *, tokenizer: str | pathlib.Path | None = None, **changes: Any
+) -> Pretrained:
+    """Reads a pretrained language model.
+
+    Args:
+        path: one of
+            a directory as Hugging Face stores models: `config.json`, `model.safetensors` or
+            several files with their index, and `tokenizer.json` or `vocab.json` and `merges.txt`
+            if there is a tokenizer; Llama (Llama 3, SmolLM2), GPT-2, GPT-NeoX (Pythia), Mamba;
+            a `.gguf` file with a Llama, or a directory with exactly one;
+            a `.bin` file of llama2.c's first format, with its tokenizer `tok*.bin` beside it.
+        tokenizer: where the tokenizer is, if it is elsewhere; see `load_tokenizer`.
+        **changes: fields of the configuration to be replaced, such as `dtype`, `param_dtype`,
+            `scan_layers`, `remat` or `max_positions`; of learned positions the first ones remain.
+
+    Raises:
+        ValueError: a file is missing or damaged, the model is none that can be computed here, or
+            its tensors are not those of its configuration. Weights are read last.
+    """
+    stored = _open(require_path("path", path))
+    config = _change(stored.config, changes)
+    text_tokenizer = stored.read_tokenizer() if tokenizer is None else load_tokenizer(tokenizer)
+    num_ids = 0 if text_tokenizer is None else text_tokenizer.vocab_size
+    require(
+        num_ids <= config.vocab_size,
+        f"the tokenizer has {num_ids} ids, the model {config.vocab_size}; they do not belong "
+        "together: name the model's tokenizer by tokenizer=.",
+    )
+    tensors = first_positions(stored, config.max_positions)
+    return Pretrained(config, to_params(tensors, stored.layout, config), text_tokenizer)
+
+
+def load_config(path: str | pathlib.Path, **changes: Any) -> LMConfig:
+    """Reads the configuration only, as `load_pretrained` does; config.json needs no weights."""
+    path = _find(require_path("path", path))
+    config = read_config_file(path / "config.json") if path.is_dir() else _open(path).config
+    return _change(config, changes)
+
+
+def save_pretrained(directory: str | pathlib.Path, pretrained: Pretrained) -> None:
+    """Writes a model as Hugging Face stores it, for `load_pretrained` and `transformers`.
+
+    Args:
+        directory: where to; made if missing. Files of a model that is there are overwritten, and
+            those of its tokenizer removed.
+        pretrained: the model.
+
+    Raises:
+        ValueError: Hugging Face has no such models, or the parameters are not those of the
+            configuration.
+    """
+    directory = require_path("directory", directory)
+    require_instance("pretrained", pretrained, Pretrained)
+    config, params, tokenizer = pretrained
+    family = family_of(config)
+    tensors = to_tensors(params, family.layout, config)
+    theirs: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    if tokenizer is not None:
+        theirs |= {"eos_token_id": tokenizer.end_id, "pad_token_id": tokenizer.pad_id}
+    directory.mkdir(parents=True, exist_ok=True)
+    write = lambda name, content: (directory / name).write_text(json.dumps(content, indent=2))
+    for name in ("model.safetensors.index.json", *_TOKENIZER_FILES):
+        (directory / name).unlink(missing_ok=True)  # of an older model
+    write("config.json", write_config(config) | theirs)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    if tokenizer is not None:
+        tokenizer.save(directory / "tokenizer.json")
+        names = {"eos_token": tokenizer.end_id, "pad_token": tokenizer.pad_id}
+        special = {name: tokenizer.backend.id_to_token(i) for name, i in names.items()}
+        write("tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **special})
+
+
+def from_hugging_face(
+    tensors: Mapping[str, np.ndarray], config: LMConfig, prefix: str = ""
+) -> Params:
+    """Converts the tensors of a Hugging Face model to parameters of this library's.
+
+    Args:
+        tensors: arrays by their PyTorch names (`model.embed_tokens.weight`, ...); others may be
+            among them.
+        config: the model they belong to.
+        prefix: what stands in front of every name.
+
+    Returns:
+        Nested dict of arrays.
+
+    Raises:
+        ValueError: a tensor is missing or has another shape than `config` says, or models of this
+            kind cannot be converted.
+    """
+    layout = family_of(config).layout
+    stored = {
+        name: StoredTensor(
+            np.shape(tensors[prefix + name]), partial(np.asarray, tensors[prefix + name])
+        )
+        for name in tensor_shapes(layout, config)
+        if prefix + name in tensors
+    }
+    return to_params(stored, layout, config)
+
+
+def _find(path: pathlib.Path) -> pathlib.Path:
+    """Returns a directory with a config.json, or the file that is the model."""
+    require(os.path.exists(path), f"there is no {path}; give the directory or file of a model.")
+    require(
+        not _is_run(path),
+        f"{path} is a run of experiments.train, no language model alone; open it with "
+        f"experiments.answers.open_model.open_model({str(path)!r}).",
+    )
+    if path.is_dir() and not (path / "config.json").is_file():
+        files = sorted(path.glob("*.gguf"))
+        require(
+            len(files) == 1,
+            f"{path} has no config.json and {len(files)} .gguf files; it must have a config.json "
+            "or one .gguf file, or name a file, .gguf or .bin.",
+        )
+        (path,) = files
+    return path
+
+
+def _is_run(path: pathlib.Path) -> bool:
+    """Whether experiments.train or experiments.export made a folder."""
+    is_trained = (path / "checkpoints").is_dir() and not any(path.glob("*.safetensors"))
+    return is_trained or (path / "exported.json").is_file()
+
+
+def _open(path: pathlib.Path) -> StoredModel:
+    path = _find(path)
+    if path.is_dir():
+        return open_hugging_face(path)
+    if path.suffix == ".gguf":
+        return open_gguf(path)
+    return open_llama2c(path)
+
+
+def _change(config: LMConfig, changes: Mapping[str, Any]) -> LMConfig:
+    fields = [field.name for field in dataclasses.fields(config)]
+    unknown = [name for name in changes if name not in fields]
+    require(not unknown, f"{unknown} are no fields of {type(config).__name__}; it has {fields}.")
+    return dataclasses.replace(config, **changes)

@@ -1,0 +1,135 @@
+"""The state of a recurrent language model after the context is the memory: Mamba, TTT-Linear."""
+
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gradmem_jax.array_checks import check_memory
+from gradmem_jax.memory.inner_loop import WriteInfo
+from gradmem_jax.memory.interface import Memory, MemoryConfig, MemoryModel, swap_batch_and_layers
+from gradmem_jax.parallel.micro_batches import write_in_parts
+from gradmem_jax.trees import Params
+
+
+class StateMemory(NamedTuple):
+    """What a recurrent language model keeps of a context.
+
+    Attributes:
+        state: states of the layers, leaves [B, L, ...].
+        last_hidden: [B, d], final hidden state of the last context token.
+    """
+
+    state: Any
+    last_hidden: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class StateSpaceConfig(MemoryConfig):
+    """A recurrent language model whose state is the memory.
+
+    There is one WRITE step, the pass over the context. With K = 0 the memory is the first state.
+    """
+
+    lm_keeps: ClassVar[str] = "a state"
+
+
+@dataclasses.dataclass(frozen=True)
+class StateSpace(MemoryModel):
+    """Pure functions of (params, arrays) of a recurrent language model.
+
+    Attributes:
+        config: the model.
+    """
+
+    one_pass: ClassVar[bool] = True
+
+    config: StateSpaceConfig
+
+    def init(self, key: jax.Array, lm_params: Params | None = None) -> Params:
+        """Draws the parameters of the language model, {"lm": ...}; see `MemoryModel.init`."""
+        return {"lm": self.init_lm(key, lm_params)}
+
+    @write_in_parts
+    def write_memory(
+        self,
+        params: Params,
+        context_ids: jax.Array,
+        *,
+        memory: StateMemory | None = None,
+        num_steps: int | jax.Array | None = None,
+        max_steps: int | None = None,
+    ) -> tuple[StateMemory, WriteInfo]:
+        """Runs the model over contexts and keeps its state; see `MemoryModel.write_memory`.
+
+        Args:
+            params: parameters of `init`.
+            context_ids: int [B, S], padded on the right with `config.pad_id` to any length.
+            memory: the state to go on from; the model's first one by default.
+            num_steps: 0 reads nothing of these contexts, 1 or more all of them.
+            max_steps: static upper bound of a traced `num_steps`.
+
+        Returns:
+            The memory, and a `WriteInfo` without losses and gradient norms.
+
+        Raises:
+            ValueError: wrong shapes, ids outside the vocabulary, or a wrong number of steps.
+        """
+        kept = self.resolve_steps(num_steps, max_steps)[1] > 0
+        context_ids = self.check_context(params, context_ids, self.write_positions)
+        if memory is not None:
+            self.check_memory(params, memory, len(context_ids))
+        written = self._run(params, context_ids, memory, kept)
+        taken = jnp.full(len(context_ids), kept, jnp.int32)
+        return written, WriteInfo(jnp.zeros((0, len(context_ids))), (), taken)
+
+    def check_memory(self, params: Params, memory: Memory, batch_size: int) -> None:
+        """Raises ValueError unless `memory` is one of this model, for `batch_size` samples."""
+        ids = jax.ShapeDtypeStruct((batch_size, 1), jnp.int32)
+        check_memory(memory, jax.eval_shape(self._run, params, ids, None, True))
+
+    def num_memory_positions(self, memory: Memory) -> int:
+        """No positions: the model has none."""
+        del memory
+        return 0
+
+    def read_logits(
+        self, params: Params, memory: Memory, query_ids: jax.Array, room: int | None = None
+    ) -> tuple[jax.Array, Any]:
+        """Goes on from the state with the queries; see `MemoryModel.read_logits`."""
+        del room
+        hidden, state = self.apply_lm(
+            params,
+            self.embed(params, query_ids),
+            real=query_ids != self.config.pad_id,
+            state=swap_batch_and_layers(memory.state),
+        )
+        hidden = jnp.concatenate([memory.last_hidden[:, None], hidden], axis=1)
+        return self.apply_lm(params, hidden, method="unembed"), state
+
+    def decode_token(self, params: Params, state: Any, ids: jax.Array) -> tuple[jax.Array, Any]:
+        """Takes one more token of each sample; see `MemoryModel.decode_token`."""
+        hidden, state = self.apply_lm(params, self.embed(params, ids[:, None]), state=state)
+        return self.apply_lm(params, hidden[:, 0], method="unembed"), state
+
+    def _run(
+        self,
+        params: Params,
+        context_ids: jax.Array,
+        memory: StateMemory | None,
+        kept: jax.Array | bool,
+    ) -> StateMemory:
+        real = (context_ids != self.config.pad_id) & kept
+        hidden, state = self.apply_lm(
+            params,
+            self.embed(params, context_ids),
+            real=real,
+            state=None if memory is None else swap_batch_and_layers(memory.state),
+        )
+        lengths = real.sum(axis=1)
+        last = jnp.maximum(lengths - 1, 0)[:, None, None]
+        before = jnp.zeros_like(hidden[:, 0]) if memory is None else memory.last_hidden
+        last_hidden = jnp.take_along_axis(hidden, last, axis=1)[:, 0]
+        last_hidden = jnp.where((lengths > 0)[:, None], last_hidden, before)
+        return StateMemory(swap_batch_and_layers(state), last_hidden)

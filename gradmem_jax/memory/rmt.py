@@ -1,0 +1,205 @@
+"""RMT: a memory written by forward passes over the context, read again K times.
+
+Two segments, as in the official code: WRITE runs `[write_start; M; write_end; C; write_start; M]`
+and takes the hidden states of the last m positions as the new memory; READ is that of GradMem.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gradmem_jax.checks import require_choice
+from gradmem_jax.losses import IGNORE, mean_per_sample
+from gradmem_jax.memory.inner_loop import WriteInfo, step_if
+from gradmem_jax.memory.interface import Memory
+from gradmem_jax.memory.prefix import PrefixConfig, PrefixMemory
+from gradmem_jax.parallel.micro_batches import write_in_parts
+from gradmem_jax.trees import Params
+
+_LAYER_NORM_EPSILON = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class RMTConfig(PrefixConfig):
+    """RMT: the memory is written by K forward passes over the same context.
+
+    The WRITE loss that `inner_loss_weight` adds to the outer loss is the loss of predicting the
+    context from the memory after each pass, averaged over the passes.
+
+    Attributes:
+        memory_projection: linear layer between memory and model: "none", "proj" (in WRITE) or
+            "proj_rw" (one in WRITE, another, the identity at the start, in READ).
+        memory_residual: from the second pass on the new memory is the old one plus the layer
+            norm of the pass's output.
+    """
+
+    write_head: bool = False
+    memory_projection: str = "none"
+    memory_residual: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("memory_projection", self.memory_projection, ("none", "proj", "proj_rw"))
+
+
+def linear(params: Params, x: jax.Array) -> jax.Array:
+    """Applies a kernel and a bias."""
+    return x @ params["kernel"] + params["bias"]
+
+
+def layer_norm(params: Params, x: jax.Array) -> jax.Array:
+    """Layer norm over the last axis, in float32 at least."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+    return (
+        centred * jax.lax.rsqrt(variance + _LAYER_NORM_EPSILON) * params["scale"] + params["bias"]
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class RMT(PrefixMemory):
+    """Pure functions of (params, arrays) that write a context into memory and read from it.
+
+    Attributes:
+        config: the model.
+    """
+
+    config: RMTConfig
+
+    def init(self, key: jax.Array, lm_params: Params | None = None) -> Params:
+        """Draws all parameters.
+
+        Args:
+            key: a JAX random key.
+            lm_params: parameters of a pretrained language model, see `MemoryModel.init`.
+
+        Returns:
+            Nested dict: that of `init_prefix` and, if configured, "projection" and
+            "read_projection" (kernel, bias) and "memory_norm" (scale, bias).
+        """
+        c = self.config
+        params = self.init_prefix(key, lm_params)
+        dtype, width = c.lm.param_dtype, c.lm.width
+        if c.memory_projection != "none":
+            keys = jax.random.split(jax.random.fold_in(key, 1))
+            uniform = lambda key, *shape: jax.random.uniform(
+                key, shape, dtype, -(width**-0.5), width**-0.5
+            )
+            params["projection"] = {
+                "kernel": uniform(keys[0], width, width),
+                "bias": uniform(keys[1], width),
+            }
+        if c.memory_projection == "proj_rw":
+            kernel, bias = jnp.eye(width, dtype=dtype), jnp.zeros(width, dtype)
+            params["read_projection"] = {"kernel": kernel, "bias": bias}
+        if c.memory_residual:
+            scale, bias = jnp.ones(width, dtype), jnp.zeros(width, dtype)
+            params["memory_norm"] = {"scale": scale, "bias": bias}
+        return params
+
+    def memory_tokens(self, params: Params, memory: Memory, phase: str) -> jax.Array:
+        """What enters the model for a memory: [B, m, d], `phase` is "write" or "read"."""
+        if phase == "write" and self.config.memory_projection != "none":
+            return linear(params["projection"], memory)
+        if phase == "read" and self.config.memory_projection == "proj_rw":
+            return linear(params["read_projection"], memory)
+        return memory
+
+    @property
+    def write_positions(self) -> int:
+        """Positions that a WRITE needs beside the context: memory stands on both sides of it."""
+        return 2 * self.config.prefix_length - self.config.num_control_tokens
+
+    def write_view(self, params: Params) -> tuple[PrefixMemory, Params]:
+        """READ through the projection of WRITE too; see `MemoryModel.write_view`."""
+        view, seen = super().write_view(params)
+        if self.config.memory_projection != "none":
+            config: Any = view.config
+            config = dataclasses.replace(config, memory_projection="proj_rw")
+            view = dataclasses.replace(view, config=config)
+            seen["read_projection"] = params["projection"]
+        return view, seen
+
+    @write_in_parts
+    def write_memory(
+        self,
+        params: Params,
+        context_ids: jax.Array,
+        *,
+        memory: Memory | None = None,
+        num_steps: int | jax.Array | None = None,
+        max_steps: int | None = None,
+    ) -> tuple[Memory, WriteInfo]:
+        """Writes contexts into memory by K forward passes.
+
+        A sample's memory depends on its own context only, not on its batch nor on padding.
+
+        Args:
+            params: parameters of `init`.
+            context_ids: int [B, S], padded on the right with `config.pad_id` to any length.
+            memory: where to start, for writing on; M0 by default.
+            num_steps: K; `config.num_write_steps` by default. A traced value needs `max_steps`.
+            max_steps: static upper bound of a traced `num_steps`.
+
+        Returns:
+            The memory [B, m, d], and a `WriteInfo` without gradient norms. Its losses are
+            [K + 1, B], the last row measured on the returned memory, or [0, B] when
+            `inner_loss_weight` is 0 and nobody needs them.
+
+        Raises:
+            ValueError: wrong shapes, ids outside the vocabulary, a context longer than the model's
+                positions, or a wrong number of steps.
+        """
+        c = self.config
+        steps, last = self.resolve_steps(num_steps, max_steps)
+        start, context_ids = self.check_write(params, memory, context_ids)
+        batch_size = context_ids.shape[0]
+        params = self.write_params(params)
+        embeddings = self.embed(params, context_ids)
+        real = context_ids != c.pad_id
+        labels = jnp.where(real, context_ids, IGNORE)
+        positions, mask = self._positions_and_mask(real)
+
+        def one_pass(memory: jax.Array, k: jax.Array) -> tuple[jax.Array, Any]:
+            prefix = self._prefix(params, memory, "write")
+            suffix = prefix[:, : c.num_control_tokens + c.num_memory_tokens]
+            inputs = jnp.concatenate([prefix, embeddings, suffix], axis=1)
+            hidden, _ = self.apply_lm(params, inputs, positions=positions, mask=mask)
+            new = hidden[:, -c.num_memory_tokens :].astype(start.dtype)
+            if c.memory_residual:
+                added = memory + layer_norm(params["memory_norm"], new).astype(start.dtype)
+                new = jnp.where((k > 0) | (not from_initial), added, new)
+            if c.inner_loss_weight:
+                before = hidden[:, prefix.shape[1] - 1 : -suffix.shape[1] - 1]
+                losses = mean_per_sample(self._write_losses(params, before, labels), labels)
+            else:
+                losses = jnp.zeros(batch_size)
+            return jnp.where(k < last, new, memory), jnp.where(k <= last, losses, 0)
+
+        def maybe_pass(memory: jax.Array, k: jax.Array) -> tuple[jax.Array, Any]:
+            return step_if(k < last + with_losses, one_pass, memory, k)
+
+        from_initial = memory is None
+        with_losses = bool(c.inner_loss_weight)
+        passes = one_pass if isinstance(last, int) else maybe_pass
+        written, losses = jax.lax.scan(passes, start, jnp.arange(steps + with_losses))
+        taken = jnp.full(batch_size, last, jnp.int32)
+        return written, WriteInfo(losses if with_losses else losses[:0], (), taken)
+
+    def outer_write_loss(self, info: WriteInfo) -> jax.Array:
+        """The WRITE loss [B] that the outer loss may add: the mean over memories after a pass."""
+        if len(info.losses) < 2:
+            return jnp.zeros(info.num_steps.shape)
+        return info.losses[1:].sum(axis=0) / jnp.maximum(info.num_steps, 1)
+
+    def _positions_and_mask(self, real: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Positions [B, T] that skip padding, and the mask [B, 1, T, T], for real bool [B, S]."""
+        c = self.config
+        known = lambda count: jnp.ones((real.shape[0], count), bool)
+        suffix = known(c.num_control_tokens + c.num_memory_tokens)
+        seen = jnp.concatenate([known(c.prefix_length), real, suffix], axis=1)
+        causal = jnp.tril(jnp.ones((seen.shape[1], seen.shape[1]), bool))
+        return jnp.cumsum(seen, axis=1) - 1, causal & seen[:, None, None, :]

@@ -1,0 +1,1 @@
+"""Meshes and layouts, parts of a batch, options of the compiler."""

@@ -1,0 +1,302 @@
+"""Checkpoints of a run: the latest and the best, with all that an exact resume needs."""
+
+import contextlib
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from orbax.checkpoint import checkpoint_managers
+
+from gradmem_jax.parallel.sharding import placed_shapes, shardings
+from gradmem_jax.storage.damage import DAMAGED, CheckpointError, check_metrics, is_damage, set_aside
+from gradmem_jax.trees import named_leaves
+
+State = TypeVar("State")
+BIT_SUM = "bit_sum"
+
+
+@contextlib.contextmanager
+def open_checkpoints(
+    directory: str | pathlib.Path,
+    *,
+    best_metric: str = "score",
+    keep_latest: int = 2,
+    create: bool = True,
+) -> Iterator[ocp.CheckpointManager]:
+    """Opens the checkpoints in a directory, and at the end waits until all are written.
+
+    Args:
+        directory: where they are; made if missing.
+        best_metric: the checkpoint with the highest such metric is kept.
+        keep_latest: how many of the newest are kept.
+        create: make the directory if it is missing.
+
+    Raises:
+        ValueError: `create` is false, and the directory is missing or has a damaged checkpoint.
+        CheckpointError: at the end, if one could not be written.
+    """
+    directory = pathlib.Path(directory).absolute()
+    if not create and not directory.is_dir():
+        raise ValueError(f"there are no checkpoints in {directory}; is this a finished workdir?")
+    if jax.process_index() == 0 or not create:
+        check_metrics(directory, move=create)
+    _wait_for_all("metrics")
+    latest = checkpoint_managers.LatestN(keep_latest)
+    best = checkpoint_managers.BestN(
+        get_metric_fn=lambda metrics: metrics[best_metric],
+        n=1,
+        keep_checkpoints_without_metrics=False,
+    )
+    options = ocp.CheckpointManagerOptions(
+        create=create,
+        best_fn=lambda metrics: metrics[best_metric],
+        preservation_policy=checkpoint_managers.AnyPreservationPolicy([latest, best]),
+        cleanup_tmp_directories=create,
+    )
+    handlers = {"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
+    checkpoints = ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
+    try:
+        yield checkpoints
+    finally:
+        with _writing(checkpoints):
+            checkpoints.close()
+
+
+@contextlib.contextmanager
+def _writing(checkpoints: ocp.CheckpointManager) -> Iterator[None]:
+    """Says of a failed write where it was, what is left, and what to do."""
+    try:
+        yield
+    except Exception as error:
+        directory = pathlib.Path(checkpoints.directory)
+        whole = saved_steps(directory)
+        raise CheckpointError(
+            f"a checkpoint could not be written to {directory}: {error}\nWhole ones there: steps "
+            f"{whole}. Make space or make the folder writable; the same command goes on from the "
+            "last of them."
+        ) from error
+
+
+def saved_steps(directory: pathlib.Path) -> list[int]:
+    """Returns the steps of the checkpoints in a directory, in ascending order."""
+    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdecimal())
+
+
+def _wait_for_all(name: str) -> None:
+    """Waits until all processes have come here, if there are several."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def check_for_errors(checkpoints: ocp.CheckpointManager) -> None:
+    """Raises CheckpointError if a save in the background has failed."""
+    with _writing(checkpoints):
+        if not checkpoints.is_saving_in_progress():
+            checkpoints.wait_until_finished()
+
+
+def save(
+    checkpoints: ocp.CheckpointManager,
+    step: int,
+    state: Any,
+    run: Mapping[str, Any],
+    metrics: Mapping[str, float] | None,
+) -> None:
+    """Saves in the background; takes the place of an earlier checkpoint of the step.
+
+    Args:
+        checkpoints: from `open_checkpoints`.
+        step: steps done.
+        state: pytree of arrays.
+        run: JSON-able state of the host: data iterator, curriculum stage, ...
+        metrics: evaluation at this step, the `best_metric` of `open_checkpoints` among it; None if
+            there was none: such a checkpoint is never the best.
+
+    Raises:
+        CheckpointError: this one, or the one before, could not be written.
+    """
+    with _writing(checkpoints):
+        if step in checkpoints.all_steps():
+            checkpoints.wait_until_finished()
+            checkpoints.delete(step)
+        host = dict(run) | {BIT_SUM: _bit_sum(state)}
+        checkpoints.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(host)
+            ),
+            metrics=None if metrics is None else dict(metrics),
+            force=True,
+        )
+
+
+def restore_latest(
+    checkpoints: ocp.CheckpointManager, template: State
+) -> tuple[State, dict[str, Any]] | None:
+    """Restores the newest checkpoint that is whole.
+
+    A damaged one, with files that are missing or hold something else, is reported and moved to the
+    folder `damaged` beside the checkpoints. What cannot be read for another reason stays.
+
+    Args:
+        checkpoints: from `open_checkpoints`.
+        template: a state of the same structure, shapes, dtypes and shardings.
+
+    Returns:
+        (state, run), or None if there is no checkpoint.
+
+    Raises:
+        CheckpointError: a disk that does not answer, a permission, a state of another structure;
+            or all checkpoints were damaged, which is no reason to begin anew unasked.
+    """
+    directory = pathlib.Path(checkpoints.directory)
+    steps = sorted(checkpoints.all_steps(), reverse=True)
+    for step in steps:
+        restored, error = None, None
+        try:
+            _check_structure(checkpoints, step, template)
+            restored = restore(checkpoints, step, template)
+        except Exception as raised:  # whatever it is, all processes must hear of it
+            error = raised
+        damaged = error is not None and is_damage(error, directory / str(step))
+        failures = _gather((error is not None, error is not None and not damaged))
+        if not failures.any():
+            return restored
+        if failures[:, 1].any():
+            raise CheckpointError(
+                f"the checkpoint of step {step} in {directory} cannot be read: "
+                f"{error or 'another process says why'}\nIt may be whole and was left as it is. "
+                "Once that is mended, the same command goes on from it; to go on from the one "
+                f"before, move the folder {step} away."
+            ) from error
+        logging.error(
+            "checkpoint of step %d is damaged and set aside: %s",
+            *(step, error or "another process says why"),
+        )
+        if jax.process_index() == 0:
+            set_aside(directory, str(step))
+        _wait_for_all("damaged")
+        checkpoints.reload()
+    if steps:
+        raise CheckpointError(
+            f"no checkpoint is left in {directory}: those of steps {steps} are damaged and were "
+            f"moved to {directory.name}.{DAMAGED} beside it. The same command starts from step 0."
+        )
+    return None
+
+
+def _gather(flags: Sequence[bool]) -> np.ndarray:
+    """Returns what every process has: bool [processes, flags]."""
+    if jax.process_count() == 1:
+        return np.asarray([flags])
+    return np.asarray(multihost_utils.process_allgather(np.asarray(flags)))
+
+
+def _check_structure(checkpoints: ocp.CheckpointManager, step: int, template: Any) -> None:
+    """Raises CheckpointError if a checkpoint is one of another state than `template`."""
+    describe = lambda tree: {
+        name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in named_leaves(tree).items()
+    }
+    metadata = checkpoints.item_metadata(step)["state"]
+    if metadata is None:
+        return  # it cannot be read, and `restore` says why
+    stored = describe(dict(metadata))
+    wanted = describe(template)
+    different = sorted(n for n in stored | wanted if stored.get(n) != wanted.get(n))
+    if different:
+        name = different[0]
+        raise CheckpointError(
+            f"it has another state than this run: {len(different)} arrays differ, such as {name}: "
+            f"{stored.get(name)} there, {wanted.get(name)} here."
+        )
+
+
+def restore(
+    checkpoints: ocp.CheckpointManager, step: int, template: State
+) -> tuple[State, dict[str, Any]]:
+    """Restores the checkpoint of a step as (state, run).
+
+    Raises:
+        ValueError: the arrays are not those that were saved.
+    """
+    shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+    restored = checkpoints.restore(
+        step,
+        args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes), run=ocp.args.JsonRestore()),
+    )
+    state, run = restored["state"], dict(restored["run"])
+    saved = run.pop(BIT_SUM, None)
+    if saved not in (None, _bit_sum(state)):
+        raise ValueError(
+            "its arrays are not those that were saved: their bits have another sum, so some of "
+            "them have changed on the disk."
+        )
+    return state, run
+
+
+def restore_params(
+    directory: str | pathlib.Path, which: str | int = "best", mesh: Mesh | None = None
+) -> tuple[int, Any]:
+    """Restores the parameters of a finished run, wherever they were trained.
+
+    Args:
+        directory: the run's checkpoints.
+        which: "best", "latest", or a step.
+        mesh: devices to split them over, see parallel/sharding.py; None puts them on
+            the first device of this process.
+
+    Returns:
+        (step, params).
+
+    Raises:
+        ValueError: there is no such checkpoint, or it cannot be read.
+    """
+    which = str(which)
+    with open_checkpoints(directory, create=False) as checkpoints:
+        steps = checkpoints.all_steps()
+        named = {"best": checkpoints.best_step, "latest": checkpoints.latest_step}
+        step = named[which]() if which in named else int(which) if which.isdecimal() else None
+        if step is None or step not in steps:
+            raise ValueError(f"{directory} has no checkpoint {which!r}; it has steps {steps}.")
+        try:
+            return step, _restore_state(checkpoints, step, mesh)["params"]
+        except Exception as error:
+            raise ValueError(
+                f"checkpoint {which!r} of {directory}, step {step}, cannot be read: {error}\nThere "
+                f"are also steps {[other for other in steps if other != step]}; name one of them."
+            ) from error
+
+
+def _restore_state(checkpoints: ocp.CheckpointManager, step: int, mesh: Mesh | None) -> Any:
+    """Restores a state, whatever its structure."""
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+        dict(checkpoints.item_metadata(step)["state"]),
+    )
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    where = first if mesh is None else shardings(shapes, mesh)
+    return restore(checkpoints, step, placed_shapes(shapes, where))[0]
+
+
+@jax.jit
+def _add_bits(state: Any) -> jax.Array:
+    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
+
+    def total(x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.uint8) if x.dtype == bool else x
+        bits = jax.lax.bitcast_convert_type(x, unsigned[x.dtype.itemsize])
+        return bits.sum(dtype=jnp.uint32)
+
+    return sum(map(total, jax.tree.leaves(state)), jnp.uint32(0))
+
+
+def _bit_sum(state: Any) -> int:
+    """The sum of a state's bits as unsigned numbers, modulo 2**32, however it is split."""
+    return int(_add_bits(state).addressable_data(0))

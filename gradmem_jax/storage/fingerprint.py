@@ -1,0 +1,89 @@
+"""Which model a memory belongs to: hashes of its configuration and of its parameters."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gradmem_jax.memory.interface import MemoryModel
+from gradmem_jax.trees import Params, named_leaves
+
+# Fields that say how parameters start and how WRITE runs; READ does not know them.
+_NOT_IN_READ = (
+    *("init", "init_std", "memory_init_std", "remat", "num_write_steps", "inner_loss_weight"),
+    *("write_learning_rate", "clip_value", "clip_norm", "gradient_mode", "second_order_steps"),
+    *("meta_gradient", "num_forward_passes"),
+)
+
+
+class Fingerprint(NamedTuple):
+    """What a memory is tied to. Equal on every device and in every process.
+
+    Attributes:
+        config: hash of the fields of the configuration that READ depends on. Fields that say only
+            how parameters start or how WRITE runs (K, learning rate, clipping, ...) are left out,
+            and so are default values: a field that a later version adds changes no hash.
+        weights: hash of names, shapes, dtypes and values of all parameters.
+    """
+
+    config: str
+    weights: str
+
+
+def hash_bytes(*parts: bytes | memoryview) -> str:
+    """Hash of some bytes, as text."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def describe_config(model: MemoryModel, *, with_defaults: bool = True) -> dict[str, Any]:
+    """Returns the classes and fields of a model's configuration, by dotted name.
+
+    Args:
+        model: the model.
+        with_defaults: whether fields that have their default value are listed too.
+    """
+
+    def fields(prefix: str, config: Any) -> dict[str, Any]:
+        found: dict[str, Any] = {prefix + "class": type(config).__name__}
+        for field in dataclasses.fields(config):
+            value = getattr(config, field.name)
+            if dataclasses.is_dataclass(value):
+                found |= fields(f"{prefix}{field.name}.", value)
+            elif with_defaults or value != field.default:
+                found[prefix + field.name] = list(value) if isinstance(value, tuple) else value
+        return found
+
+    return {"model": type(model).__name__} | fields("", model.config)
+
+
+def read_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `describe_config` that READ depends on."""
+    return {
+        name: value
+        for name, value in config.items()
+        if name.removeprefix("lm.") not in _NOT_IN_READ
+    }
+
+
+def take_fingerprint(model: MemoryModel, params: Params) -> Fingerprint:
+    """Returns the fingerprint of a model: about a second for each gigabyte of parameters.
+
+    Take it once where memories are saved or loaded often, and pass it on.
+
+    Args:
+        model: the model.
+        params: its parameters, on the host or on any device.
+    """
+    config = json.dumps(read_fields(describe_config(model, with_defaults=False)), sort_keys=True)
+    hashes = []
+    for name, leaf in named_leaves(params).items():
+        values = np.ascontiguousarray(leaf)
+        kind = f"{name} {values.dtype} {values.shape}"
+        hashes.append(hash_bytes(kind.encode(), values.reshape(-1).view(np.uint8).data))
+    return Fingerprint(hash_bytes(config.encode()), hash_bytes("".join(hashes).encode()))

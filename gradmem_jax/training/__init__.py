@@ -1,0 +1,1 @@
+"""The outer loop: its step, losses, evaluation and optimizer."""

@@ -1,0 +1,169 @@
+"""The outer loop: READ loss through WRITE, an optax update, all in one compiled step."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gradmem_jax.checks import AUTOMATIC
+from gradmem_jax.memory.interface import MemoryModel
+from gradmem_jax.parallel.micro_batches import sum_over_parts
+from gradmem_jax.parallel.sharding import (
+    batch_sharding,
+    gradient_on_mesh,
+    mesh_compiler_options,
+    shardings,
+)
+from gradmem_jax.training.losses import Batch, Metrics, batch_totals, loss_and_metrics, num_parts
+from gradmem_jax.trees import Params, join_params, split_params
+
+
+class TrainState(NamedTuple):
+    """All that a training run carries from step to step on the device.
+
+    Attributes:
+        step: int32 scalar, steps done.
+        params: parameters of the model.
+        optimizer_state: state of the optax transformation, of trained parameters only.
+    """
+
+    step: jax.Array
+    params: Params
+    optimizer_state: Any
+
+
+def init_state(
+    params: Params, optimizer: optax.GradientTransformation, frozen: Sequence[str] = ()
+) -> TrainState:
+    """Makes the state of step 0 of parameters; see `make_train_step` for `frozen`."""
+    return TrainState(jnp.int32(0), params, optimizer.init(split_params(params, frozen)[0]))
+
+
+def loss_gradient(
+    model: MemoryModel,
+    params: Params,
+    batch: Batch,
+    num_micro_batches: int = AUTOMATIC,
+    frozen: Sequence[str] = (),
+    *,
+    totals: Mapping[str, jax.Array] | None = None,
+    mesh: Mesh | None = None,
+) -> tuple[Params, Metrics]:
+    """Gradient of the outer loss; micro-batches bound memory and keep CPU caches warm.
+
+    Samples do not interact, so the result depends neither on `num_micro_batches` nor on `mesh`.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        batch: see `loss_and_metrics`.
+        num_micro_batches: parts that are processed one after the other, see
+            `count_micro_batches`.
+        frozen: see `make_train_step`; nothing is computed for frozen parameters.
+        totals: see `loss_and_metrics`.
+        mesh: devices that the batch is split over, see parallel/sharding.py; each splits its own
+            part into micro-batches.
+
+    Returns:
+        Gradient like the trained part of `params`, and the metrics of the whole batch.
+    """
+    totals = totals or batch_totals(batch)
+    trained, constant = split_params(params, frozen)
+    if mesh is not None:
+        on_part = lambda params, part, totals: loss_gradient(
+            model, params, part, num_micro_batches, frozen, totals=totals
+        )
+        return gradient_on_mesh(on_part, mesh, params, dict(batch), totals, trained)
+
+    def loss_fn(trained: Params, part: Batch) -> tuple[jax.Array, Metrics]:
+        return loss_and_metrics(model, join_params(trained, constant), part, totals=totals)
+
+    gradient_fn = functools.partial(jax.grad(loss_fn, has_aux=True), trained)
+    return sum_over_parts(gradient_fn, dict(batch), num_parts(num_micro_batches, batch))
+
+
+def step_params(model: MemoryModel, params: Params, step: jax.Array | int, seed: int) -> Params:
+    """The parameters as training step `step` (int32 scalar, from 0) of a run uses them."""
+    return model.training_params(params, jax.random.fold_in(jax.random.key(seed), step))
+
+
+def make_train_step(
+    model: MemoryModel,
+    optimizer: optax.GradientTransformation,
+    num_micro_batches: int = AUTOMATIC,
+    frozen: Sequence[str] = (),
+    mesh: Mesh | None = None,
+    seed: int = 0,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Makes the pure training step `(state, batch) -> (state, metrics)`, to be jitted.
+
+    A step whose loss or gradient is not finite leaves parameters and optimizer as they are and
+    says so in `metrics["finite"]`.
+
+    Args:
+        model: the model.
+        optimizer: the outer optimizer.
+        num_micro_batches: see `loss_gradient`.
+        frozen: regular expressions of the paths of parameters that stay as they are, see
+            `split_params`.
+        mesh: see `loss_gradient`; None computes on the devices where the arrays are.
+        seed: what dropout is a function of, beside the step.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        trained, constant = split_params(state.params, frozen)
+
+        def used_part(trained: Params) -> Params:
+            params = step_params(model, join_params(trained, constant), state.step, seed)
+            return split_params(params, frozen)[0]
+
+        used, pull_back = jax.vjp(used_part, trained)
+        gradient, metrics = loss_gradient(
+            model, join_params(used, constant), batch, num_micro_batches, frozen, mesh=mesh
+        )
+        (gradient,) = pull_back(gradient)
+        gradient_norm = optax.global_norm(gradient)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(gradient_norm)
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, trained)
+        updated = (optax.apply_updates(trained, updates), optimizer_state)
+        keep = lambda new, old: jnp.where(finite, new, old)
+        trained, optimizer_state = jax.tree.map(keep, updated, (trained, state.optimizer_state))
+        metrics |= {"gradient_norm": gradient_norm, "finite": finite}
+        params = join_params(trained, constant)
+        return TrainState(state.step + 1, params, optimizer_state), metrics
+
+    return train_step
+
+
+def jit_train_step(
+    model: MemoryModel,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    mesh: Mesh,
+    num_micro_batches: int = AUTOMATIC,
+    frozen: Sequence[str] = (),
+    seed: int = 0,
+) -> Any:
+    """Jits the training step of a mesh; the state it is called with is given up.
+
+    Args:
+        model: the model.
+        optimizer: the outer optimizer.
+        state: a training state, for its shapes; it lies as `sharding.shardings` says.
+        mesh: from `sharding.make_mesh`.
+        num_micro_batches: see `loss_gradient`.
+        frozen: see `make_train_step`.
+        seed: see `make_train_step`.
+    """
+    where = shardings(state, mesh)
+    return jax.jit(
+        make_train_step(model, optimizer, num_micro_batches, frozen, mesh, seed),
+        donate_argnums=0,
+        in_shardings=(where, batch_sharding(mesh)),
+        out_shardings=(where, NamedSharding(mesh, PartitionSpec())),
+        compiler_options=mesh_compiler_options(mesh),
+    )

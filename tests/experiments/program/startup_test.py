@@ -1,0 +1,115 @@
+"""How programs end when their input is refused."""
+
+import os
+import subprocess
+import sys
+from unittest import mock
+
+from absl import flags
+from absl.testing import absltest, parameterized
+from ml_collections import config_flags
+
+from experiments.program import startup
+from gradmem_jax.checks import require
+from gradmem_jax.storage.checkpoint import restore_params
+from tests.programs import ROOT, start
+
+CONFIG = ROOT / "experiments" / "configs" / "kv_quick.py"
+
+
+def refuse(_):
+    require(False, "size=-1 must be positive.")
+
+
+def lack(_):
+    restore_params("/nowhere")
+
+
+def mistake(_):
+    int("three")
+
+
+class ProgramTest(parameterized.TestCase):
+    @parameterized.parameters((refuse, "error: size=-1 must"), (lack, "error: there are no check"))
+    def test_what_we_refuse_has_no_traceback(self, main, message):
+        with self.assertRaises(SystemExit) as ended:
+            startup.without_traceback(main, [])
+        self.assertStartsWith(str(ended.exception.code), message)
+        self.assertNotIn("Traceback", str(ended.exception.code))
+
+    def test_our_own_mistakes_have_one(self):
+        with self.assertRaisesRegex(ValueError, "three"):
+            startup.without_traceback(mistake, [])
+
+    def test_a_reader_that_has_gone_and_ctrl_c(self):
+        command = (
+            "import os, sys; from experiments.program import startup\n"
+            "def main(_):\n"
+            "    if os.environ['END'] == 'ctrl_c': raise KeyboardInterrupt\n"
+            "    for i in range(100_000): print(i)\n"
+            "startup.without_traceback(main, [])"
+        )
+        for end, status in (("ctrl_c", 130), ("closed", 1)):
+            with subprocess.Popen(
+                [sys.executable, "-c", command],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=os.environ | {"END": end},
+            ) as process:
+                process.stdout.close()
+                self.assertEqual(process.stderr.read(), b"")
+                self.assertEqual(process.wait(), status)
+
+    @parameterized.parameters(
+        ("model.num_write_step", "no field 'num_write_step'; .*mean \"num_write_steps\""),
+        ("foo", "no field 'foo'; experiments/configs/default.py explains those it has.$"),
+    )
+    def test_unknown_fields(self, field, message):
+        words = ["train", f"--config.{field}=1"]
+        with self.assertRaises(SystemExit) as ended, startup.known_fields():
+            config_flags.DEFINE_config_file(
+                "config", str(CONFIG), flag_values=flags.FlagValues(), sys_argv=words
+            )
+        self.assertRegex(str(ended.exception.code), "^error: .*" + message)
+
+    @parameterized.parameters(
+        ("train", ("--config=experiments/configs/kv_paper.py:n5_k2",), "no gradmem row N=5"),
+        ("train", ("--config=nowhere.py",), "nowhere.py is no file in /.*; give .*kv_quick.py"),
+        ("train", ("--config.data.num_pair=3",), "no field 'num_pair'.*mean \"num_pairs\""),
+        ("train", ("--workdir=",), "--workdir= is empty"),
+        ("evaluate", ("--num_write_steps", "0", "1", "2"), "'1' '2' belongs to no flag. Write lis"),
+    )
+    def test_wrong_flags_are_refused_in_a_few_words(self, name, arguments, message):
+        done = start(name, "--workdir=nowhere", *arguments)
+        self.assertEqual(done.returncode, 1)
+        self.assertRegex(done.stderr.replace("\n", " "), "^error: .*" + message)
+        self.assertNotIn("Traceback", done.stderr)
+
+    @parameterized.parameters(
+        ("--config=experiments", "error: --config=experiments is a folder; give "),
+        ("--config=README.md:n8", "error: --config=README.md is no Python file; give "),
+        ("--config.optimizer=muon", "as in --config.optimizer.name=muon"),
+        ("--config.stop_at_exact_match=None", "can set a field to None, see .*default.py"),
+    )
+    def test_wrong_configs(self, word, message):
+        values, words = flags.FlagValues(), ["train", word]
+        if "." in word.partition("=")[0]:
+            config_flags.DEFINE_config_file(
+                "config", str(CONFIG), flag_values=values, sys_argv=words
+            )
+        else:
+            flags.DEFINE_string("config", "", "", flag_values=values)
+        with (
+            mock.patch.object(flags, "FLAGS", values),
+            self.assertRaises(SystemExit) as ended,
+        ):
+            startup.parse_flags(words)
+        self.assertRegex(str(ended.exception.code), message)
+
+    @parameterized.parameters(None, 3)
+    def test_status(self, status):
+        self.assertEqual(startup.without_traceback(lambda _: status, []), status)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,415 @@
+"""The outer loop: metrics, micro-batches, optimizer, steps that are not finite, learning."""
+
+import functools
+import re
+from unittest import mock
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl.testing import absltest, parameterized
+
+from gradmem_jax import GPT2Config, GradMem, GradMemConfig
+from gradmem_jax.methods import METHODS
+from gradmem_jax.parallel.micro_batches import count_micro_batches, sum_over_parts
+from gradmem_jax.parallel.sharding import MeshConfig, make_mesh, place, shardings
+from gradmem_jax.training import evaluation, losses
+from gradmem_jax.training import step as training_step
+from gradmem_jax.training.evaluation import evaluate_batch
+from gradmem_jax.training.losses import loss_and_metrics
+from gradmem_jax.training.optimizer import (
+    OptimizerConfig,
+    learning_rate_schedule,
+    linear_layers,
+    make_optimizer,
+    matrices,
+)
+from gradmem_jax.training.step import init_state, loss_gradient, make_train_step
+from gradmem_jax.trees import path_name
+from tests.small import random_ids, small_batch, small_model, small_params, small_writer
+
+MODEL = small_model(inner_loss_weight=0.5)
+PARAMS = small_params(MODEL)
+
+
+def decayed_names(model):
+    """Paths of the parameters that weight decay reaches, without the numbers of layers."""
+    tree = matrices(jax.eval_shape(model.init, jax.random.key(0)))
+    leaves = jax.tree.leaves_with_path(tree)
+    return {re.sub(r"layers_\d+", "layers", path_name(path)) for path, is_one in leaves if is_one}
+
+
+class LossTest(parameterized.TestCase):
+    def test_metrics_by_hand(self):
+        batch = small_batch(4)
+        batch["value_mask"] = (np.arange(5) == 3) & (batch["labels"] >= 0)
+        batch["valid"] = np.array([True, True, False, True])
+        loss, metrics = jax.jit(lambda p: loss_and_metrics(MODEL, p, batch))(PARAMS)
+        memory, info = jax.jit(MODEL.write_memory)(PARAMS, batch["context_ids"])
+        logits = np.asarray(jax.jit(MODEL.read_memory)(PARAMS, memory, batch["query_ids"]))
+        rows = [0, 1, 3]
+        targets = batch["query_ids"][rows][:, :, 3:]
+        predicted = logits[rows][:, :, 3:5]
+        read_loss = optax.softmax_cross_entropy_with_integer_labels(predicted, targets).mean()
+        right = predicted[:, :, 0].argmax(-1) == targets[:, :, 0]
+        write_loss = info.losses[-1][np.array(rows)].mean()
+        want = {
+            "read_loss": read_loss,
+            "exact_match": right.mean(),
+            "token_accuracy": right.mean(),
+            "write_loss": write_loss,
+            "write_gradient_norm": info.gradient_norms[:, np.array(rows)].mean(),
+            "loss": read_loss + 0.5 * write_loss,
+        }
+        for name, value in want.items():
+            np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(loss, want["loss"], rtol=1e-5)
+
+    def test_exact_match_needs_every_value_symbol(self):
+        model = small_model(num_write_steps=0)
+        batch = small_batch(3, queries=4)
+        logits = model.read_memory(PARAMS, model.initial_memory(PARAMS, 3), batch["query_ids"])
+        greedy = np.asarray(logits[:, :, 3:5].argmax(-1))
+        batch["labels"][:, :, 3:] = greedy
+        batch["labels"][0, 0, 4] = (greedy[0, 0, 1] + 1) % 11
+        _, metrics = loss_and_metrics(model, PARAMS, batch)
+        np.testing.assert_allclose(metrics["exact_match"], 11 / 12, rtol=1e-6)
+        np.testing.assert_allclose(metrics["token_accuracy"], 23 / 24, rtol=1e-6)
+
+    def test_micro_batches_change_nothing(self):
+        batch = small_batch(6)
+        batch["labels"][0] = -100
+        batch["valid"] = np.arange(6) != 4
+        whole = jax.jit(lambda p: loss_gradient(MODEL, p, batch))(PARAMS)
+        parts = jax.jit(lambda p: loss_gradient(MODEL, p, batch, 3))(PARAMS)
+        chex.assert_trees_all_close(whole, parts, rtol=1e-4, atol=1e-6)
+
+    def test_micro_batches_must_divide_the_batch(self):
+        with self.assertRaisesRegex(ValueError, "num_micro_batches=4"):
+            loss_gradient(MODEL, PARAMS, small_batch(6), 4)
+
+    def test_evaluation_of_a_traced_number_of_steps(self):
+        batch = small_batch(4)
+        batch["context_kinds"] = batch["context_ids"] % 3
+        for steps in (0, 2, 4):
+            metrics, totals = evaluate_batch(
+                MODEL, PARAMS, batch, jnp.int32(steps), max_steps=4, num_kinds=3
+            )
+            memory, _ = MODEL.write_memory(PARAMS, batch["context_ids"], num_steps=steps)
+            losses = MODEL.write_token_losses(PARAMS, memory, batch["context_ids"])
+            tokens = batch["context_ids"] > 0
+            np.testing.assert_allclose(metrics["write_loss"], losses[tokens].mean(), rtol=1e-4)
+            for kind in range(3):
+                where = tokens & (batch["context_kinds"] == kind)
+                np.testing.assert_allclose(
+                    metrics["write_loss_by_kind"][kind], losses[where].mean(), rtol=1e-4
+                )
+                self.assertEqual(totals["kinds"][kind], where.sum())
+
+    @parameterized.parameters({"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2})
+    def test_evaluation_in_parts_and_on_devices_is_the_same(self, **layout):
+        batch = small_batch(16)
+        batch["context_ids"] = random_ids(1, 16, 250)
+        batch["context_kinds"] = batch["context_ids"] % 3
+        batch["valid"] = np.arange(16) != 4
+        model = small_model(lm={"max_positions": 512}, num_write_steps=1)
+        mesh = make_mesh(MeshConfig(**layout))
+        split = place(PARAMS, shardings(PARAMS, mesh))
+        evaluate = lambda params, mesh=None: evaluate_batch(
+            model, params, batch, jnp.int32(1), max_steps=1, num_kinds=3, mesh=mesh
+        )
+        evaluation._jit_evaluation.cache_clear()
+        with mock.patch.object(losses, "count_micro_batches", return_value=1) as count:
+            whole = evaluate(PARAMS)
+        self.assertTrue(count.called)
+        evaluation._jit_evaluation.cache_clear()
+        for got in (evaluate(PARAMS), evaluate(split, mesh)):
+            chex.assert_trees_all_close(got, whole, rtol=1e-4)
+        self.assertEqual(whole[1]["tokens"], 15 * 250)
+
+    @parameterized.parameters(0, -2, 1.5)
+    def test_number_of_micro_batches(self, bad):
+        with self.assertRaisesRegex(ValueError, f"num_micro_batches={bad} must be an integer >= 1"):
+            loss_gradient(MODEL, PARAMS, small_batch(6), bad)
+
+    @parameterized.parameters(
+        ("cpu", 64, 234, 32),
+        ("cpu", 32, 61, 4),
+        ("cpu", 6, 5000, 6),
+        ("cpu", 6, 20, 1),
+        ("cpu", 61, 234, 61),
+        ("cpu", 0, 0, 1),
+        ("gpu", 64, 234, 1),
+        ("tpu", 64, 234, 1),
+    )
+    def test_chosen_number_of_micro_batches(self, platform, batch_size, num_tokens, want):
+        with mock.patch.object(jax, "default_backend", return_value=platform):
+            self.assertEqual(count_micro_batches(-1, batch_size, num_tokens), want)
+
+    def test_long_contexts_go_in_parts_by_default(self):
+        batch = small_batch(6)
+        batch["context_ids"] = random_ids(1, 6, 250)
+        model = small_model(lm={"max_positions": 512}, inner_loss_weight=0.5)
+        counted = mock.Mock(wraps=sum_over_parts)
+        with mock.patch.object(training_step, "sum_over_parts", counted):
+            whole, parts = (
+                jax.jit(lambda p, n=n: loss_gradient(model, p, batch, *n))(PARAMS)
+                for n in ((1,), ())
+            )
+        self.assertEqual([call.args[2] for call in counted.call_args_list], [1, 3])
+        chex.assert_trees_all_close(whole, parts, rtol=1e-4, atol=1e-6)
+
+    def test_write_takes_a_micro_batch_whole(self):
+        batch = small_batch(6)
+        batch["context_ids"] = random_ids(1, 6, 250)
+        model = small_model(lm={"max_positions": 512})
+        sizes = []
+        embed = lambda model, params, ids, embed=GradMem.embed: (
+            sizes.append(len(ids)) or embed(model, params, ids)
+        )
+        with mock.patch.object(GradMem, "embed", embed):
+            for num_micro_batches in (1, 2):
+                step = lambda p, n=num_micro_batches: loss_gradient(model, p, batch, n)
+                jax.eval_shape(step, PARAMS)
+            in_step = set(sizes)
+            sizes.clear()
+            jax.eval_shape(model.write_memory, PARAMS, batch["context_ids"])
+        self.assertEqual((in_step, set(sizes)), ({6, 3}, {2}))
+
+    def test_write_gradient_norm_is_that_of_the_whole_memory(self):
+        model = small_model(memory_projection="per_sample", num_write_steps=1)
+        params, batch = small_params(model), small_batch()
+        run = jax.jit(
+            lambda p: (
+                model.write_memory(p, batch["context_ids"])[1],
+                loss_and_metrics(model, p, batch)[1],
+            )
+        )
+        info, metrics = run(params)
+        squares = sum(np.square(norm) for norm in info.gradient_norms)
+        np.testing.assert_allclose(
+            metrics["write_gradient_norm"], np.sqrt(squares).mean(), rtol=1e-5
+        )
+
+
+class OptimizerTest(parameterized.TestCase):
+    def test_schedules(self):
+        constant = learning_rate_schedule(OptimizerConfig(learning_rate=0.1, warmup_steps=10))
+        np.testing.assert_allclose([constant(i) for i in (0, 5, 10, 99)], [0, 0.05, 0.1, 0.1])
+        cosine = learning_rate_schedule(
+            OptimizerConfig(
+                learning_rate=0.1,
+                warmup_steps=10,
+                schedule="cosine",
+                num_steps=110,
+                final_learning_rate=0.02,
+            )
+        )
+        np.testing.assert_allclose(
+            [cosine(i) for i in (0, 10, 60, 110, 200)], [0, 0.1, 0.06, 0.02, 0.02], atol=1e-7
+        )
+
+    def test_matrices_decay_and_vectors_do_not(self):
+        optimizer = make_optimizer(
+            OptimizerConfig(learning_rate=0.1, warmup_steps=0, weight_decay=0.5, clip_norm=None)
+        )
+        params = {"matrix": jnp.ones((2, 2)), "vector": jnp.ones(2)}
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+        np.testing.assert_allclose(updates["matrix"], -0.05 * np.ones((2, 2)), rtol=1e-6)
+        np.testing.assert_array_equal(updates["vector"], 0)
+
+    @parameterized.parameters(None, 0.5, 20.0)
+    def test_adamw_by_hand(self, clip_norm):
+        optimizer = make_optimizer(
+            OptimizerConfig(
+                learning_rate=0.1,
+                warmup_steps=0,
+                b1=0.6,
+                b2=0.7,
+                epsilon=0.3,
+                weight_decay=0.0,
+                clip_norm=clip_norm,
+            )
+        )
+        params = {"x": jnp.zeros(2)}
+        state, mean, square = optimizer.init(params), 0.0, 0.0
+        for t, gradient in enumerate(([3.0, -4.0], [0.1, 0.2]), 1):
+            updates, state = optimizer.update({"x": jnp.array(gradient)}, state, params)
+            clipped = np.array(gradient) * min(1, (clip_norm or 99) / np.linalg.norm(gradient))
+            mean, square = 0.6 * mean + 0.4 * clipped, 0.7 * square + 0.3 * clipped**2
+            want = -0.1 * mean / (1 - 0.6**t) / (np.sqrt(square / (1 - 0.7**t)) + 0.3)
+            np.testing.assert_allclose(updates["x"], want, rtol=1e-5)
+
+    @parameterized.parameters(*METHODS)
+    def test_the_same_parameters_decay_however_layers_are_stacked(self, name):
+        decayed = []
+        for scan_layers in (False, True):
+            model = small_writer(name, lm=dict(num_layers=2, scan_layers=scan_layers))
+            decayed.append(decayed_names(model))
+        self.assertEqual(*decayed)
+        self.assertIn("lm/embedding", decayed[0])
+        for path in decayed[0]:
+            self.assertNotRegex(path, "bias$|scale$|A_log$")
+
+    def test_matrices_of_adapters_and_gpt2_decay(self):
+        for scan_layers in (False, True):
+            lm = dict(vocab_size=11, width=8, num_layers=2, num_heads=2, scan_layers=scan_layers)
+            config = GradMemConfig(
+                lm=GPT2Config(**lm),
+                num_control_tokens=1,
+                write_lora_rank=2,
+                memory_projection="proj",
+                learned_write_learning_rate="token",
+            )
+            self.assertEqual(
+                {path.split("/")[-1] for path in decayed_names(GradMem(config))},
+                {"embedding", "position_embedding", "kernel", "a", "b"}
+                | {"initial_memory", "write_head"}
+                | {f"{phase}_{side}" for phase in ("read", "write") for side in ("start", "end")},
+            )
+
+    def test_muon_updates_of_linear_layers_are_nearly_orthogonal(self):
+        params = small_params(small_model(lm=dict(width=16, mlp_width=24)))
+        rng = np.random.default_rng(0)
+        gradient = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params)
+        optimizer = make_optimizer(
+            OptimizerConfig("muon", learning_rate=0.1, warmup_steps=0, clip_norm=None)
+        )
+        updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+        adam = optax.nadamw(0.1, b2=0.999, weight_decay=0.0)
+        want, _ = adam.update(gradient, adam.init(params), params)
+        for path in ("write_head", "initial_memory"):
+            np.testing.assert_allclose(updates[path], want[path], rtol=1e-5)
+
+        def check(update, gradient, shape):
+            update, gradient = update.reshape(shape), gradient.reshape(shape)
+            left, _, right = np.linalg.svd(gradient, full_matrices=False)
+            want = -0.1 * 0.2 * np.sqrt(max(update.shape)) * left @ right
+            cosine = (update * want).sum() / np.linalg.norm(update) / np.linalg.norm(want)
+            self.assertGreater(cosine, 0.97)
+            self.assertAlmostEqual(np.linalg.norm(update) / np.linalg.norm(want), 1, delta=0.25)
+
+        layer, of_layer = (tree["lm"]["layers_0"] for tree in (updates, gradient))
+        for name in ("query", "key", "value", "output"):
+            part = lambda layer, name=name: layer["attention"][name]["kernel"]
+            check(part(layer), part(of_layer), (-1, 16) if name == "output" else (16, -1))
+        for name in ("gate", "up", "down"):
+            matrix = layer[name]["kernel"]
+            check(matrix, of_layer[name]["kernel"], matrix.shape)
+
+    def test_muon_decays_linear_layers_only(self):
+        optimizer = make_optimizer(
+            OptimizerConfig("muon", learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
+        )
+        params = {"up": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}, "head": jnp.ones((3, 2))}
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+        np.testing.assert_allclose(updates["up"]["kernel"], -0.05 * np.ones((2, 3)), rtol=1e-6)
+        chex.assert_trees_all_equal(
+            (updates["up"]["bias"], updates["head"]), (zeros["up"]["bias"], zeros["head"])
+        )
+
+    @parameterized.parameters(*METHODS)
+    def test_muon_knows_the_linear_layers_of_every_method(self, name):
+        stacked, flat = (
+            small_writer(name, lm=dict(num_layers=2, scan_layers=scan)) for scan in (True, False)
+        )
+        axes = [
+            linear_layers(jax.eval_shape(lambda model=model: model.init(jax.random.key(0))))
+            for model in (stacked, flat)
+        ]
+        for layer in ("layers_0", "layers_1"):
+            self.assertEqual(axes[0]["lm"]["layers"], axes[1]["lm"][layer])
+        params = jax.eval_shape(lambda: flat.init(jax.random.key(0)))
+        for path, x in jax.tree.leaves_with_path(params):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            found = functools.reduce(lambda tree, key: tree[key.key], path, axes[1])
+            self.assertEqual(found is not None, name.endswith("/kernel"), name)
+            if found is not None:
+                used = {
+                    i % x.ndim
+                    for i in np.ravel([*np.atleast_1d(found[0]), *np.atleast_1d(found[1])])
+                }
+                self.assertEqual(used, set(range(x.ndim)), name)
+
+    @parameterized.parameters(
+        dict(name="sgd"),
+        dict(learning_rate=0.0),
+        dict(schedule="linear"),
+        dict(b2=1.0),
+        dict(epsilon=0.0),
+        dict(clip_norm=0.0),
+        dict(num_steps=0),
+        dict(schedule="cosine", num_steps=100, warmup_steps=100),
+    )
+    def test_refusals(self, **fields):
+        with self.assertRaisesRegex(ValueError, list(fields)[-1]):
+            OptimizerConfig(**fields)
+
+    def test_muon_takes_learned_write_rates_for_numbers(self):
+        model = small_model(memory_projection="per_sample", learned_write_learning_rate="shared")
+        axes = linear_layers(jax.eval_shape(lambda: model.init(jax.random.key(0))))
+        self.assertEqual(set(axes["log_write_learning_rate"].values()), {None})
+        self.assertIsNotNone(axes["projection"]["kernel"])
+
+
+class StepTest(parameterized.TestCase):
+    @parameterized.parameters("adamw", "muon")
+    def test_learns_by_heart(self, name):
+        model = small_model(
+            learned_write_learning_rate="shared",
+            num_write_steps=1,
+            write_learning_rate=5.0,
+            lm=dict(width=16),
+        )
+        optimizer = make_optimizer(
+            OptimizerConfig(name, learning_rate=1e-2, warmup_steps=0, b2=0.99, num_steps=200)
+        )
+        state = init_state(model.init(jax.random.key(0)), optimizer)
+        batch = small_batch(4)
+        batch["query_ids"][:, :, :3] = random_ids(9, 1, 1, 3)  # only memory tells samples apart
+        batch["query_ids"][:, 1] = batch["query_ids"][:, 0]
+        batch["labels"] = np.where(np.arange(5) < 3, -100, batch["query_ids"])
+        self.assertLen({tuple(row) for row in batch["labels"][:, 0]}, 4)
+        step = jax.jit(make_train_step(model, optimizer), donate_argnums=0)
+        for _ in range(200):
+            state, metrics = step(state, batch)
+        self.assertEqual(int(state.step), 200)
+        self.assertEqual(float(metrics["exact_match"]), 1.0)
+        self.assertLess(float(metrics["loss"]), 0.1)
+
+    def test_step_that_is_not_finite_changes_nothing(self):
+        model = small_model(num_write_steps=1)
+        optimizer = make_optimizer(OptimizerConfig())
+        state = init_state(model.init(jax.random.key(0)), optimizer)
+        step = jax.jit(make_train_step(model, optimizer))
+        bad = state._replace(
+            params=state.params | {"initial_memory": jnp.full((3, 8), jnp.inf, jnp.float32)}
+        )
+        after, metrics = step(bad, small_batch())
+        self.assertFalse(bool(metrics["finite"]))
+        self.assertEqual(int(after.step), 1)
+        chex.assert_trees_all_equal(after.params, bad.params)
+        chex.assert_trees_all_equal(after.optimizer_state, bad.optimizer_state)
+        after, metrics = step(state, small_batch())
+        self.assertTrue(bool(metrics["finite"]))
+
+    def test_step_of_a_finite_loss_without_a_gradient_changes_nothing(self):
+        class Kink(GradMem):
+            def read_memory(self, params, memory, query_ids):
+                zero = jnp.sqrt(0 * params["initial_memory"].sum())  # its gradient is NaN
+                return super().read_memory(params, memory, query_ids) + zero
+
+        model, optimizer = Kink(small_model(num_write_steps=0).config), optax.sgd(0.1)
+        state = init_state(PARAMS, optimizer)
+        after, metrics = jax.jit(make_train_step(model, optimizer))(state, small_batch())
+        self.assertTrue(np.isfinite(metrics["loss"]))
+        self.assertFalse(bool(metrics["finite"]))
+        chex.assert_trees_all_equal(after.params, state.params)
+
+
+if __name__ == "__main__":
+    absltest.main()
