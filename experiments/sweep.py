@@ -26,8 +26,8 @@ from absl import flags
 from experiments.program import console, files, formatting, locks, startup
 from experiments.program.console import log
 from experiments.results.finished_runs import name_pattern
-from experiments.run.build import LOWER_IS_BETTER
-from experiments.run.curriculum import build_stages
+from experiments.run.build import build
+from experiments.run.plan import LOWER_IS_BETTER
 from experiments.sweeps.run_list import Run
 from gradmem_jax.checks import require
 
@@ -100,7 +100,7 @@ def _check_config(run: Run) -> None:
     try:
         config = get_config(argument) if argument else get_config()
         config.lock().update_from_flattened_dict(run.overrides)
-        build_stages(config)
+        build(config)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"run {run.name!r} cannot be configured, correct {run.config!r} or its overrides "

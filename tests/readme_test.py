@@ -9,7 +9,7 @@ import shlex
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from experiments.run.curriculum import build_stages
+from experiments.run.build import build
 from tests.programs import start
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -75,7 +75,7 @@ class ReadmeTest(parameterized.TestCase):
                         self.assertIn(part, group, f"{name} in {words}")
                         group = group[part]
             if "data_dir" not in fields.data:  # else it needs files that no clone has
-                build_stages(config)
+                build(config)
 
     @parameterized.parameters(*PROGRAMS)
     def test_help_explains_every_flag(self, program):

@@ -16,7 +16,7 @@ from experiments.answers.open_model import open_model
 from experiments.answers.write_traces import make_optimizer
 from experiments.configs.arguments import parse_row
 from experiments.program.startup import integers
-from experiments.run.curriculum import build_stages
+from experiments.run.build import build
 from experiments.run.devices import find_devices
 from experiments.speed.growth import parse_sweeps
 from experiments.speed.setting import Setting
@@ -75,7 +75,7 @@ class BadFlagsTest(parameterized.TestCase):
                 TRIED["overrides"] += 1
                 self.assertIn(field, str(error))
                 return
-            sound("overrides", lambda: (build_stages(config), find_devices(config)))
+            sound("overrides", lambda: find_devices(build(config)))
 
         values()
         numbers = [field for field, value in fields.items() if type(value) in (int, float)]

@@ -1,5 +1,6 @@
 """The training program: a whole run, resuming, curriculum, divergence, refusals."""
 
+import dataclasses
 import itertools
 import json
 import pathlib
@@ -19,11 +20,10 @@ from experiments import train
 from experiments.configs import default, kv_paper, kv_quick, kv_scaling, kv_small
 from experiments.program import files
 from experiments.run import initial_state, progress, training_run, workdir
-from experiments.run.build import build_model, build_optimizer_config, build_task, one_query
+from experiments.run.build import build
 from experiments.run.compiled_steps import CompiledSteps
-from experiments.run.curriculum import build_stages
 from experiments.run.devices import find_devices
-from experiments.run.evaluation import evaluate_params
+from experiments.run.evaluation import evaluate_params, one_query
 from experiments.run.nonfinite import NonFiniteError, load_batch
 from experiments.run.stage import RunningStage
 from gradmem_jax.storage import checkpoint
@@ -58,16 +58,20 @@ def tiny_config(method="gradmem", **changes):
     return config
 
 
+def tiny_plan(method="gradmem", **changes):
+    return build(tiny_config(method, **changes))
+
+
 def random_run(folder, config, scores=(0.0,)):
     """A run that was stopped before its first step, with a checkpoint for each score."""
     folder.mkdir()
-    workdir.check_workdir(folder, config)
-    config = config.copy_and_resolve_references()
+    plan = build(config)
+    workdir.check_workdir(folder, plan)
     with checkpoint.open_checkpoints(folder / "checkpoints") as checkpoints:
         for step, score in enumerate(scores, 1):
-            state = initial_state.start_state(config, build_model(config), optax.identity())
+            seeded = dataclasses.replace(plan, seed=plan.seed + step - 1)
+            state = init_state(initial_state.start_params(seeded), optax.identity())
             checkpoint.save(checkpoints, step, state, {}, {"score": score})
-            config.seed += 1
 
 
 class Killed(BaseException):
@@ -123,7 +127,7 @@ class TrainTest(parameterized.TestCase):
         self.assertEqual(again["steps"], 8)
         self.assertEqual(again["by_num_write_steps"], summary["by_num_write_steps"])
 
-        (model, task, _), devices = target_stage(config), find_devices(config)
+        (model, task, _), devices = target_stage(config), find_devices(build(config))
         _, params = checkpoint.restore_params(
             self.folder / "run" / "checkpoints", "best", mesh=devices.mesh
         )
@@ -188,7 +192,7 @@ class TrainTest(parameterized.TestCase):
             chex.assert_trees_all_equal(
                 self.params("straight", which), self.params("killed", which)
             )
-        initial = initial_state.start_state(config, *model_and_optimizer(config)).params
+        initial = initial_state.start_state(build(config)).params
         moved = np.abs(initial["lm"]["embedding"] - self.params("killed")[1]["lm"]["embedding"])
         self.assertGreater(moved.max(), 1e-3)
 
@@ -213,24 +217,19 @@ class TrainTest(parameterized.TestCase):
         self.assertEqual(train.train(config, self.folder / "run")["steps"], 8)
 
     def test_stages_share_compiled_steps(self):
-        config = tiny_config()
-        devices = find_devices(config)
-        state = initial_state.start_state(config, *model_and_optimizer(config))
-        steps = self.enterContext(CompiledSteps(config, devices, state))
-        stage = lambda changes: RunningStage(
-            config, build_stages(tiny_config(**changes)), 0, devices, steps
-        )
+        plan = build(tiny_config())
+        devices = find_devices(plan)
+        steps = self.enterContext(CompiledSteps(plan, devices, initial_state.start_state(plan)))
         with self.assertLogs("experiments", "INFO") as logs:
             for changes in ({}, {}, {"model.num_write_steps": 2}, {"data.num_pairs": 3}, {}):
-                stage(changes)
+                RunningStage(build(tiny_config(**changes)), 0, devices, steps)
         self.assertLen(logs.output, 3)
 
     def test_batches_and_the_order_of_samples(self):
         for shuffle in (False, True):
             config = tiny_config(shuffle=shuffle, **{"data.num_samples": 64})
-            stage = RunningStage(
-                config, build_stages(config), 0, find_devices(config), mock.MagicMock()
-            )
+            plan = build(config)
+            stage = RunningStage(plan, 0, find_devices(plan), mock.MagicMock())
             batch, source = stage.next_batch(), target_stage(config).task.source("train")
             self.assertEqual(batch["index"].tolist() == list(range(8)), not shuffle)
             for i, index in enumerate(batch["index"]):
@@ -238,9 +237,11 @@ class TrainTest(parameterized.TestCase):
                     np.testing.assert_array_equal(batch[name][i], source[index][name])
 
     def test_what_data_and_optimizer_take_from_the_run(self):
-        one, other = (build_task(tiny_config(seed=seed)).source("train")[0] for seed in (3, 4))
+        one, other = (
+            target_stage(tiny_config(seed=seed)).task.source("train")[0] for seed in (3, 4)
+        )
         self.assertFalse(np.array_equal(one["context_ids"], other["context_ids"]))
-        self.assertEqual(build_optimizer_config(tiny_config(num_steps=77)).num_steps, 77)
+        self.assertEqual(build(tiny_config(num_steps=77)).optimizer.num_steps, 77)
 
     def test_dropout_is_drawn_by_the_seed_of_the_run(self):
         config = tiny_config(
@@ -254,11 +255,12 @@ class TrainTest(parameterized.TestCase):
                 "optimizer.weight_decay": 0.0,
             },
         )
-        model, optimizer = model_and_optimizer(config)
-        params, devices = small_params(model), find_devices(config)
-        state = init_state(params, optimizer, config.frozen)
-        with CompiledSteps(config, devices, state) as steps:
-            stage = RunningStage(config, build_stages(config), 0, devices, steps)
+        plan = build(config)
+        model, devices = plan.target.model, find_devices(plan)
+        params = small_params(model)
+        state = init_state(params, make_optimizer(plan.optimizer), plan.frozen)
+        with CompiledSteps(plan, devices, state) as steps:
+            stage = RunningStage(plan, 0, devices, steps)
             after, _ = stage.step(state, stage.next_batch())
         inputs = lambda params: params["write_lora"]["layers_0"]["up"]["a"]
         left_out = np.asarray(inputs(step_params(model, params, 0, 3)) == 0)
@@ -268,41 +270,41 @@ class TrainTest(parameterized.TestCase):
     def test_start_from_another_run(self):
         random_run(self.folder / "first", tiny_config(), scores=(1.0, 0.0))
         config = tiny_config(init_from=str(self.folder / "first"), num_steps=2, evaluate_every=2)
-        state = initial_state.start_state(config, *model_and_optimizer(config))
+        state = initial_state.start_state(build(config))
         chex.assert_trees_all_equal(state.params, self.params("first", "best")[1])
         self.assertEqual(int(state.step), 0)
         other = tiny_config(**{"init_from": str(self.folder / "first"), "lm.width": 16})
         with self.assertRaisesRegex(
             ValueError, r"\['initial_memory', 'lm', .* do not fit this.* otherwise: lm.width=\d+\."
         ):
-            initial_state.start_state(other, *model_and_optimizer(other))
+            initial_state.start_state(build(other))
         other = tiny_config(**{"init_from": str(self.folder / "first"), "data.alphabet_size": 9})
         with self.assertRaisesRegex(
             ValueError, r"\['lm', 'write_head'\] .* do not fit.* its vocabulary\."
         ):
-            initial_state.start_state(other, *model_and_optimizer(other))
+            initial_state.start_state(build(other))
         adapted = tiny_config(
             **{"init_from": str(self.folder / "first"), "model.write_lora_rank": 2}
         )
         with self.assertLogs("experiments", "INFO") as logs:
-            params = initial_state.start_state(adapted, *model_and_optimizer(adapted)).params
+            params = initial_state.start_state(build(adapted)).params
         self.assertIn("has no write_lora: they start anew", logs.output[-1])
         chex.assert_trees_all_equal({name: params[name] for name in state.params}, state.params)
         random_run(self.folder / "adapted", adapted)
         less = tiny_config(init_from=str(self.folder / "adapted"))
         with self.assertRaisesRegex(ValueError, r"\['write_lora'\] .* do not fit this"):
-            initial_state.start_state(less, *model_and_optimizer(less))
+            initial_state.start_state(build(less))
         latest = tiny_config(init_from=str(self.folder / "first"), init_checkpoint="latest")
         chex.assert_trees_all_equal(
-            initial_state.start_state(latest, *model_and_optimizer(latest)).params,
+            initial_state.start_state(build(latest)).params,
             self.params("first", "latest")[1],
         )
         latest.init_checkpoint = "7"
         with self.assertRaisesRegex(ValueError, r"no checkpoint '7'; it has steps \[1, 2\]"):
-            initial_state.start_state(latest, *model_and_optimizer(latest))
+            initial_state.start_state(build(latest))
         missing = tiny_config(init_from=str(self.folder / "nowhere"))
         with self.assertRaisesRegex(ValueError, "no checkpoints in"):
-            initial_state.start_state(missing, *model_and_optimizer(missing))
+            initial_state.start_state(build(missing))
 
         self.assertEqual(train.train(config, self.folder / "second")["steps"], config.num_steps)
         shutil.rmtree(self.folder / "first")  # a run that goes on needs nothing of it
@@ -313,7 +315,7 @@ class TrainTest(parameterized.TestCase):
     def test_start_from_the_language_model_of_another_method(self):
         random_run(self.folder / "first", tiny_config("rmt"))
         config = tiny_config(init_from=str(self.folder / "first"))
-        params = initial_state.start_state(config, *model_and_optimizer(config)).params
+        params = initial_state.start_state(build(config)).params
         trained = self.params("first", "best")[1]
         chex.assert_trees_all_equal(params["lm"], trained["lm"])
         np.testing.assert_array_equal(params["write_head"], trained["lm"]["head"])
@@ -348,7 +350,7 @@ class TrainTest(parameterized.TestCase):
             }
         )
         self.assertEqual(train.train(config, self.folder / "run")["steps"], 2)
-        start = initial_state.start_state(config, *model_and_optimizer(config))
+        start = initial_state.start_state(build(config))
         _, params = self.params("run")
         jax.tree.map(np.testing.assert_array_equal, params["lm"], start.params["lm"])
 
@@ -381,16 +383,16 @@ class TrainTest(parameterized.TestCase):
 
     def test_workdir_of_another_run_is_refused(self):
         (self.folder / "run").mkdir()
-        workdir.check_workdir(self.folder / "run", tiny_config(**{"lm.width": 16}))
-        workdir.check_workdir(self.folder / "run", tiny_config())  # nothing was trained before
+        workdir.check_workdir(self.folder / "run", tiny_plan(**{"lm.width": 16}))
+        workdir.check_workdir(self.folder / "run", tiny_plan())  # nothing was trained before
         (self.folder / "run" / "checkpoints" / "4").mkdir(parents=True)
         others = {"num_steps": 80, "mesh.fsdp": 2, "init_checkpoint": "latest", "init_from": "x"}
         others |= {"num_micro_batches": 4, "cpu_devices": 1}
-        workdir.check_workdir(self.folder / "run", tiny_config(**others))
+        workdir.check_workdir(self.folder / "run", tiny_plan(**others))
         with self.assertRaisesRegex(ValueError, r"other values of \['lm.width'\]"):
-            workdir.check_workdir(self.folder / "run", tiny_config(**{"lm.width": 16}))
+            workdir.check_workdir(self.folder / "run", tiny_plan(**{"lm.width": 16}))
         with self.assertRaisesRegex(ValueError, "num_steps=3 is less than the 4 steps that"):
-            workdir.check_workdir(self.folder / "run", tiny_config(num_steps=3))
+            workdir.check_workdir(self.folder / "run", tiny_plan(num_steps=3))
 
     def test_a_run_from_before_a_field_was_there_goes_on_with_its_default(self):
         path = self.folder / "run" / "config.json"
@@ -398,10 +400,10 @@ class TrainTest(parameterized.TestCase):
         earlier = files.to_json(tiny_config().to_dict())
         del earlier["optimizer"]["name"]
         path.write_text(json.dumps(earlier))
-        muon = tiny_config(**{"optimizer.name": "muon"})
+        muon = tiny_plan(**{"optimizer.name": "muon"})
         with self.assertRaisesRegex(ValueError, r"other values of \['optimizer.name'\]"):
             workdir.check_workdir(self.folder / "run", muon)
-        workdir.check_workdir(self.folder / "run", tiny_config())
+        workdir.check_workdir(self.folder / "run", tiny_plan())
         self.assertEqual(json.loads(path.read_text())["optimizer"]["name"], "adamw")
 
     @parameterized.parameters(
@@ -449,8 +451,7 @@ class TrainTest(parameterized.TestCase):
     )
     def test_configs_can_be_built(self, module, argument):
         config = module.get_config(argument) if argument else module.get_config()
-        *_, target = build_stages(config)
-        self.assertEqual(target.task.num_pairs, config.data.num_pairs)
+        self.assertEqual(target_stage(config).task.num_pairs, config.data.num_pairs)
 
     @parameterized.parameters(
         ("n5_k2", "no gradmem row N=5"),
@@ -477,12 +478,7 @@ class TrainTest(parameterized.TestCase):
 
 
 def target_stage(config):
-    return build_stages(config)[-1]
-
-
-def model_and_optimizer(config):
-    model = target_stage(config).model
-    return model, make_optimizer(build_optimizer_config(config))
+    return build(config).target
 
 
 if __name__ == "__main__":

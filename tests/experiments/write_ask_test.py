@@ -11,7 +11,6 @@ from unittest import mock
 import chex
 import jax
 import numpy as np
-import optax
 from absl.testing import absltest, parameterized
 
 import gradmem_jax
@@ -20,9 +19,10 @@ from experiments.answers.contexts import Context, read_contexts
 from experiments.answers.open_model import WRITE_LEARNING_RATES, open_model, reopen_model
 from experiments.answers.writing import report, save_written, write_contexts
 from experiments.configs import default
+from experiments.program import files
 from experiments.run import initial_state
-from experiments.run.build import build_model
-from experiments.run.saved_run import check_paths, run_config, run_params
+from experiments.run.build import build
+from experiments.run.saved_run import SavedRun, check_paths
 from experiments.run.workdir import check_workdir
 from gradmem_jax.lm.pretrained.load import Pretrained, save_pretrained
 from gradmem_jax.storage.memory_file import load_memory, read_header
@@ -126,9 +126,8 @@ class WriteAskTest(parameterized.TestCase):
         self.assertEqual(self.ask(*QUESTIONS), answers)
         run, exported = (open_model(path, {}).params for path in (self.run_path, str(out)))
         chex.assert_trees_all_equal(run, exported)
-        config = tiny_config(init_from=str(out))
-        state = initial_state.start_state(config, build_model(config), optax.identity())
-        chex.assert_trees_all_equal(dict(state.params), run)
+        plan = build(tiny_config(init_from=str(out)))
+        chex.assert_trees_all_equal(dict(initial_state.start_params(plan)), run)
 
         self.assertEqual(start("export", *arguments, "--dtype=float16").returncode, 0)
         half = open_model(str(out), {"checkpoint_name": "1"}).params
@@ -144,7 +143,7 @@ class WriteAskTest(parameterized.TestCase):
         with self.assertRaisesRegex(
             ValueError, r"what experiments.export made .*init_from=\S+exported"
         ):
-            check_workdir(out, config)
+            check_workdir(out, plan)
 
     def test_an_exported_run_needs_no_files_of_its_language_model(self):
         folder = self.out.parent
@@ -315,10 +314,10 @@ class WriteAskTest(parameterized.TestCase):
         config = default.get_config("gradmem", "squad", pretrained=True)
         config.update_from_flattened_dict(changes)
         ((name, path),) = changes.items()
-        check_workdir(self.out.parent, config)
+        files.write_json(self.out.parent / "config.json", config.to_dict())
         message = f"no {path} in .*/config.json has {name}='{path}', which is relative to"
         with self.assertRaisesRegex(ValueError, message):
-            run_config(self.out.parent)
+            _ = SavedRun(self.out.parent).plan
         with self.assertRaisesRegex(ValueError, "has data.data_dir='drawn.txt', which is relative"):
             check_paths(self.out.parent, {"data.data_dir": "drawn.txt"})
         check_paths(self.out.parent, {"a": "/nowhere", "b": "", "c": "experiments"})
@@ -334,11 +333,11 @@ class WriteAskTest(parameterized.TestCase):
         ):
             (self.out.parent / "config.json").write_text(json.dumps(fields))
             with self.assertRaisesRegex(ValueError, f"config.json is not the .*{message}"):
-                run_config(self.out.parent)
+                _ = SavedRun(self.out.parent).plan
         (self.out.parent / "params.safetensors").touch()
         (self.out.parent / "exported.json").write_text("{}")
         with self.assertRaisesRegex(ValueError, "exported.json has no step; export the run again"):
-            run_params(self.out.parent)
+            SavedRun(self.out.parent).params()
 
     @parameterized.parameters(
         ("folder", {}, "config.json"),
