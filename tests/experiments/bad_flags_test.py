@@ -20,8 +20,8 @@ from experiments.run.build import build
 from experiments.run.devices import find_devices
 from experiments.speed.growth import parse_sweeps
 from experiments.speed.setting import Setting
-from experiments.sweep import select
 from experiments.sweeps.run_list import Run
+from experiments.sweeps.sweep_file import select
 from gradmem_jax.storage.checkpoint import restore_params
 from gradmem_jax.storage.memory_file import Header, StoredContext
 from gradmem_jax.tokenizers.text_tokenizer import character_tokenizer

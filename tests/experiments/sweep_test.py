@@ -14,15 +14,22 @@ from unittest import mock
 import pytest
 from absl.testing import absltest, parameterized
 
-from experiments import sweep
 from experiments.program import locks
+from experiments.sweeps import runner, sweep_file
 from experiments.sweeps.run_list import Run, chain, seeds
 from tests.shared_data import data_dir
 
 ROOT = pathlib.Path(__file__).parents[2]
-SWEEPS = sorted(path.name for path in (ROOT / "experiments/sweeps").glob("[!_]*.py"))
+SWEEPS = sorted(
+    path.name
+    for path in (ROOT / "experiments/sweeps").glob("*.py")
+    if "\ndef get_runs()" in path.read_text()
+)
 CONFIG = str(ROOT / "experiments/configs/kv_quick.py")
-WORKER = "from experiments import sweep; from absl import app; {stub}; app.run(sweep.main)"
+WORKER = (
+    "from experiments import sweep; from experiments.sweeps import runner; from absl import app; "
+    "{stub}; app.run(sweep.main)"
+)
 TINY = {
     "num_steps": 2,
     "evaluate_every": 2,
@@ -52,7 +59,7 @@ def stub(rates=None, fail=()):
             code = "print('first'); raise SystemExit(f'{6 * 7} is wrong')"
         return [sys.executable, "-c", code]
 
-    return mock.patch.object(sweep, "command", command)
+    return mock.patch.object(runner, "command", command)
 
 
 def names(runs):
@@ -66,7 +73,7 @@ class SweepTest(parameterized.TestCase):
 
     def run_all(self, runs, **stubbed):
         with stub(**stubbed), self.assertLogs("experiments", "INFO") as logs:
-            failed = sweep.run_all(runs, self.root)
+            failed = runner.run_all(runs, self.root)
         return failed, "\n".join(record.getMessage() for record in logs.records)
 
     def started(self):
@@ -91,7 +98,7 @@ class SweepTest(parameterized.TestCase):
     def test_command(self):
         run = Run("b", "c.py:n8", {"seed": 1, "curriculum.num_pairs": ()}, after="a")
         self.assertEqual(
-            sweep.command(run, pathlib.Path("runs/x"))[1:],
+            runner.command(run, pathlib.Path("runs/x"))[1:],
             [
                 *("-m", "experiments.train", "--workdir=runs/x/b", "--config=c.py:n8"),
                 *("--config.seed=1", "--config.curriculum.num_pairs=()"),
@@ -103,19 +110,19 @@ class SweepTest(parameterized.TestCase):
         here = os.getcwd()
         self.addCleanup(os.chdir, here)
         os.chdir(self.create_tempdir().full_path)
-        runs = sweep.load_runs("experiments/sweeps/kv_small.py")
-        words = sweep.command(runs[0], self.root)
+        runs = sweep_file.load_runs("experiments/sweeps/kv_small.py")
+        words = runner.command(runs[0], self.root)
         config = str(ROOT / runs[0].config)
         self.assertIn(f"--config={config}", words)
         pathlib.Path("experiments/configs").mkdir(parents=True)
         pathlib.Path("experiments/configs/kv_small.py").touch()
-        self.assertIn(f"--config={runs[0].config}", sweep.command(runs[0], self.root))
+        self.assertIn(f"--config={runs[0].config}", runner.command(runs[0], self.root))
 
     @parameterized.parameters(1, 2, 3, 7)
     def test_workers_share_all_runs_and_keep_chains_whole(self, count):
         runs = seeds(chain([Run("a", "c"), Run("b", "c"), Run("c", "c")]), range(3))
         runs += [Run("d", "c"), Run("e", "c", after="b_seed1")]
-        parts = [names(sweep.select(runs, i, count)) for i in range(count)]
+        parts = [names(sweep_file.select(runs, i, count)) for i in range(count)]
         self.assertCountEqual(sum(parts, []), names(runs))
         for part in parts:
             for run in runs:
@@ -126,7 +133,7 @@ class SweepTest(parameterized.TestCase):
 
     def test_only(self):
         runs = seeds(chain([Run("a", "c"), Run("b", "c")]), range(4))
-        parts = [names(sweep.select(runs, i, 2, only="^b_seed[123]")) for i in range(2)]
+        parts = [names(sweep_file.select(runs, i, 2, only="^b_seed[123]")) for i in range(2)]
         self.assertEqual(parts, [["b_seed1", "b_seed3"], ["b_seed2"]])
 
     def test_a_lock_names_its_holder_only(self):
@@ -146,7 +153,7 @@ class SweepTest(parameterized.TestCase):
         self.root.mkdir()
         metrics = {"exact_match": 0.5, "token_accuracy": 0.7, "read_loss": 2.0} | more
         (self.root / "metrics.json").write_text(json.dumps(metrics))
-        result = sweep.finished(self.root)
+        result = runner.finished(self.root)
         self.assertEqual(str(result), text)
         self.assertEqual([result.reached(bar) for bar in (reached, missed)], [True, False])
 
@@ -168,7 +175,7 @@ class SweepTest(parameterized.TestCase):
         runs = [Run(name, "c") for name in "abde"]
         self.run_all([runs[1]])
         clock = mock.Mock(monotonic=mock.Mock(side_effect=[0, 60, 100, 280, 300, 300]))
-        with mock.patch.object(sweep, "time", clock):
+        with mock.patch.object(runner, "time", clock):
             _, text = self.run_all(runs)
         self.assertIn("1/4 a | exact match 50.0% | 1:00 | left about 2:00\n", text)
         self.assertIn("3/4 d | exact match 50.0% | 3:00 | left about 2:00\n", text)
@@ -194,8 +201,8 @@ class SweepTest(parameterized.TestCase):
         self.assertIn("1 of 4 runs are finished\nnot finished: a, b, d", text)
 
     def test_success_without_metrics_is_a_failure(self):
-        with mock.patch.object(sweep, "command", lambda run, root: [sys.executable, "-c", ""]):
-            self.assertEqual(sweep.run_all([Run("a", "c")], self.root), ["a"])
+        with mock.patch.object(runner, "command", lambda run, root: [sys.executable, "-c", ""]):
+            self.assertEqual(runner.run_all([Run("a", "c")], self.root), ["a"])
 
     @parameterized.parameters((0.49, ["a"]), (0.5, ["a", "b", "d"]))
     def test_chain_stops_below(self, rate, expected):
@@ -208,13 +215,13 @@ class SweepTest(parameterized.TestCase):
 
     @parameterized.parameters(("read_loss", 0.2, 0.3), ("token_accuracy", 0.9, 0.8))
     def test_a_chain_goes_on_when_its_metric_is_good_enough(self, metric, good, bad):
-        result = sweep.Result(metric, 0.25 if metric == "read_loss" else 0.85)
+        result = runner.Result(metric, 0.25 if metric == "read_loss" else 0.85)
         self.assertFalse(result.reached(good))
         self.assertTrue(result.reached(bad))
 
     def test_run_of_another_worker_is_left_alone(self):
         runs = chain([Run("a", "c"), Run("b", "c")]) + [Run("d", "c")]
-        with locks.hold(self.root / "a" / sweep.LOCK) as held:
+        with locks.hold(self.root / "a" / runner.LOCK) as held:
             self.assertIsNotNone(held)
             failed, text = self.run_all(runs)
         self.assertEqual(failed, [])
@@ -225,7 +232,7 @@ class SweepTest(parameterized.TestCase):
 
     def test_run_that_finished_before_the_lock_came_is_not_trained_again(self):
         answers = iter(["", "finished before"])
-        with mock.patch.object(sweep, "why_not", lambda *_: next(answers)):
+        with mock.patch.object(runner, "why_not", lambda *_: next(answers)):
             self.run_all([Run("a", "c")])
         self.assertEqual(self.started(), [])
 
@@ -238,7 +245,7 @@ class SweepTest(parameterized.TestCase):
             """
         )
         child = "import os, time; print(os.getpid(), 'sleeps', flush=True); time.sleep(100)"
-        replace = f"sweep.command = lambda run, root: [{sys.executable!r}, '-c', {child!r}]"
+        replace = f"runner.command = lambda run, root: [{sys.executable!r}, '-c', {child!r}]"
         worker = subprocess.Popen(
             [sys.executable, "-c", WORKER.format(stub=replace), f"--sweep={path}"]
             + [f"--root={self.root}"],
@@ -271,11 +278,11 @@ class SweepTest(parameterized.TestCase):
         worker, pid = self.start_sleeping_worker()
         worker.kill()
         worker.wait()
-        with locks.hold(self.root / "a" / sweep.LOCK) as held:
+        with locks.hold(self.root / "a" / runner.LOCK) as held:
             self.assertIsNone(held)
         os.kill(pid, signal.SIGKILL)
         for _ in range(100):
-            with locks.hold(self.root / "a" / sweep.LOCK) as held:
+            with locks.hold(self.root / "a" / runner.LOCK) as held:
                 if held:
                     return
             time.sleep(0.1)
@@ -284,7 +291,7 @@ class SweepTest(parameterized.TestCase):
     @parameterized.parameters(
         ("", r"has no get_runs\(\)"),
         ("def get_runs(): return []", "at least one"),
-        ("def get_runs(): return ['a']", "list of at least one experiments.sweep.Run"),
+        ("def get_runs(): return ['a']", "list of at least one experiments.sweeps.run_list.Run"),
         ("def get_runs(): return [Run('a', C), Run('a', C)]", "two runs are named 'a'"),
         ("def get_runs(): return [Run('../a', C)]", "run name '../a' is not a folder"),
         ("def get_runs(): return [Run('a', C, after='b')]", "'a' comes after 'b'"),
@@ -304,11 +311,11 @@ class SweepTest(parameterized.TestCase):
             f"from experiments.sweeps.run_list import Run\nC = {CONFIG!r}\n{text}\n"
         )
         with self.assertRaisesRegex(ValueError, message):
-            sweep.load_runs(path)
+            sweep_file.load_runs(path)
 
     def test_missing_sweep_file(self):
         with self.assertRaisesRegex(ValueError, "sweep 'nowhere.py' is not a file"):
-            sweep.load_runs("nowhere.py")
+            sweep_file.load_runs("nowhere.py")
 
     @parameterized.parameters(
         (2, 2, "", "--index=2 must be from 0 to 1"),
@@ -318,7 +325,7 @@ class SweepTest(parameterized.TestCase):
     )
     def test_refused_selections(self, index, count, only, message):
         with self.assertRaisesRegex(ValueError, message):
-            sweep.select([Run("a", "c"), Run("b", "c")], index, count, only)
+            sweep_file.select([Run("a", "c"), Run("b", "c")], index, count, only)
 
     @parameterized.parameters(*SWEEPS)
     def test_every_sweep_can_be_configured(self, name):
@@ -333,7 +340,7 @@ class SweepTest(parameterized.TestCase):
             environment |= {"GRADMEM_STORIES": str(stories), "GRADMEM_WIKITEXT": spans}
             environment["GRADMEM_SMOLLM2"] = str(stories / "stories260K.bin")  # any model does
         with mock.patch.dict(os.environ, environment):
-            self.assertNotEmpty(sweep.load_runs(f"experiments/sweeps/{name}"))
+            self.assertNotEmpty(sweep_file.load_runs(f"experiments/sweeps/{name}"))
 
     @pytest.mark.slow
     def test_real_runs(self):
