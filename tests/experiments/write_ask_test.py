@@ -27,7 +27,7 @@ from experiments.run.workdir import check_workdir
 from gradmem_jax.lm.pretrained.load import Pretrained, save_pretrained
 from gradmem_jax.storage.memory_file import load_memory, read_header
 from gradmem_jax.tokenizers.text_tokenizer import word_tokenizer
-from tests.experiments.train_test import random_run, tiny_config
+from tests.experiments.tiny_run import random_run, tiny_config
 from tests.programs import start
 from tests.small import numpy_params, small_model
 

@@ -20,7 +20,7 @@ from experiments.run.nonfinite import save_batch
 from experiments.run.stopping import EXIT_STOPPED, Stopped, catch_signals
 from gradmem_jax.storage import checkpoint
 from tests.experiments.programs_test import start_training
-from tests.experiments.train_test import tiny_config
+from tests.experiments.tiny_run import tiny_config
 
 ROOT = pathlib.Path(__file__).parents[3]
 # In the processes and, beside them, in this one. 13 samples are not a multiple of anything.

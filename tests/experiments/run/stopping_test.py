@@ -36,7 +36,7 @@ from gradmem_jax.data.pipeline import make_iterator
 from gradmem_jax.storage import checkpoint
 from gradmem_jax.training.step import init_state, step_params
 from tests.experiments.programs_test import start_training
-from tests.experiments.train_test import target_stage, tiny_config
+from tests.experiments.tiny_run import target_stage, tiny_config
 from tests.programs import start
 from tests.small import small_params
 from tests.storage.kill_in_save import NUM_EVENTS, TEMPORARY
