@@ -25,7 +25,7 @@ _FIELDS = {
     **dict.fromkeys(("lm", "model", "data", "write_optimizer.arguments"), dict),
     "seed": int,
 }
-# Groups of fields that a run from before they were there need not have.
+# Groups of fields of which a run of another version of the code may have others.
 _GROUPS = ("curriculum", "mesh", "optimizer")
 
 
@@ -71,14 +71,17 @@ class SavedRun:
 
     @functools.cached_property
     def plan(self) -> RunPlan:
-        """What was trained, and how; fields that the run does not know yet have their defaults.
+        """What was trained, and how; fields from after its time have their defaults.
 
         Raises:
             ValueError: see `fields` and `build`.
         """
         fields = self.fields
         default = get_config(fields["method"], fields["task"], bool(fields["pretrained"])).to_dict()
-        groups = {name: default[name] | fields.get(name, {}) for name in _GROUPS}
+        groups = {
+            group: {name: fields.get(group, {}).get(name, x) for name, x in default[group].items()}
+            for group in _GROUPS
+        }
         return build(ConfigDict(_with_tuples(default | fields | groups)))
 
     @property

@@ -19,10 +19,8 @@ from experiments.answers.contexts import Context, read_contexts
 from experiments.answers.open_model import WRITE_LEARNING_RATES, open_model, reopen_model
 from experiments.answers.writing import report, save_written, write_contexts
 from experiments.configs import default
-from experiments.program import files
 from experiments.run import initial_state
 from experiments.run.build import build
-from experiments.run.saved_run import SavedRun, check_paths
 from experiments.run.workdir import check_workdir
 from gradmem_jax.lm.pretrained.load import Pretrained, save_pretrained
 from gradmem_jax.storage.memory_file import load_memory, read_header
@@ -305,39 +303,6 @@ class WriteAskTest(parameterized.TestCase):
         self.write(self.words_path, ["the cat"], {"num_memory_tokens": 3, "num_write_steps": 1})
         with self.assertRaisesRegex(ValueError, "was written with {'num_mem.* is a run, .*no such"):
             self.ask("the cat", model=self.run_path)
-
-    @parameterized.parameters(
-        {"pretrained": "st/model.bin"},
-        {"data.tokenizer_path": "st/tok.bin"},
-    )
-    def test_relative_paths_of_a_run_opened_elsewhere(self, **changes):
-        config = default.get_config("gradmem", "squad", pretrained=True)
-        config.update_from_flattened_dict(changes)
-        ((name, path),) = changes.items()
-        files.write_json(self.out.parent / "config.json", config.to_dict())
-        message = f"no {path} in .*/config.json has {name}='{path}', which is relative to"
-        with self.assertRaisesRegex(ValueError, message):
-            _ = SavedRun(self.out.parent).plan
-        with self.assertRaisesRegex(ValueError, "has data.data_dir='drawn.txt', which is relative"):
-            check_paths(self.out.parent, {"data.data_dir": "drawn.txt"})
-        check_paths(self.out.parent, {"a": "/nowhere", "b": "", "c": "experiments"})
-
-    def test_damaged_configurations(self):
-        whole = json.loads(pathlib.Path(self.run_path, "config.json").read_text())
-        less = lambda name: {key: value for key, value in whole.items() if key != name}
-        for fields, message in (
-            *(([], "method, .* missing"), (3, "missing"), (None, "missing"), ({}, "missing")),
-            *((less(n), f"run: {n} missing") for n in ("method", "task", "data", "final_split")),
-            (whole | {"model": []}, "run: model missing or of another type; copy"),
-            (whole | {"write_optimizer": {"name": ""}}, "run: write_optimizer.arguments missing"),
-        ):
-            (self.out.parent / "config.json").write_text(json.dumps(fields))
-            with self.assertRaisesRegex(ValueError, f"config.json is not the .*{message}"):
-                _ = SavedRun(self.out.parent).plan
-        (self.out.parent / "params.safetensors").touch()
-        (self.out.parent / "exported.json").write_text("{}")
-        with self.assertRaisesRegex(ValueError, "exported.json has no step; export the run again"):
-            SavedRun(self.out.parent).params()
 
     @parameterized.parameters(
         ("folder", {}, "config.json"),
