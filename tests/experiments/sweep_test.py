@@ -121,8 +121,8 @@ class SweepTest(parameterized.TestCase):
         self.assertRegex(done.stdout, r"(?m)^\S+ -m .*=\S+/n3 .*--config.init_from=\S+/n2$")
         self.assertFalse(self.root.exists())
 
-        (self.root / "n3").mkdir(parents=True)
-        (self.root / "n3" / "config.json").write_text("{}")  # of another configuration
+        (self.root / "n3" / "checkpoints" / "1").mkdir(parents=True)
+        (self.root / "n3" / "config.json").write_text('{"method": "rmt"}')
         done = start()
         self.assertEqual(done.returncode, 1, done.stdout + done.stderr)
         self.assertRegex(done.stdout, r"1/2 n2 \| exact match \d")
