@@ -9,7 +9,7 @@ import numpy as np
 
 from gradmem_jax.array_checks import check_length, check_memory
 from gradmem_jax.checks import is_traced, require
-from gradmem_jax.lm.attention import KVCache, add_room, make_cache
+from gradmem_jax.lm.attention import KVCache, extend_capacity, make_cache
 from gradmem_jax.lm.transformer import TransformerConfig
 from gradmem_jax.losses import IGNORE, mean_per_sample, token_losses
 from gradmem_jax.memory.inner_loop import WriteInfo
@@ -179,7 +179,11 @@ class FullContext(MemoryModel):
         return memory.keys.shape[2]
 
     def read_logits(
-        self, params: Params, memory: Memory, query_ids: jax.Array, room: int | None = None
+        self,
+        params: Params,
+        memory: Memory,
+        query_ids: jax.Array,
+        max_new_tokens: int | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         """Runs queries behind their contexts; see `MemoryModel.read_logits`."""
         cache = self._cache(memory, query_ids.shape[1])
@@ -187,15 +191,15 @@ class FullContext(MemoryModel):
         hidden = jnp.concatenate([memory.last_hidden[:, None], hidden], axis=1)
         logits = self.apply_lm(params, hidden, method="unembed")
         cache = cache._replace(length=memory.length + self.query_lengths(query_ids))
-        return logits, add_room(cache, room or 0)
+        return logits, extend_capacity(cache, max_new_tokens or 0)
 
     def _empty(self, batch_size: int, length: int = 0) -> ContextMemory:
-        """The memory of no context, with room for `length` tokens."""
+        """The memory of no context, with a capacity of `length` tokens."""
         c = self.config.lm
         empty = jnp.zeros((batch_size, c.num_layers, length, c.kv_heads, c.head_size), c.dtype)
         hidden = jnp.zeros((batch_size, c.width), c.dtype)
         return ContextMemory(empty, empty, hidden, jnp.zeros(batch_size, jnp.int32))
 
-    def _cache(self, memory: ContextMemory, room: int) -> KVCache:
-        """The memory as a cache with room for more tokens."""
-        return make_cache(memory.keys, memory.values, memory.length, room)
+    def _cache(self, memory: ContextMemory, extra_capacity: int) -> KVCache:
+        """The memory as a cache with a capacity for more tokens."""
+        return make_cache(memory.keys, memory.values, memory.length, extra_capacity)

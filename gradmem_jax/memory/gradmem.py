@@ -9,7 +9,7 @@ import optax
 
 from gradmem_jax.array_checks import check_tolerance
 from gradmem_jax.checks import require, require_choice, require_integer, require_number
-from gradmem_jax.lm.attention import Attended
+from gradmem_jax.lm.attention import PartialAttention
 from gradmem_jax.losses import IGNORE, mean_per_sample
 from gradmem_jax.memory.inner_loop import WriteInfo, clip_gradient, run_write_steps, step_modes
 from gradmem_jax.memory.prefix import PrefixConfig, PrefixMemory, WriteInputs
@@ -226,7 +226,7 @@ class GradMem(PrefixMemory):
             self._write_loss,
             lambda memory, gradient, state: self._update(params, memory, gradient, state),
             start,
-            inputs._replace(attended=self._attend_apart(inputs)),
+            inputs._replace(partial_attention=self._context_attention(inputs)),
             labels,
             self._init_optimizer(start),
             step_modes(
@@ -262,11 +262,11 @@ class GradMem(PrefixMemory):
         is_last = jnp.arange(len(info.losses))[:, None] == info.num_steps - 1
         return jnp.where(is_last, info.losses, 0).sum(axis=0)
 
-    def _attend_apart(self, inputs: WriteInputs) -> Attended | None:
+    def _context_attention(self, inputs: WriteInputs) -> PartialAttention | None:
         """What no memory changes, so that it need not be computed again in every step."""
         embeddings = inputs.embeddings[:, :-1]
         num_before = self.config.prefix_length
-        return self.apply_lm(inputs.params, embeddings, num_before, method="attend_apart")
+        return self.apply_lm(inputs.params, embeddings, num_before, method="first_layer_attention")
 
     def _write_loss(self, memory: Memory, inputs: WriteInputs, labels: jax.Array) -> jax.Array:
         return mean_per_sample(self._write_token_losses(memory, inputs, labels), labels)

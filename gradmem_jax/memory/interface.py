@@ -281,7 +281,11 @@ class MemoryModel:
         raise NotImplementedError
 
     def read_logits(
-        self, params: Params, memory: Memory, query_ids: jax.Array, room: int | None = None
+        self,
+        params: Params,
+        memory: Memory,
+        query_ids: jax.Array,
+        max_new_tokens: int | None = None,
     ) -> tuple[jax.Array, DecodingState]:
         """One forward pass over memory and queries.
 
@@ -289,11 +293,11 @@ class MemoryModel:
             params: parameters of `init`.
             memory: a memory of B samples.
             query_ids: int [B, Q], padded on the right.
-            room: if decoding follows, how many more tokens it may add.
+            max_new_tokens: if decoding follows, how many more tokens it may add.
 
         Returns:
-            Logits [B, Q + 1, V], the first from memory alone; and with `room` what `decode_token`
-            starts from, as it is after the last real token of each query.
+            Logits [B, Q + 1, V], the first from memory alone; and with `max_new_tokens` what
+            `decode_token` starts from, as it is after the last real token of each query.
         """
         raise NotImplementedError
 
@@ -353,7 +357,11 @@ class MemoryModel:
         return self.read_several(params, memory, query_ids)[0]
 
     def read_several(
-        self, params: Params, memory: Memory, query_ids: jax.Array, room: int | None = None
+        self,
+        params: Params,
+        memory: Memory,
+        query_ids: jax.Array,
+        max_new_tokens: int | None = None,
     ) -> tuple[jax.Array, DecodingState]:
         """Runs R queries of each sample; see `read_logits`.
 
@@ -361,12 +369,13 @@ class MemoryModel:
             params: parameters of `init`.
             memory: a memory of B samples.
             query_ids: int [B, R, Q], padded on the right.
-            room: if decoding follows, how many more tokens it may add to each.
+            max_new_tokens: if decoding follows, how many more tokens it may add to each.
 
         Returns:
-            Logits [B, R, Q + 1, V]; and with `room` R states, along a first axis of their leaves.
+            Logits [B, R, Q + 1, V]; and with `max_new_tokens` R states, along a first axis of their
+            leaves.
         """
-        read = lambda ids: self.read_logits(params, memory, ids, room)
+        read = lambda ids: self.read_logits(params, memory, ids, max_new_tokens)
         return jax.vmap(read, 1, (1, 0))(query_ids)
 
     def check_params(self, params: Params) -> None:

@@ -92,12 +92,12 @@ class KVPrefix(GradMem):
         """The control tokens behind the memory: [B, c, d]."""
         return self._control(params, f"{phase}_end", len(memory.keys))
 
-    def _attend_apart(self, inputs: WriteInputs) -> None:
+    def _context_attention(self, inputs: WriteInputs) -> None:
         """Nothing: the first layer attends to a cache."""
         del inputs
 
     def _cache(self, memory: KVMemory, length: int, *, decoding: bool = False) -> KVCache:
-        """The memory as a cache with room for the tokens."""
+        """The memory as a cache with a capacity for the tokens."""
         del decoding
         keys, values = (x.astype(self.config.lm.dtype) for x in memory)
         lengths = jnp.full(len(keys), self.config.num_memory_tokens, jnp.int32)

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 from gradmem_jax.array_checks import check_key, check_memory
 from gradmem_jax.checks import require_integer, require_number
 from gradmem_jax.lm.armt import AssociativeFields, adopt_transformer
-from gradmem_jax.lm.attention import add_room
+from gradmem_jax.lm.attention import extend_capacity
 from gradmem_jax.memory.inner_loop import WriteInfo, step_if
 from gradmem_jax.memory.interface import Memory, MemoryConfig, MemoryModel, swap_batch_and_layers
 from gradmem_jax.parallel.micro_batches import write_in_parts
@@ -187,12 +187,16 @@ class LayerMemory(MemoryModel):
         return 1
 
     def read_logits(
-        self, params: Params, memory: Memory, query_ids: jax.Array, room: int | None = None
+        self,
+        params: Params,
+        memory: Memory,
+        query_ids: jax.Array,
+        max_new_tokens: int | None = None,
     ) -> tuple[jax.Array, Any]:
         """Runs `[start; Q]`; see `MemoryModel.read_logits`."""
         batch_size, length = query_ids.shape
         cache = None
-        if room is not None:
+        if max_new_tokens is not None:
             cache = self.apply_lm(params, batch_size, 1 + length, method="empty_cache")
         start = params["read_start"].astype(self.config.lm.dtype)
         start = jnp.broadcast_to(start, (batch_size, *start.shape))
@@ -201,7 +205,7 @@ class LayerMemory(MemoryModel):
         hidden, _, cache = self.apply_lm(params, inputs, memory=memory, cache=cache)
         if cache is not None:
             cache = cache._replace(length=1 + self.query_lengths(query_ids))
-            cache = add_room(cache, room or 0)
+            cache = extend_capacity(cache, max_new_tokens or 0)
         return self.apply_lm(params, hidden, method="unembed"), (memory, cache)
 
     def decode_token(self, params: Params, state: Any, ids: jax.Array) -> tuple[jax.Array, Any]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from gradmem_jax.array_checks import check_key, check_memory
 from gradmem_jax.checks import require, require_integer, require_number
-from gradmem_jax.lm.attention import Attended, KVCache, add_room
+from gradmem_jax.lm.attention import KVCache, PartialAttention, extend_capacity
 from gradmem_jax.lm.language_model import project_to_logits
 from gradmem_jax.lm.lora import attach_lora, drop_inputs, init_lora, merge_lora
 from gradmem_jax.losses import IGNORE, token_losses
@@ -78,12 +78,12 @@ class WriteInputs(NamedTuple):
     Attributes:
         params: parameters as WRITE sees them.
         embeddings: [B, S, d], those of the context.
-        attended: what its tokens find among one another in the first layer, if that is known.
+        partial_attention: of its tokens to themselves in the first layer, if that is known.
     """
 
     params: Params
     embeddings: jax.Array
-    attended: Attended | None = None
+    partial_attention: PartialAttention | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,36 +232,44 @@ class PrefixMemory(MemoryModel):
         return self.config.prefix_length
 
     def read_logits(
-        self, params: Params, memory: Memory, query_ids: jax.Array, room: int | None = None
+        self,
+        params: Params,
+        memory: Memory,
+        query_ids: jax.Array,
+        max_new_tokens: int | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         """Runs `[read_start; M; read_end; Q]`; see `MemoryModel.read_logits`."""
         prefix = self._prefix(params, memory, "read")
         inputs = jnp.concatenate([prefix, self.embed(params, query_ids)], axis=1)
-        cache = self._cache(memory, inputs.shape[1], decoding=room is not None)
+        cache = self._cache(memory, inputs.shape[1], decoding=max_new_tokens is not None)
         hidden, cache = self.apply_lm(params, inputs, cache=cache)
         if cache is not None:
             length = self.config.prefix_length + self.query_lengths(query_ids)
-            cache = add_room(cache._replace(length=length), room or 0)
+            cache = extend_capacity(cache._replace(length=length), max_new_tokens or 0)
         hidden = hidden[:, prefix.shape[1] - 1 :]
         return self.apply_lm(params, hidden, method="unembed"), cache
 
     def read_several(
-        self, params: Params, memory: Memory, query_ids: jax.Array, room: int | None = None
+        self,
+        params: Params,
+        memory: Memory,
+        query_ids: jax.Array,
+        max_new_tokens: int | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         """Runs `[read_start; M; read_end]` once and each of the R queries behind it."""
         if query_ids.shape[1] == 1:
-            return super().read_several(params, memory, query_ids, room)
+            return super().read_several(params, memory, query_ids, max_new_tokens)
         prefix = self._prefix(params, memory, "read")
         cache = self._cache(memory, prefix.shape[1], decoding=True)
         before, cache = self.apply_lm(params, prefix, cache=cache)
-        cache = add_room(cache, query_ids.shape[-1] + (room or 0))
+        cache = extend_capacity(cache, query_ids.shape[-1] + (max_new_tokens or 0))
 
         def read(ids: jax.Array) -> tuple[jax.Array, KVCache | None]:
             hidden, grown = self.apply_lm(params, self.embed(params, ids), cache=cache)
             hidden = jnp.concatenate([before[:, -1:], hidden], axis=1)
             state = grown._replace(length=cache.length + self.query_lengths(ids))
             logits = self.apply_lm(params, hidden, method="unembed")
-            return logits, None if room is None else state
+            return logits, None if max_new_tokens is None else state
 
         return jax.vmap(read, 1, (1, 0))(query_ids)
 
@@ -282,7 +290,7 @@ class PrefixMemory(MemoryModel):
         return jnp.concatenate([start, tokens, end], axis=1)
 
     def _cache(self, memory: Memory, length: int, *, decoding: bool = False) -> KVCache | None:
-        """A cache with room for `length` tokens, if decoding follows; else None."""
+        """A cache with a capacity of `length` tokens, if decoding follows; else None."""
         if not decoding:
             return None
         return self.lm.empty_cache(len(jax.tree.leaves(memory)[0]), length)
@@ -303,6 +311,8 @@ class PrefixMemory(MemoryModel):
         prefix = self._prefix(params, memory, "write")
         embeddings = jnp.concatenate([prefix, inputs.embeddings[:, :-1]], axis=1)
         cache = self._cache(memory, embeddings.shape[1])
-        hidden, _ = self.apply_lm(params, embeddings, cache=cache, attended=inputs.attended)
+        hidden, _ = self.apply_lm(
+            params, embeddings, cache=cache, partial_attention=inputs.partial_attention
+        )
         hidden = hidden[:, prefix.shape[1] - 1 :]
         return self._write_losses(params, hidden, labels)

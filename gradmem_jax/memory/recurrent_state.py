@@ -95,10 +95,14 @@ class StateSpace(MemoryModel):
         return 0
 
     def read_logits(
-        self, params: Params, memory: Memory, query_ids: jax.Array, room: int | None = None
+        self,
+        params: Params,
+        memory: Memory,
+        query_ids: jax.Array,
+        max_new_tokens: int | None = None,
     ) -> tuple[jax.Array, Any]:
         """Goes on from the state with the queries; see `MemoryModel.read_logits`."""
-        del room
+        del max_new_tokens
         hidden, state = self.apply_lm(
             params,
             self.embed(params, query_ids),
