@@ -10,8 +10,10 @@ import shlex
 from unittest import mock
 
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
+from docs import figures
 from experiments import sweep
 from experiments.run.curriculum import build_stages
 from gradmem_jax.data.squad import SquadConfig
@@ -135,6 +137,19 @@ class DocsTest(parameterized.TestCase):
         self.assertEqual(dict(names["mesh"].shape), {"data": 1, "fsdp": 4, "tensor": 2})
         self.assertFalse(names["state"].params["lm"]["embedding"].is_fully_replicated)
         self.assertTrue(callable(names["step"]))
+
+    @pytest.mark.slow
+    def test_figure_is_drawn(self):
+        words, written = figures.write_and_ask()
+        self.assertEqual("".join(words), figures.STORY.replace(" ", ""))
+        losses = [one.losses.mean() for one in written]
+        self.assertEqual(losses, sorted(losses, reverse=True))
+        self.assertNotEqual(written[0].answer, figures.RIGHT_ANSWER)
+        self.assertEqual(written[-1].answer, figures.RIGHT_ANSWER)
+        path = pathlib.Path(self.create_tempdir().full_path) / "figure.png"
+        with mock.patch.object(figures, "write_and_ask", lambda: (words, written)):
+            figures.draw(path)
+        self.assertGreater(path.stat().st_size, 50_000)
 
     def test_training_commands_configure_what_exists(self):
         self.assertNotEmpty(commands("train"))
