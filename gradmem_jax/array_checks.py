@@ -91,9 +91,9 @@ def check_key(key: Any) -> None:
 
 def check_length(name: str, length: int, prefix_length: int, max_positions: int) -> None:
     """Raises ValueError unless memory and `length` tokens fit into the model's positions."""
-    room = max_positions - prefix_length
-    if length > room:
-        remedy = f"Shorten it to {room}" if room > 0 else "Take a smaller memory"
+    limit = max_positions - prefix_length
+    if length > limit:
+        remedy = f"Shorten it to {limit}" if limit > 0 else "Take a smaller memory"
         raise ValueError(
             f"{name} has {length} tokens behind {prefix_length} of memory and control tokens; the "
             f"model has {max_positions} positions. {remedy} or raise lm.max_positions."

@@ -66,12 +66,12 @@ class SampleProducts(NamedTuple):
     """Operations of the forward passes of one sample.
 
     Attributes:
-        apart: what the context's tokens find among one another in the first layer.
+        within_context: what the context's tokens find among one another in the first layer.
         write: a WRITE step, without that.
         reads: the READs of all queries.
     """
 
-    apart: Products
+    within_context: Products
     write: Products
     reads: Products
 
@@ -88,18 +88,20 @@ def sample_products(setting: Setting) -> SampleProducts:
         return forward_products(first_layer, length, 0).attention
 
     seen = 4 * lm.num_heads * lm.head_size * context * prefix
-    apart = Products(2 * context * lm.width * heads, among(context))
+    within_context = Products(2 * context * lm.width * heads, among(context))
     write = Products(
-        whole.weights - apart.weights,
+        whole.weights - within_context.weights,
         whole.attention - among(prefix + context) + among(prefix) + seen,
     )
     queries, tokens = s.queries_per_context, s.query_tokens
     if queries == 1:
-        return SampleProducts(apart, write, forward_products(lm, prefix + tokens, tokens + 1))
+        return SampleProducts(
+            within_context, write, forward_products(lm, prefix + tokens, tokens + 1)
+        )
     shared = forward_products(lm, prefix, 0)
     each = forward_products(lm, tokens, tokens + 1, cached=prefix)
     reads = (once + queries * count for once, count in zip(shared, each, strict=True))
-    return SampleProducts(apart, write, Products(*reads))
+    return SampleProducts(within_context, write, Products(*reads))
 
 
 def training_flops(products: SampleProducts, write_steps: int, mixed: bool = True) -> int:
@@ -110,13 +112,13 @@ def training_flops(products: SampleProducts, write_steps: int, mixed: bool = Tru
         write_steps: K.
         mixed: whether the meta-gradient is in mixed mode, or else reverse over reverse.
     """
-    apart, write, reads = products
+    within_context, write, reads = products
     if not write_steps:
         return reads.times(3, 3)
     linearized_once = write.times(6, 9)
     earlier = write.times(8, 12) if mixed else linearized_once
     last = linearized_once if write_steps <= MAX_STEPS_TO_KEEP_LAST else earlier
-    return apart.times(3, 3) + (write_steps - 1) * earlier + last + reads.times(3, 3)
+    return within_context.times(3, 3) + (write_steps - 1) * earlier + last + reads.times(3, 3)
 
 
 def step_flops(setting: Setting) -> int:
@@ -129,6 +131,6 @@ def step_flops(setting: Setting) -> int:
 def inference_flops(setting: Setting) -> int:
     """Operations of WRITE and READ of a whole batch."""
     s = setting
-    apart, write, reads = sample_products(s)
-    once = sum(apart) if s.write_steps else 0
+    within_context, write, reads = sample_products(s)
+    once = sum(within_context) if s.write_steps else 0
     return s.batch_size * (once + s.write_steps * write.times(2, 3) + sum(reads))

@@ -57,5 +57,5 @@ def step_flops(
     there are.
     """
     write, read = (Products(2 * num_weights * n, 0) for n in (write_tokens, read_tokens))
-    nothing_apart = SampleProducts(Products(0, 0), write, read)  # as with `scan_layers`
-    return float(num_samples * training_flops(nothing_apart, num_write_steps))
+    nothing_within = SampleProducts(Products(0, 0), write, read)  # as with `scan_layers`
+    return float(num_samples * training_flops(nothing_within, num_write_steps))

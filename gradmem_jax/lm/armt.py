@@ -111,7 +111,7 @@ class Associations(NamedTuple):
 def dpfp(x: jax.Array, order: int) -> jax.Array:
     """Deterministic parameter-free projection (Schlag et al. 2021): [..., w] to [..., 2 * nu * w].
 
-    Products of the rectified x and -x with themselves, shifted by 1 to nu places.
+    Products of the rectified x and -x with themselves, shifted by 1 to nu positions.
     """
     x = jnp.concatenate([nn.relu(x), nn.relu(-x)], axis=-1)
     return jnp.concatenate([x * jnp.roll(x, j, axis=-1) for j in range(1, order + 1)], axis=-1)
@@ -135,7 +135,7 @@ def associate(
 
 
 def adopt_transformer(params: Any, transformer: Any) -> Any:
-    """Parameters of an associative Transformer with a plain one's in the places of its own.
+    """Parameters of an associative Transformer with a plain one's in the place of its own.
 
     Raises:
         ValueError: the plain one is not the Transformer that the associative one is made of.
@@ -168,7 +168,7 @@ class AssociativeLayer(nn.Module):
                 jnp.zeros((len(x), count, c.width), dtype), jnp.zeros((len(x), count), dtype)
             )
         x = x + recall(memory, features("memory_query", x))[0].astype(x.dtype)
-        x, new = _BLOCKS[type(c)](c, name="block")(x, segment.places, cached)
+        x, new = _BLOCKS[type(c)](c, name="block")(x, segment.attention, cached)
         if segment.write:
             tokens = x[:, -segment.num_memory_tokens :]
             value = dense(c, c.width, "memory_value", kernel_init=nn.initializers.zeros)(tokens)

@@ -54,7 +54,7 @@ class KVCache(NamedTuple):
     `append_to_cache` puts behind all at once.
 
     Attributes:
-        keys: [L, B, Hkv, T, Dh], room for T tokens a sample.
+        keys: [L, B, Hkv, T, Dh], a capacity of T tokens a sample.
         values: [L, B, Hkv, T, Dh].
         length: int32 [B], how many of the T slots hold tokens of each sample.
     """
@@ -64,26 +64,27 @@ class KVCache(NamedTuple):
     length: jax.Array
 
 
-class Attended(NamedTuple):
-    """What queries found among some of the keys; `join` adds what they find among others.
+class PartialAttention(NamedTuple):
+    """Attention of queries to some of the keys; `merge_partial` adds that to others.
 
     Attributes:
-        query: [B, S, H, Dh], where positions have turned them.
+        query: [B, S, H, Dh], rotated by their positions.
         mean: [B, S, H, Dh], weighted mean of the values, float32 at least.
-        log_total: [B, S, H], logarithm of the sum of weights, float32 at least.
+        log_sum_exp: [B, S, H], logarithm of the sum of exponentiated scores, float32 at
+            least.
     """
 
     query: jax.Array
     mean: jax.Array
-    log_total: jax.Array
+    log_sum_exp: jax.Array
 
 
-class Apart(NamedTuple):
-    """Asks a layer for what its tokens find among one another, an `Attended`."""
+class ReturnPartial(NamedTuple):
+    """Asks a layer for the `PartialAttention` of its tokens to themselves."""
 
 
 CachedKV = tuple[jax.Array, jax.Array]  # keys, values [B, Hkv, T, Dh]
-AttentionState = CachedKV | Attended | Apart | None
+AttentionState = CachedKV | PartialAttention | ReturnPartial | None
 _Source = tuple[jax.Array, jax.Array, jax.Array | None]  # keys, values, mask [..., S, T]
 
 _SCORES = ((4,), (3,)), ((0, 1), (0, 1))  # query [B, Hkv, G, S, Dh], key [B, Hkv, T, Dh]
@@ -139,8 +140,8 @@ def attend(
     value: jax.Array,
     mask: jax.Array | None = None,
     cached: CachedKV | None = None,
-    seen: jax.Array | None = None,
-) -> Attended:
+    cache_mask: jax.Array | None = None,
+) -> PartialAttention:
     """Softmax attention that can be differentiated any number of times, in any dtype.
 
     `jax.nn.dot_product_attention` rounds to float32 even what is float64, which would hide errors
@@ -153,10 +154,10 @@ def attend(
         mask: bool, broadcastable to [B, 1, S, S], true where a query sees a key. None is causal:
             queries go in blocks that skip the keys behind them.
         cached: keys and values [B, Hkv, T, Dh] of earlier tokens.
-        seen: bool [B, 1, S, E], true where a query sees one of the first E cached keys.
+        cache_mask: bool [B, 1, S, E], true where a query sees one of the first E cached keys.
 
     Returns:
-        What the queries found; its `mean` is the result if there are no other keys.
+        The attention to these keys; its `mean` is the result if there are no others.
     """
     length = query.shape[1]
     grouped = _group_heads(query, key.shape[2])
@@ -165,10 +166,10 @@ def attend(
     def sources(start: int, end: int, mask: jax.Array) -> list[_Source]:
         """What the queries from `start` to `end` see: cached keys, and new ones up to `end`."""
         new = (key[:, :, :end], value[:, :, :end], mask)
-        if cached is None or seen is None or not seen.shape[-1]:
+        if cached is None or cache_mask is None or not cache_mask.shape[-1]:
             return [new]
-        earlier_key, earlier_value = (x[:, :, : seen.shape[-1]] for x in cached)
-        return [(earlier_key, earlier_value, seen[:, :, None, start:end]), new]
+        earlier_key, earlier_value = (x[:, :, : cache_mask.shape[-1]] for x in cached)
+        return [(earlier_key, earlier_value, cache_mask[:, :, None, start:end]), new]
 
     if mask is not None:
         parts = [_attend_block(grouped, sources(0, length, mask[..., None, :, :]))]
@@ -178,18 +179,18 @@ def attend(
         for start, end in causal_blocks(length):
             causal = jnp.arange(end) <= jnp.arange(start, end)[:, None]
             parts.append(block(grouped[..., start:end, :], sources(start, end, causal)))
-    return _attended(query, parts)
+    return _partial_attention(query, parts)
 
 
-def attend_all(query: jax.Array, key: jax.Array, value: jax.Array) -> Attended:
+def attend_all(query: jax.Array, key: jax.Array, value: jax.Array) -> PartialAttention:
     """Attention of every query [B, S, H, Dh] to every key [B, T, Hkv, Dh], see `attend`."""
     source = (jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2), None)
-    return _attended(query, [_attend_block(_group_heads(query, key.shape[2]), [source])])
+    return _partial_attention(query, [_attend_block(_group_heads(query, key.shape[2]), [source])])
 
 
-def join(first: Attended, second: Attended) -> jax.Array:
+def merge_partial(first: PartialAttention, second: PartialAttention) -> jax.Array:
     """Attention of the same queries to the keys of both: [B, S, H, Dh], float32 at least."""
-    share = jax.nn.sigmoid(first.log_total - second.log_total)[..., None]
+    share = jax.nn.sigmoid(first.log_sum_exp - second.log_sum_exp)[..., None]
     return second.mean + share * (first.mean - second.mean)
 
 
@@ -199,12 +200,14 @@ def _group_heads(query: jax.Array, kv_heads: int) -> jax.Array:
     return jnp.moveaxis(grouped, 1, 3)
 
 
-def _attended(query: jax.Array, blocks: list[tuple[jax.Array, jax.Array]]) -> Attended:
+def _partial_attention(
+    query: jax.Array, blocks: list[tuple[jax.Array, jax.Array]]
+) -> PartialAttention:
     """Puts the blocks of `_attend_block` together."""
-    mean, log_total = (
+    mean, log_sum_exp = (
         jnp.moveaxis(jnp.concatenate(parts, axis=3), 3, 1) for parts in zip(*blocks, strict=True)
     )
-    return Attended(query, mean.reshape(query.shape), log_total.reshape(query.shape[:-1]))
+    return PartialAttention(query, mean.reshape(query.shape), log_sum_exp.reshape(query.shape[:-1]))
 
 
 def causal_blocks(length: int) -> list[tuple[int, int]]:
@@ -239,25 +242,27 @@ def _attend_block(query: jax.Array, sources: list[_Source]) -> tuple[jax.Array, 
     return mixed / total, jnp.log(total) + top
 
 
-def make_cache(keys: jax.Array, values: jax.Array, length: jax.Array, room: int) -> KVCache:
+def make_cache(
+    keys: jax.Array, values: jax.Array, length: jax.Array, extra_capacity: int
+) -> KVCache:
     """Makes a cache of a memory's keys and values.
 
     Args:
         keys: [B, L, T, Hkv, Dh].
         values: [B, L, T, Hkv, Dh].
         length: int32 [B], how many of the T hold tokens of each sample.
-        room: how many tokens may follow.
+        extra_capacity: how many more tokens it is to hold.
 
     Returns:
-        A cache with T + room slots.
+        A cache with T + extra_capacity slots.
     """
     heads_first = lambda x: jnp.transpose(x, (1, 0, 3, 2, 4))
-    return add_room(KVCache(heads_first(keys), heads_first(values), length), room)
+    return extend_capacity(KVCache(heads_first(keys), heads_first(values), length), extra_capacity)
 
 
-def add_room(cache: KVCache, room: int) -> KVCache:
-    """Returns the cache with `room` more slots."""
-    grow = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, room), (0, 0)))
+def extend_capacity(cache: KVCache, extra_capacity: int) -> KVCache:
+    """Returns the cache with `extra_capacity` more slots."""
+    grow = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, extra_capacity), (0, 0)))
     return KVCache(grow(cache.keys), grow(cache.values), cache.length)
 
 

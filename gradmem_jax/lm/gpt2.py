@@ -8,7 +8,12 @@ from flax import linen as nn
 
 from gradmem_jax.lm.attention import AttentionState
 from gradmem_jax.lm.language_model import dense, layer_norm
-from gradmem_jax.lm.transformer import Places, Transformer, TransformerConfig, self_attention
+from gradmem_jax.lm.transformer import (
+    AttentionInputs,
+    Transformer,
+    TransformerConfig,
+    self_attention,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +31,12 @@ class GPT2Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, places: Places, state: AttentionState
+        self, x: jax.Array, inputs: AttentionInputs, state: AttentionState
     ) -> tuple[jax.Array, AttentionState]:
         """Maps x [B, S, d] to [B, S, d]; see `Transformer`."""
         c = self.config
         y = layer_norm(c, "attention_norm")(x)
-        y, new = self_attention(c, y, places, state, use_bias=True)
+        y, new = self_attention(c, y, inputs, state, use_bias=True)
         x = x + y
         y = dense(c, c.mlp_size, "up", use_bias=True)(layer_norm(c, "mlp_norm")(x))
         return x + dense(c, c.width, "down", use_bias=True)(nn.gelu(y, approximate=True)), new

@@ -9,7 +9,12 @@ from flax import linen as nn
 from gradmem_jax.checks import require, require_number
 from gradmem_jax.lm.attention import AttentionState, rotary_frequencies, rotate
 from gradmem_jax.lm.language_model import dense, layer_norm
-from gradmem_jax.lm.transformer import Places, Transformer, TransformerConfig, self_attention
+from gradmem_jax.lm.transformer import (
+    AttentionInputs,
+    Transformer,
+    TransformerConfig,
+    self_attention,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,18 +55,18 @@ class GPTNeoXLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, places: Places, state: AttentionState
+        self, x: jax.Array, inputs: AttentionInputs, state: AttentionState
     ) -> tuple[jax.Array, AttentionState]:
         """Maps x [B, S, d] to [B, S, d]; see `Transformer`."""
         c = self.config
         frequencies = rotary_frequencies(c.rotary_width, c.rope_base)
 
-        def turn(x: jax.Array, positions: jax.Array) -> jax.Array:
+        def rotary(x: jax.Array, positions: jax.Array) -> jax.Array:
             turned = rotate(x[..., : c.rotary_width], positions, frequencies)
             return jnp.concatenate([turned, x[..., c.rotary_width :]], axis=-1)
 
         y = layer_norm(c, "attention_norm")(x)
-        y, new = self_attention(c, y, places, state, turn=turn, use_bias=True)
+        y, new = self_attention(c, y, inputs, state, rotary=rotary, use_bias=True)
         attended = x + y
         y = layer_norm(c, "mlp_norm")(x if c.parallel_residual else attended)
         y = dense(c, c.mlp_size, "up", use_bias=True)(y)

@@ -197,12 +197,14 @@ class LaCTLayer(nn.Module):
     def _attend(
         self, query: jax.Array, key: jax.Array, value: jax.Array, segment: Segment, cached: Any
     ) -> tuple[jax.Array, Any]:
-        c, positions = self.config, segment.places.positions
+        c, positions = self.config, segment.attention.positions
         frequencies = rotary_frequencies(c.head_size, c.rope_base, c.rope_scaling)
         heads = lambda x: x.reshape(*x.shape[:2], c.num_heads, c.head_size)
         query = rotate(heads(query), positions, frequencies)
         key, value = rotate(heads(key), positions, frequencies), heads(value)
-        y = attend(query, key, value, segment.places.mask, cached, segment.places.seen).mean
+        y = attend(
+            query, key, value, segment.attention.mask, cached, segment.attention.cache_mask
+        ).mean
         y = y.astype(query.dtype)
         return y.reshape(*y.shape[:2], c.width), None if cached is None else (key, value)
 

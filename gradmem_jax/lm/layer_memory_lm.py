@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from gradmem_jax.lm.attention import KVCache, append_to_cache
-from gradmem_jax.lm.transformer import Places, Transformer, find_places
+from gradmem_jax.lm.transformer import AttentionInputs, Transformer, attention_inputs
 from gradmem_jax.trees import PyTree
 
 
@@ -13,13 +13,13 @@ class Segment(flax.struct.PyTreeNode):
     """What the layers know of the tokens of a call.
 
     Attributes:
-        places: positions and mask.
+        attention: positions and masks.
         real: bool [B, S], false on padding.
         write: whether the layers renew their memory from this segment.
         num_memory_tokens: m, memory tokens at the end of a segment that is written.
     """
 
-    places: Places
+    attention: AttentionInputs
     real: jax.Array
     write: bool = flax.struct.field(pytree_node=False)
     num_memory_tokens: int = flax.struct.field(pytree_node=False)
@@ -62,11 +62,11 @@ class LayerMemoryLM(Transformer):
         if cache is not None:
             positions = positions + cache.length[:, None]
         mask = jnp.tril(jnp.ones((length, length), bool)) & real[:, None, None, :]
-        places = find_places(length, cache, positions, mask)
+        attention = attention_inputs(length, cache, positions, mask)
         if self.window is not None:
-            places = _within(places, self.window)
-        embeddings = self.add_positions(embeddings, places.positions)
-        segment = Segment(places, real, write, num_memory_tokens)
+            attention = _within(attention, self.window)
+        embeddings = self.add_positions(embeddings, attention.positions)
+        segment = Segment(attention, real, write, num_memory_tokens)
         cached = None if cache is None else (cache.keys, cache.values)
         hidden, (memory, new) = self.run_layers(embeddings, segment, (memory, cached))
         if cache is not None:
@@ -84,11 +84,15 @@ class LayerMemoryLM(Transformer):
         return self.unembed(hidden)
 
 
-def _within(places: Places, window: int) -> Places:
+def _within(attention: AttentionInputs, window: int) -> AttentionInputs:
     """Has queries see the last `window` tokens only, the newest one included."""
-    query = places.positions[:, None, :, None]
+    query = attention.positions[:, None, :, None]
     near = lambda key: query - key < window
-    seen = places.seen
-    if seen is not None:
-        seen &= near(jnp.arange(seen.shape[-1]))
-    return Places(places.positions, places.mask & near(places.positions[:, None, None, :]), seen)
+    cache_mask = attention.cache_mask
+    if cache_mask is not None:
+        cache_mask &= near(jnp.arange(cache_mask.shape[-1]))
+    return AttentionInputs(
+        attention.positions,
+        attention.mask & near(attention.positions[:, None, None, :]),
+        cache_mask,
+    )

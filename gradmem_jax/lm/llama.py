@@ -8,7 +8,12 @@ from flax import linen as nn
 from gradmem_jax.checks import require, require_integer, require_number
 from gradmem_jax.lm.attention import AttentionState, RopeScaling, rotary_frequencies, rotate
 from gradmem_jax.lm.language_model import rms_norm, swiglu
-from gradmem_jax.lm.transformer import Places, Transformer, TransformerConfig, self_attention
+from gradmem_jax.lm.transformer import (
+    AttentionInputs,
+    Transformer,
+    TransformerConfig,
+    self_attention,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,13 +70,13 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, places: Places, state: AttentionState
+        self, x: jax.Array, inputs: AttentionInputs, state: AttentionState
     ) -> tuple[jax.Array, AttentionState]:
         """Maps x [B, S, d] to [B, S, d]; see `self_attention`."""
         c = self.config
         frequencies = rotary_frequencies(c.head_size, c.rope_base, c.rope_scaling)
-        turn = lambda x, positions: rotate(x, positions, frequencies)
-        return self_attention(c, x, places, state, turn=turn)
+        rotary = lambda x, positions: rotate(x, positions, frequencies)
+        return self_attention(c, x, inputs, state, rotary=rotary)
 
 
 class Block(nn.Module):
@@ -81,11 +86,11 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, places: Places, state: AttentionState
+        self, x: jax.Array, inputs: AttentionInputs, state: AttentionState
     ) -> tuple[jax.Array, AttentionState]:
         """Maps x [B, S, d] to [B, S, d]."""
         c = self.config
-        y, new = Attention(c, name="attention")(rms_norm(c, "attention_norm")(x), places, state)
+        y, new = Attention(c, name="attention")(rms_norm(c, "attention_norm")(x), inputs, state)
         x = x + y
         return x + swiglu(c, c.mlp_size, rms_norm(c, "mlp_norm")(x)), new
 

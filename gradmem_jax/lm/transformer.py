@@ -9,14 +9,14 @@ import jax.numpy as jnp
 
 from gradmem_jax.checks import require, require_integer
 from gradmem_jax.lm.attention import (
-    Apart,
-    Attended,
     AttentionState,
     KVCache,
+    PartialAttention,
+    ReturnPartial,
     append_to_cache,
     attend,
     attend_all,
-    join,
+    merge_partial,
 )
 from gradmem_jax.lm.language_model import LanguageModel, LMConfig, dense
 
@@ -65,45 +65,45 @@ class TransformerConfig(LMConfig):
         return 4 * self.width if self.mlp_width is None else self.mlp_width
 
 
-class Places(NamedTuple):
+class AttentionInputs(NamedTuple):
     """Where the tokens of a sequence stand.
 
     Attributes:
         positions: int [S] or [B, S].
         mask: bool, broadcastable to [B, 1, S, S], true where a query sees a key; None is causal.
-        seen: bool [B, 1, S, E], true where a query sees one of the first E slots of a cache.
+        cache_mask: bool [B, 1, S, E], true where a query sees one of the first E slots of a cache.
     """
 
     positions: jax.Array
     mask: jax.Array | None = None
-    seen: jax.Array | None = None
+    cache_mask: jax.Array | None = None
 
 
-def find_places(
+def attention_inputs(
     length: int,
     cache: KVCache | None,
     positions: jax.Array | None = None,
     mask: jax.Array | None = None,
-) -> Places:
-    """Positions that go on from the cache, or from 0, unless they are given, and what is seen."""
+) -> AttentionInputs:
+    """Positions, by default those that go on from the cache or from 0, and masks."""
     slots = jnp.arange(length)[None]
     if cache is None:
-        return Places(slots if positions is None else positions, mask)
+        return AttentionInputs(slots if positions is None else positions, mask)
     slots = slots + cache.length[:, None]
     num_earlier = cache.keys.shape[3] - length  # the new tokens need the other slots
-    seen = jnp.arange(num_earlier) < cache.length[:, None]
-    shape = (len(seen), 1, length, num_earlier)
-    seen = jnp.broadcast_to(seen[:, None, None, :], shape)
-    return Places(slots if positions is None else positions, mask, seen)
+    cache_mask = jnp.arange(num_earlier) < cache.length[:, None]
+    shape = (len(cache_mask), 1, length, num_earlier)
+    cache_mask = jnp.broadcast_to(cache_mask[:, None, None, :], shape)
+    return AttentionInputs(slots if positions is None else positions, mask, cache_mask)
 
 
 def self_attention(
     config: TransformerConfig,
     x: jax.Array,
-    places: Places,
+    inputs: AttentionInputs,
     state: AttentionState,
     *,
-    turn: Callable[[jax.Array, jax.Array], jax.Array] = lambda x, positions: x,
+    rotary: Callable[[jax.Array, jax.Array], jax.Array] = lambda x, positions: x,
     use_bias: bool = False,
 ) -> tuple[jax.Array, AttentionState]:
     """Causal self-attention, [B, S, d] to [B, S, d]; its parts are modules of the caller.
@@ -111,42 +111,43 @@ def self_attention(
     Args:
         config: the model.
         x: [B, S, d].
-        places: positions and mask.
+        inputs: positions and masks.
         state: one of
             keys and values [B, Hkv, T, Dh] of earlier tokens;
             None: there are none, and nobody needs the new ones;
-            `Apart`: there are none, and what the tokens find among one another is asked for;
-            `Attended`: what the last tokens of x found among one another, causally.
-        turn: what positions [S] or [B, S] do to queries and keys [B, S, H, Dh].
+            `ReturnPartial`: there are none, and the attention of x to itself is asked for;
+            `PartialAttention`: the causal attention of the last tokens of x to themselves.
+        rotary: what positions [S] or [B, S] do to queries and keys [B, S, H, Dh].
         use_bias: whether the projections have biases.
 
     Returns:
-        [B, S, d], and keys and values of the new tokens [B, S, Hkv, Dh], or None, or `Attended`.
+        [B, S, d]; and keys and values of the new tokens [B, S, Hkv, Dh], None, or the
+        `PartialAttention` that was asked for.
     """
     c = config
     heads = {"query": c.num_heads, "key": c.kv_heads, "value": c.kv_heads}
-    num_new = x.shape[1] - (state.query.shape[1] if isinstance(state, Attended) else 0)
+    num_new = x.shape[1] - (state.query.shape[1] if isinstance(state, PartialAttention) else 0)
     query, key, value = (
         dense(c, (number, c.head_size), name, use_bias=use_bias)(x[:, :num_new])
         for name, number in heads.items()
     )
-    query, key = (turn(x, places.positions[..., :num_new]) for x in (query, key))
+    query, key = (rotary(x, inputs.positions[..., :num_new]) for x in (query, key))
     new: AttentionState = None
-    if isinstance(state, Attended):
-        behind = join(state, attend_all(state.query, key, value))
-        y = jnp.concatenate([attend(query, key, value).mean, behind], axis=1)
-    elif isinstance(state, Apart):
+    if isinstance(state, PartialAttention):
+        of_last = merge_partial(state, attend_all(state.query, key, value))
+        y = jnp.concatenate([attend(query, key, value).mean, of_last], axis=1)
+    elif isinstance(state, ReturnPartial):
         new = attend(query, key, value)
         y = new.mean
     else:
-        y = attend(query, key, value, places.mask, state, places.seen).mean
+        y = attend(query, key, value, inputs.mask, state, inputs.cache_mask).mean
         new = None if state is None else (key, value)
     y = y.astype(query.dtype)
     return dense(c, c.width, "output", axis=(-2, -1), use_bias=use_bias)(y), new
 
 
 class Transformer(LanguageModel):
-    """A language model whose layers map `(x, places, state)` to `(x, new)`.
+    """A language model whose layers map `(x, inputs, state)` to `(x, new)`.
 
     `state` holds keys and values [B, Hkv, T, Dh] of earlier tokens and `new` those of x
     [B, S, Hkv, Dh], or both are None; for other states see `self_attention`.
@@ -161,7 +162,7 @@ class Transformer(LanguageModel):
         positions: jax.Array | None = None,
         mask: jax.Array | None = None,
         cache: KVCache | None = None,
-        attended: Attended | None = None,
+        partial_attention: PartialAttention | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         """Runs the layers.
 
@@ -171,45 +172,48 @@ class Transformer(LanguageModel):
                 cache only the default works.
             mask: bool, broadcastable to [B, 1, S, S], true where a query sees a key; causal by
                 default.
-            cache: keys and values of earlier tokens, with room for S more.
-            attended: from `attend_apart`, of the last of these tokens: saves the first layer from
-                attending among them. Positions, mask and cache must be the default.
+            cache: keys and values of earlier tokens, with a capacity for S more.
+            partial_attention: of the last of these tokens to themselves, from
+                `first_layer_attention`, so that the first layer need not compute it. Positions,
+                mask and cache must be the default.
 
         Returns:
             Final hidden states [B, S, d], ready for an output projection, and the grown cache.
         """
-        places = find_places(embeddings.shape[1], cache, positions, mask)
-        embeddings = self.add_positions(embeddings, places.positions)
-        if attended is not None:
+        inputs = attention_inputs(embeddings.shape[1], cache, positions, mask)
+        embeddings = self.add_positions(embeddings, inputs.positions)
+        if partial_attention is not None:
             first, *others = self.layers
-            x, _ = first(embeddings.astype(self.config.dtype), places, attended)
+            x, _ = first(embeddings.astype(self.config.dtype), inputs, partial_attention)
             for layer in others:
-                x, _ = layer(x, places, None)
+                x, _ = layer(x, inputs, None)
             return self.final_norm(x), None
         if cache is None:
-            return self.run_layers(embeddings, places, None)[0], None
-        hidden, new = self.run_layers(embeddings, places, (cache.keys, cache.values))
+            return self.run_layers(embeddings, inputs, None)[0], None
+        hidden, new = self.run_layers(embeddings, inputs, (cache.keys, cache.values))
         return hidden, append_to_cache(cache, *new)
 
-    def attend_apart(self, embeddings: jax.Array, num_before: int) -> Attended | None:
-        """What tokens find among one another in the first layer, whatever stands before them.
+    def first_layer_attention(
+        self, embeddings: jax.Array, num_before: int
+    ) -> PartialAttention | None:
+        """The first layer's attention of tokens to themselves, whatever stands before them.
 
         Args:
             embeddings: [B, S, d].
             num_before: how many positions are before them.
 
         Returns:
-            What `__call__` takes for them as `attended`. None if there is no token, or if
+            What `__call__` takes for them as `partial_attention`. None if there is no token, or if
             `scan_layers` makes one program of all layers.
         """
         if self.config.scan_layers or not embeddings.shape[1]:
             return None
-        places = Places(num_before + jnp.arange(embeddings.shape[1]))
-        embeddings = self.add_positions(embeddings, places.positions)
-        return self.layers[0](embeddings.astype(self.config.dtype), places, Apart())[1]
+        inputs = AttentionInputs(num_before + jnp.arange(embeddings.shape[1]))
+        embeddings = self.add_positions(embeddings, inputs.positions)
+        return self.layers[0](embeddings.astype(self.config.dtype), inputs, ReturnPartial())[1]
 
     def empty_cache(self, batch_size: int, length: int) -> KVCache:
-        """Returns a cache with room for `length` tokens of each of `batch_size` samples."""
+        """Returns a cache with a capacity of `length` tokens of each of `batch_size` samples."""
         c = self.config
         shape = (c.num_layers, batch_size, c.kv_heads, length, c.head_size)
         empty = jnp.zeros(shape, c.dtype)

@@ -171,7 +171,7 @@ def train_on_tokens(
     """Trains the inner models on any number of tokens, one mini-batch after the other.
 
     Every sample may be somewhere else in its open mini-batch: its tokens are moved to the right by
-    as many places as the mini-batch has tokens already, so that the mini-batches of all samples
+    as many slots as the mini-batch has tokens already, so that the mini-batches of all samples
     end together. The backward pass makes the insides of a mini-batch again.
 
     Args:
@@ -188,15 +188,15 @@ def train_on_tokens(
     batch_size, length = tokens.real.shape
     aligned = fresh or length == 1
     size = min(mini_batch_size, length) if aligned else mini_batch_size
-    room = length if aligned else length + mini_batch_size - 1
-    room += -room % size
+    capacity = length if aligned else length + mini_batch_size - 1
+    capacity += -capacity % size
     start = jnp.zeros_like(state.num_tokens) if aligned else state.num_tokens
 
     def chunks(x: jax.Array) -> jax.Array:
-        if room > length:
-            places = start[:, None] + jnp.arange(length)
-            empty = jnp.zeros((batch_size, room, *x.shape[2:]), x.dtype)
-            x = empty.at[jnp.arange(batch_size)[:, None], places].set(x)
+        if capacity > length:
+            slots = start[:, None] + jnp.arange(length)
+            empty = jnp.zeros((batch_size, capacity, *x.shape[2:]), x.dtype)
+            x = empty.at[jnp.arange(batch_size)[:, None], slots].set(x)
         return jnp.moveaxis(x.reshape(batch_size, -1, size, *x.shape[2:]), 1, 0)
 
     @jax.checkpoint
@@ -205,8 +205,8 @@ def train_on_tokens(
         return state, y
 
     state, y = jax.lax.scan(one_mini_batch, state, jax.tree.map(chunks, tokens))
-    y = jnp.moveaxis(y, 0, 1).reshape(batch_size, room, *y.shape[3:])
-    if room > length:
+    y = jnp.moveaxis(y, 0, 1).reshape(batch_size, capacity, *y.shape[3:])
+    if capacity > length:
         place_back = lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, length)
         y = jax.vmap(place_back)(y, start)
     return y, state

@@ -9,7 +9,7 @@ import numpy as np
 
 from gradmem_jax.array_checks import check_length, check_memory
 from gradmem_jax.checks import is_traced, require
-from gradmem_jax.lm.attention import KVCache, add_room, make_cache
+from gradmem_jax.lm.attention import KVCache, extend_capacity, make_cache
 from gradmem_jax.lm.transformer import TransformerConfig
 from gradmem_jax.losses import IGNORE, mean_per_sample, token_losses
 from gradmem_jax.memory.inner_loop import WriteInfo
@@ -64,7 +64,6 @@ class FullContext(MemoryModel):
         """Draws the parameters of the language model, {"lm": ...}; see `MemoryModel.init`."""
         return {"lm": self.init_lm(key, lm_params)}
 
-    @write_in_parts
     def write_memory(
         self,
         params: Params,
@@ -100,18 +99,32 @@ class FullContext(MemoryModel):
             self.check_memory(params, memory, batch_size)
         positions = self.num_memory_positions(memory)
         check_length("context_ids", length, positions, self.config.lm.max_positions)
+
+        def write(context_ids: jax.Array, memory: ContextMemory) -> tuple[ContextMemory, WriteInfo]:
+            return self._write(params, context_ids, memory, kept)
+
+        return write_in_parts(write, context_ids, memory, self.num_write_parts)
+
+    def _write(
+        self,
+        params: Params,
+        context_ids: jax.Array,
+        memory: ContextMemory,
+        kept: jax.Array | bool,
+    ) -> tuple[ContextMemory, WriteInfo]:
+        """Runs the model over contexts behind those of the memory, if they are to be kept."""
+        batch_size, length = context_ids.shape
         lengths = jnp.where(kept, self.query_lengths(context_ids), 0)
         hidden, cache = self.apply_lm(
             params,
             self.embed(params, context_ids),
-            cache=self._cache(memory, context_ids.shape[1]),
+            cache=self._cache(memory, length),
         )
         last = jnp.maximum(lengths - 1, 0)[:, None, None]
         last_hidden = jnp.take_along_axis(hidden, last, axis=1)[:, 0]
-        samples_first = lambda x: jnp.transpose(x, (1, 0, 3, 2, 4))
         written = ContextMemory(
-            samples_first(cache.keys),
-            samples_first(cache.values),
+            jnp.transpose(cache.keys, (1, 0, 3, 2, 4)),
+            jnp.transpose(cache.values, (1, 0, 3, 2, 4)),
             jnp.where((lengths > 0)[:, None], last_hidden, memory.last_hidden),
             memory.length + lengths,
         )
@@ -179,7 +192,11 @@ class FullContext(MemoryModel):
         return memory.keys.shape[2]
 
     def read_logits(
-        self, params: Params, memory: Memory, query_ids: jax.Array, room: int | None = None
+        self,
+        params: Params,
+        memory: Memory,
+        query_ids: jax.Array,
+        max_new_tokens: int | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         """Runs queries behind their contexts; see `MemoryModel.read_logits`."""
         cache = self._cache(memory, query_ids.shape[1])
@@ -187,15 +204,15 @@ class FullContext(MemoryModel):
         hidden = jnp.concatenate([memory.last_hidden[:, None], hidden], axis=1)
         logits = self.apply_lm(params, hidden, method="unembed")
         cache = cache._replace(length=memory.length + self.query_lengths(query_ids))
-        return logits, add_room(cache, room or 0)
+        return logits, extend_capacity(cache, max_new_tokens or 0)
 
     def _empty(self, batch_size: int, length: int = 0) -> ContextMemory:
-        """The memory of no context, with room for `length` tokens."""
+        """The memory of no context, with a capacity of `length` tokens."""
         c = self.config.lm
         empty = jnp.zeros((batch_size, c.num_layers, length, c.kv_heads, c.head_size), c.dtype)
         hidden = jnp.zeros((batch_size, c.width), c.dtype)
         return ContextMemory(empty, empty, hidden, jnp.zeros(batch_size, jnp.int32))
 
-    def _cache(self, memory: ContextMemory, room: int) -> KVCache:
-        """The memory as a cache with room for more tokens."""
-        return make_cache(memory.keys, memory.values, memory.length, room)
+    def _cache(self, memory: ContextMemory, extra_capacity: int) -> KVCache:
+        """The memory as a cache with a capacity for more tokens."""
+        return make_cache(memory.keys, memory.values, memory.length, extra_capacity)

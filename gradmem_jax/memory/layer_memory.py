@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 from gradmem_jax.array_checks import check_key, check_memory
 from gradmem_jax.checks import require_integer, require_number
 from gradmem_jax.lm.armt import AssociativeFields, adopt_transformer
-from gradmem_jax.lm.attention import add_room
+from gradmem_jax.lm.attention import extend_capacity
 from gradmem_jax.memory.inner_loop import WriteInfo, step_if
 from gradmem_jax.memory.interface import Memory, MemoryConfig, MemoryModel, swap_batch_and_layers
 from gradmem_jax.parallel.micro_batches import write_in_parts
@@ -91,9 +91,10 @@ class LayerMemory(MemoryModel):
         check_key(key)
         c = self.config
         lm_key, token_key, start_key = jax.random.split(key, 3)
-        draw = lambda key, rows: (
-            c.memory_init_std * jax.random.normal(key, (rows, c.lm.width), c.lm.param_dtype)
-        )
+
+        def draw(key: jax.Array, rows: int) -> jax.Array:
+            return c.memory_init_std * jax.random.normal(key, (rows, c.lm.width), c.lm.param_dtype)
+
         params = {"lm": self.init_lm(lm_key, lm_params), "read_start": draw(start_key, 1)}
         if c.tokens_behind:
             params["memory_tokens"] = draw(token_key, c.tokens_behind)
@@ -113,7 +114,6 @@ class LayerMemory(MemoryModel):
             lm_params = adopt_transformer(super().init_lm(key), lm_params)
         return super().init_lm(key, lm_params)
 
-    @write_in_parts
     def write_memory(
         self,
         params: Params,
@@ -139,14 +139,30 @@ class LayerMemory(MemoryModel):
             ValueError: wrong shapes, ids outside the vocabulary, a context longer than the model's
                 positions, or a wrong number of steps.
         """
-        c = self.config
         steps, last = self.resolve_steps(num_steps, max_steps)
         context_ids = self.check_context(params, context_ids, self.write_positions)
+        if memory is not None:
+            self.check_memory(params, memory, len(context_ids))
+
+        def write(context_ids: jax.Array, memory: Memory | None) -> tuple[Memory, WriteInfo]:
+            return self._write(params, context_ids, memory, steps, last)
+
+        return write_in_parts(write, context_ids, memory, self.num_write_parts)
+
+    def _write(
+        self,
+        params: Params,
+        context_ids: jax.Array,
+        memory: Memory | None,
+        steps: int,
+        last: int | jax.Array,
+    ) -> tuple[Memory, WriteInfo]:
+        """Makes `last` of at most `steps` passes."""
+        c = self.config
         batch_size = len(context_ids)
         if memory is None:
             start = self._first_memory(params, batch_size)
         else:
-            self.check_memory(params, memory, batch_size)
             start = swap_batch_and_layers(memory)
         embeddings = self.embed(params, context_ids)
         if c.tokens_behind:
@@ -178,8 +194,8 @@ class LayerMemory(MemoryModel):
 
     def check_memory(self, params: Params, memory: Memory, batch_size: int) -> None:
         """Raises ValueError unless `memory` is one of this model, for `batch_size` samples."""
-        first = lambda: swap_batch_and_layers(self._first_memory(params, batch_size))
-        check_memory(memory, jax.eval_shape(first))
+        first = jax.eval_shape(lambda: self._first_memory(params, batch_size))
+        check_memory(memory, jax.eval_shape(swap_batch_and_layers, first))
 
     def num_memory_positions(self, memory: Memory) -> int:
         """One: the start vector in front of a query."""
@@ -187,12 +203,16 @@ class LayerMemory(MemoryModel):
         return 1
 
     def read_logits(
-        self, params: Params, memory: Memory, query_ids: jax.Array, room: int | None = None
+        self,
+        params: Params,
+        memory: Memory,
+        query_ids: jax.Array,
+        max_new_tokens: int | None = None,
     ) -> tuple[jax.Array, Any]:
         """Runs `[start; Q]`; see `MemoryModel.read_logits`."""
         batch_size, length = query_ids.shape
         cache = None
-        if room is not None:
+        if max_new_tokens is not None:
             cache = self.apply_lm(params, batch_size, 1 + length, method="empty_cache")
         start = params["read_start"].astype(self.config.lm.dtype)
         start = jnp.broadcast_to(start, (batch_size, *start.shape))
@@ -201,7 +221,7 @@ class LayerMemory(MemoryModel):
         hidden, _, cache = self.apply_lm(params, inputs, memory=memory, cache=cache)
         if cache is not None:
             cache = cache._replace(length=1 + self.query_lengths(query_ids))
-            cache = add_room(cache, room or 0)
+            cache = extend_capacity(cache, max_new_tokens or 0)
         return self.apply_lm(params, hidden, method="unembed"), (memory, cache)
 
     def decode_token(self, params: Params, state: Any, ids: jax.Array) -> tuple[jax.Array, Any]:

@@ -85,12 +85,10 @@ class RMT(PrefixMemory):
         dtype, width = c.lm.param_dtype, c.lm.width
         if c.memory_projection != "none":
             keys = jax.random.split(jax.random.fold_in(key, 1))
-            uniform = lambda key, *shape: jax.random.uniform(
-                key, shape, dtype, -(width**-0.5), width**-0.5
-            )
+            bound = width**-0.5
             params["projection"] = {
-                "kernel": uniform(keys[0], width, width),
-                "bias": uniform(keys[1], width),
+                "kernel": jax.random.uniform(keys[0], (width, width), dtype, -bound, bound),
+                "bias": jax.random.uniform(keys[1], (width,), dtype, -bound, bound),
             }
         if c.memory_projection == "proj_rw":
             kernel, bias = jnp.eye(width, dtype=dtype), jnp.zeros(width, dtype)
@@ -123,7 +121,6 @@ class RMT(PrefixMemory):
             seen["read_projection"] = params["projection"]
         return view, seen
 
-    @write_in_parts
     def write_memory(
         self,
         params: Params,
@@ -153,9 +150,26 @@ class RMT(PrefixMemory):
             ValueError: wrong shapes, ids outside the vocabulary, a context longer than the model's
                 positions, or a wrong number of steps.
         """
-        c = self.config
         steps, last = self.resolve_steps(num_steps, max_steps)
-        start, context_ids = self.check_write(params, memory, context_ids)
+        from_initial = memory is None
+        memory, context_ids = self.check_write(params, memory, context_ids)
+
+        def write(context_ids: jax.Array, memory: Memory) -> tuple[Memory, WriteInfo]:
+            return self._write(params, context_ids, memory, steps, last, from_initial)
+
+        return write_in_parts(write, context_ids, memory, self.num_write_parts)
+
+    def _write(
+        self,
+        params: Params,
+        context_ids: jax.Array,
+        start: jax.Array,
+        steps: int,
+        last: int | jax.Array,
+        from_initial: bool,
+    ) -> tuple[Memory, WriteInfo]:
+        """Makes `last` of at most `steps` passes; M0 is no memory to add to."""
+        c = self.config
         batch_size = context_ids.shape[0]
         params = self.write_params(params)
         embeddings = self.embed(params, context_ids)
@@ -164,7 +178,7 @@ class RMT(PrefixMemory):
         positions, mask = self._positions_and_mask(real)
 
         def one_pass(memory: jax.Array, k: jax.Array) -> tuple[jax.Array, Any]:
-            prefix = self._prefix(params, memory, "write")
+            prefix = self.prefix(params, memory, "write").embeddings
             suffix = prefix[:, : c.num_control_tokens + c.num_memory_tokens]
             inputs = jnp.concatenate([prefix, embeddings, suffix], axis=1)
             hidden, _ = self.apply_lm(params, inputs, positions=positions, mask=mask)
@@ -174,7 +188,7 @@ class RMT(PrefixMemory):
                 new = jnp.where((k > 0) | (not from_initial), added, new)
             if c.inner_loss_weight:
                 before = hidden[:, prefix.shape[1] - 1 : -suffix.shape[1] - 1]
-                losses = mean_per_sample(self._write_losses(params, before, labels), labels)
+                losses = mean_per_sample(self.predict_context(params, before, labels), labels)
             else:
                 losses = jnp.zeros(batch_size)
             return jnp.where(k < last, new, memory), jnp.where(k <= last, losses, 0)
@@ -182,7 +196,6 @@ class RMT(PrefixMemory):
         def maybe_pass(memory: jax.Array, k: jax.Array) -> tuple[jax.Array, Any]:
             return step_if(k < last + with_losses, one_pass, memory, k)
 
-        from_initial = memory is None
         with_losses = bool(c.inner_loss_weight)
         passes = one_pass if isinstance(last, int) else maybe_pass
         written, losses = jax.lax.scan(passes, start, jnp.arange(steps + with_losses))
@@ -198,8 +211,7 @@ class RMT(PrefixMemory):
     def _positions_and_mask(self, real: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Positions [B, T] that skip padding, and the mask [B, 1, T, T], for real bool [B, S]."""
         c = self.config
-        known = lambda count: jnp.ones((real.shape[0], count), bool)
-        suffix = known(c.num_control_tokens + c.num_memory_tokens)
-        seen = jnp.concatenate([known(c.prefix_length), real, suffix], axis=1)
+        suffix_length = c.num_control_tokens + c.num_memory_tokens
+        seen = jnp.pad(real, ((0, 0), (c.prefix_length, suffix_length)), constant_values=True)
         causal = jnp.tril(jnp.ones((seen.shape[1], seen.shape[1]), bool))
         return jnp.cumsum(seen, axis=1) - 1, causal & seen[:, None, None, :]

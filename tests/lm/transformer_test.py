@@ -57,23 +57,23 @@ class TransformerTest(parameterized.TestCase):
         np.testing.assert_allclose(in_pieces(IDS), want, atol=1e-5)
 
     @parameterized.product(name=tuple(CONFIGS), length=(1, 7, 150))
-    def test_tokens_attended_apart(self, name, length):
+    def test_partial_attention_is_merged(self, name, length):
         lm, params = language_model(name, max_positions=160)
         embeddings = np.random.default_rng(0).standard_normal((2, 3 + length, 8)).astype(np.float32)
 
         @jax.jit
         def run(embeddings):
-            attended = lm.apply(params, embeddings[:, 3:], 3, method="attend_apart")
-            apart, _ = lm.apply(params, embeddings, attended=attended)
-            return apart, lm.apply(params, embeddings)[0]
+            attended = lm.apply(params, embeddings[:, 3:], 3, method="first_layer_attention")
+            merged, _ = lm.apply(params, embeddings, partial_attention=attended)
+            return merged, lm.apply(params, embeddings)[0]
 
         np.testing.assert_allclose(*run(embeddings), atol=2e-5)
 
-    def test_what_is_not_attended_apart(self):
+    def test_without_partial_attention(self):
         lm, params = language_model("llama")
-        self.assertIsNone(lm.apply(params, jnp.zeros((2, 0, 8)), 3, method="attend_apart"))
+        self.assertIsNone(lm.apply(params, jnp.zeros((2, 0, 8)), 3, method="first_layer_attention"))
         lm, params = language_model("llama", scan_layers=True)
-        self.assertIsNone(lm.apply(params, jnp.zeros((2, 4, 8)), 3, method="attend_apart"))
+        self.assertIsNone(lm.apply(params, jnp.zeros((2, 4, 8)), 3, method="first_layer_attention"))
 
     @parameterized.parameters(("gpt2", True), ("gpt_neox", False))
     def test_what_moving_all_positions_changes(self, name, changes):
