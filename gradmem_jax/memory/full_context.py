@@ -108,10 +108,10 @@ class FullContext(MemoryModel):
         )
         last = jnp.maximum(lengths - 1, 0)[:, None, None]
         last_hidden = jnp.take_along_axis(hidden, last, axis=1)[:, 0]
-        samples_first = lambda x: jnp.transpose(x, (1, 0, 3, 2, 4))
+        keys, values = (jnp.transpose(x, (1, 0, 3, 2, 4)) for x in (cache.keys, cache.values))
         written = ContextMemory(
-            samples_first(cache.keys),
-            samples_first(cache.values),
+            keys,
+            values,
             jnp.where((lengths > 0)[:, None], last_hidden, memory.last_hidden),
             memory.length + lengths,
         )

@@ -91,9 +91,11 @@ class LayerMemory(MemoryModel):
         check_key(key)
         c = self.config
         lm_key, token_key, start_key = jax.random.split(key, 3)
-        draw = lambda key, rows: (
-            c.memory_init_std * jax.random.normal(key, (rows, c.lm.width), c.lm.param_dtype)
-        )
+
+        def draw(key: jax.Array, rows: int) -> jax.Array:
+            normal = jax.random.normal(key, (rows, c.lm.width), c.lm.param_dtype)
+            return c.memory_init_std * normal
+
         params = {"lm": self.init_lm(lm_key, lm_params), "read_start": draw(start_key, 1)}
         if c.tokens_behind:
             params["memory_tokens"] = draw(token_key, c.tokens_behind)
@@ -178,7 +180,10 @@ class LayerMemory(MemoryModel):
 
     def check_memory(self, params: Params, memory: Memory, batch_size: int) -> None:
         """Raises ValueError unless `memory` is one of this model, for `batch_size` samples."""
-        first = lambda: swap_batch_and_layers(self._first_memory(params, batch_size))
+
+        def first() -> Memory:
+            return swap_batch_and_layers(self._first_memory(params, batch_size))
+
         check_memory(memory, jax.eval_shape(first))
 
     def num_memory_positions(self, memory: Memory) -> int:

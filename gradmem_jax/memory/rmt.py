@@ -85,12 +85,10 @@ class RMT(PrefixMemory):
         dtype, width = c.lm.param_dtype, c.lm.width
         if c.memory_projection != "none":
             keys = jax.random.split(jax.random.fold_in(key, 1))
-            uniform = lambda key, *shape: jax.random.uniform(
-                key, shape, dtype, -(width**-0.5), width**-0.5
-            )
+            bound = width**-0.5
             params["projection"] = {
-                "kernel": uniform(keys[0], width, width),
-                "bias": uniform(keys[1], width),
+                "kernel": jax.random.uniform(keys[0], (width, width), dtype, -bound, bound),
+                "bias": jax.random.uniform(keys[1], (width,), dtype, -bound, bound),
             }
         if c.memory_projection == "proj_rw":
             kernel, bias = jnp.eye(width, dtype=dtype), jnp.zeros(width, dtype)
@@ -198,8 +196,7 @@ class RMT(PrefixMemory):
     def _positions_and_mask(self, real: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Positions [B, T] that skip padding, and the mask [B, 1, T, T], for real bool [B, S]."""
         c = self.config
-        known = lambda count: jnp.ones((real.shape[0], count), bool)
-        suffix = known(c.num_control_tokens + c.num_memory_tokens)
-        seen = jnp.concatenate([known(c.prefix_length), real, suffix], axis=1)
+        behind = c.num_control_tokens + c.num_memory_tokens
+        seen = jnp.pad(real, ((0, 0), (c.prefix_length, behind)), constant_values=True)
         causal = jnp.tril(jnp.ones((seen.shape[1], seen.shape[1]), bool))
         return jnp.cumsum(seen, axis=1) - 1, causal & seen[:, None, None, :]

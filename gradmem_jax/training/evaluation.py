@@ -75,9 +75,10 @@ def _jit_evaluation(mesh: Mesh | None) -> Any:
 
         def on_device(params: Params, part: Batch, shared: Any) -> tuple[Params, Metrics]:
             num_steps, totals = shared
-            evaluate_part = lambda part: _evaluate_part(
-                model, params, part, totals, num_steps, max_steps
-            )
+
+            def evaluate_part(part: Batch) -> Metrics:
+                return _evaluate_part(model, params, part, totals, num_steps, max_steps)
+
             return {}, sum_over_parts(evaluate_part, part, num_parts(AUTOMATIC, part))
 
         shared = (num_steps, totals)

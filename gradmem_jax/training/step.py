@@ -74,9 +74,10 @@ def loss_gradient(
     totals = totals or batch_totals(batch)
     trained, constant = split_params(params, frozen)
     if mesh is not None:
-        on_part = lambda params, part, totals: loss_gradient(
-            model, params, part, num_micro_batches, frozen, totals=totals
-        )
+
+        def on_part(params: Params, part: Batch, totals: Any) -> tuple[Params, Metrics]:
+            return loss_gradient(model, params, part, num_micro_batches, frozen, totals=totals)
+
         return gradient_on_mesh(on_part, mesh, params, dict(batch), totals, trained)
 
     def loss_fn(trained: Params, part: Batch) -> tuple[jax.Array, Metrics]:
@@ -130,7 +131,10 @@ def make_train_step(
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(gradient_norm)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, trained)
         updated = (optax.apply_updates(trained, updates), optimizer_state)
-        keep = lambda new, old: jnp.where(finite, new, old)
+
+        def keep(new: jax.Array, old: jax.Array) -> jax.Array:
+            return jnp.where(finite, new, old)
+
         trained, optimizer_state = jax.tree.map(keep, updated, (trained, state.optimizer_state))
         metrics |= {"gradient_norm": gradient_norm, "finite": finite}
         params = join_params(trained, constant)
