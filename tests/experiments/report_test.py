@@ -8,11 +8,10 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
+from experiments import report
 from experiments.configs import default
 from experiments.program.files import to_json
 from experiments.results import figures, finished_runs, paper_results
-from experiments.results.finished_runs import label
-from experiments.results.tables import write_report
 from gradmem_jax.methods import METHODS
 from tests.programs import start
 
@@ -69,7 +68,7 @@ class ReportTest(parameterized.TestCase):
             (folder / "metrics.json").write_text(json.dumps(made))
 
     def report(self):
-        text = write_report(self.root, self.out)
+        text = report.write_report(self.root, self.out)
         self.assertEqual((self.out.parent / "results.md").read_text(), text)
         for file in re.findall(r"\]\((.+?)\)", text):
             self.assertStartsWith((self.out.parent / file).read_bytes(), PNG)
@@ -171,7 +170,7 @@ class ReportTest(parameterized.TestCase):
         drawn = {}
         keep = lambda path, values, **options: drawn.update({path.name: (values, options)})
         with mock.patch.object(figures, "panels", keep):
-            write_report(self.root, self.out)
+            report.write_report(self.root, self.out)
         values, options = drawn["results_sizes.png"]
         deviation = statistics.stdev([40, 60])
         self.assertEqual(values[""]["GradMem, K = 2"], {4: (50.0, deviation)})
@@ -227,7 +226,7 @@ class ReportTest(parameterized.TestCase):
         ("lstm", {}, "lstm"),
     )
     def test_labels(self, method, changes, expected):
-        self.assertEqual(label(make_config(method, **changes)), expected)
+        self.assertEqual(report.label(make_config(method, **changes)), expected)
 
     @parameterized.parameters(
         ("gradmem", {"data.num_pairs": 96, "model.num_write_steps": 5}, 88.4),
@@ -251,11 +250,11 @@ class ReportTest(parameterized.TestCase):
     def test_only_some_runs(self):
         self.add("table_a", 0.5)
         self.add("other_b", 0.7, **{"data.num_pairs": 8})
-        text = write_report(self.root, self.out, only="^table")
+        text = report.write_report(self.root, self.out, only="^table")
         self.assertIn("'--only=^table'", text)
         self.assertEqual(cells(text, "exact match, %"), ["exact match, %", "N = 4"])
         with self.assertRaisesRegex(ValueError, r"--only='\(' is not a regular expression"):
-            write_report(self.root, self.out, only="(")
+            report.write_report(self.root, self.out, only="(")
 
     def test_exact_match_by_segment(self):
         changes = {"data.num_pairs": 8, "data.num_segments": 4, "model.num_write_steps": 2}
