@@ -8,13 +8,16 @@ import jax
 import numpy as np
 
 from gradmem_jax import RMT, GradMem, GradMemConfig, LlamaConfig, RMTConfig
+from gradmem_jax.checks import AUTOMATIC
 from gradmem_jax.memory.interface import MemoryModel
 from gradmem_jax.methods import METHODS
 
 VOCAB_SIZE = 11
 
 
-def small_model(write_optimizer: Any = None, **changes: Any) -> GradMem:
+def small_model(
+    write_optimizer: Any = None, *, num_write_parts: int = AUTOMATIC, **changes: Any
+) -> GradMem:
     """A model of width 8; `changes` go to the GradMemConfig, those of `lm` as a dict."""
     lm = dict(
         vocab_size=VOCAB_SIZE,
@@ -33,7 +36,8 @@ def small_model(write_optimizer: Any = None, **changes: Any) -> GradMem:
         write_learning_rate=2.0,
         memory_init_std=1.0,
     )
-    return GradMem(GradMemConfig(**(options | changes)), write_optimizer)
+    config = GradMemConfig(**(options | changes))
+    return GradMem(config, write_optimizer, num_write_parts=num_write_parts)
 
 
 def small_rmt(**changes: Any) -> RMT:

@@ -22,7 +22,7 @@ CONTEXT_LENGTHS = {
 # Copies of the stories, with other names, verbs and order, of tasks whose questions combine facts.
 # They have too few to learn from: the full context learns to predict the story too. READ, from
 # memory, learns them with more layers, few vectors and a small weight of the WRITE loss
-# (docs/results.md).
+# (docs/notebook.md).
 VARIED_COPIES = {2: 16, 3: 32, 5: 8}
 # Questions of a story after each WRITE.
 QUERIES_PER_CONTEXT = {1: 4, 2: 8, 3: 8, 5: 6}

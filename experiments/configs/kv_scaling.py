@@ -1,6 +1,6 @@
 """How far the recipe of kv_quick carries: a curriculum from 2 pairs up to N of 2+2 symbols.
 
-The argument names the last N, as in `kv_scaling.py:n32` (the default); see docs/scaling.md.
+The argument names the last N, as in `kv_scaling.py:n32` (the default); see docs/results.md.
 """
 
 from ml_collections import ConfigDict

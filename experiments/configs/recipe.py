@@ -1,4 +1,4 @@
-"""The settings that made small models learn to write, see docs/recipe.md."""
+"""The settings that made small models learn to write, see docs/training.md."""
 
 from ml_collections import ConfigDict
 

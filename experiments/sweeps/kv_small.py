@@ -1,4 +1,4 @@
-"""The CPU tables of docs/results.md, small counterparts of the paper's; pick with --only.
+"""All methods on a small task, as in docs/results.md; pick with --only.
 
 Every method at N = 4 and N = 8 pairs, three seeds (the paper's Tables 1 and 8). state: Mamba with a
 smaller state (Table 7). memory: other numbers of memory vectors. noise: symbols between the pairs.

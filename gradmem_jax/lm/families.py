@@ -41,6 +41,7 @@ def make_lm(config: LMConfig) -> LanguageModel:
     require(
         type(config) in _FAMILIES,
         f"lm={type(config).__name__} has no language model; it must be one of "
-        f"{', '.join(known.__name__ for known in _FAMILIES)}. docs/methods.md says how to add one.",
+        f"{', '.join(known.__name__ for known in _FAMILIES)}. docs/architecture.md says how to add "
+        "one.",
     )
     return _FAMILIES[type(config)](config)

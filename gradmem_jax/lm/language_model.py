@@ -17,7 +17,7 @@ from gradmem_jax.checks import (
     require_integer,
     require_number,
 )
-from gradmem_jax.lm.products import dot_general
+from gradmem_jax.lm.products import dot_general, saves_products
 from gradmem_jax.trees import PyTree
 
 REMAT_POLICIES = ("none", "full", "dots")
@@ -78,7 +78,7 @@ class LMConfig:
 
 _REMAT_POLICIES = {
     "full": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": saves_products,
 }
 
 

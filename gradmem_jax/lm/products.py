@@ -1,17 +1,17 @@
-"""Matrix products whose derivatives are fast on CPU."""
+"""Matrix products whose backward pass is fast on CPU, whatever is differentiated how often."""
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
+from jax.extend import core
+from jax.interpreters import ad, batching, mlir
 
-_Axes = tuple[int, ...]
-_Dimensions = tuple[tuple[_Axes, _Axes], tuple[_Axes, _Axes]]
+Axes = tuple[int, ...]
+Dimensions = tuple[tuple[Axes, Axes], tuple[Axes, Axes]]
 
 
 def dot_general(
@@ -26,9 +26,8 @@ def dot_general(
     The cotangent of `rhs` is a product of `lhs` and the cotangent of the result over the axes that
     both have in front. On CPU, XLA copies the left one of two such operands to have these axes
     last, and computes all that the operand comes from as slowly as it copies. JAX puts the
-    cotangent on the left; here the smaller operand stands there. Values are those of
-    `jax.lax.dot_general`, and so are derivatives of any order, but on CPU the first one must be
-    taken in reverse mode.
+    cotangent on the left; here the smaller operand stands there. Values and derivatives are those
+    of `jax.lax.dot_general`.
 
     Args:
         lhs: any shape and dtype.
@@ -45,60 +44,179 @@ def dot_general(
         (tuple(lhs_contract), tuple(rhs_contract)),
         (tuple(lhs_batch), tuple(rhs_batch)),
     )
-    multiply = _multiply if jax.default_backend() == "cpu" else lax.dot_general
-    return multiply(lhs, rhs, dimensions, precision, preferred_element_type)
+    lhs, rhs = jnp.asarray(lhs), jnp.asarray(rhs)
+    order = range(lhs.ndim + rhs.ndim - 2 * len(lhs_contract) - len(lhs_batch))
+    return _product(lhs, rhs, dimensions, order, precision, preferred_element_type)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _multiply(
-    lhs: jax.Array, rhs: jax.Array, dimensions: _Dimensions, precision: Any, dtype: Any
-) -> jax.Array:
-    return lax.dot_general(lhs, rhs, dimensions, precision, dtype)
+def saves_products(primitive: Any, *arguments: Any, **params: Any) -> Any:
+    """Policy of `jax.checkpoint`: products without batches are kept, all else is computed again."""
+    if primitive is _product_p:
+        _, (lhs_batch, _) = params["dimensions"]
+        return not lhs_batch
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return policy(primitive, *arguments, **params)
 
 
-def _forward(
-    lhs: jax.Array, rhs: jax.Array, dimensions: _Dimensions, precision: Any, dtype: Any
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    # Not `_multiply`, which under an outer forward mode would meet itself.
-    return lax.dot_general(lhs, rhs, dimensions, precision, dtype), (lhs, rhs)
-
-
-def _backward(
-    dimensions: _Dimensions,
+def _product(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    dimensions: Dimensions,
+    order: Sequence[int],
     precision: Any,
     dtype: Any,
-    saved: tuple[jax.Array, jax.Array],
-    cotangent: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    lhs, rhs = saved
-    (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = dimensions
-    lhs_free = [axis for axis in range(lhs.ndim) if axis not in lhs_contract + lhs_batch]
-    rhs_free = [axis for axis in range(rhs.ndim) if axis not in rhs_contract + rhs_batch]
-    first_of_rhs = len(lhs_batch) + len(lhs_free)
-    batch, of_lhs = range(len(lhs_batch)), range(len(lhs_batch), first_of_rhs)
-    of_rhs = range(first_of_rhs, cotangent.ndim)
-    multiply = functools.partial(lax.dot_general, precision=precision, preferred_element_type=dtype)
-
-    product = multiply(cotangent, rhs, ((of_rhs, rhs_free), (batch, rhs_batch)))
-    contract = [lhs_contract[i] for i in np.argsort(rhs_contract)]
-    lhs_cotangent = _arrange(product, [*lhs_batch, *lhs_free, *contract])
-
-    contract = [rhs_contract[i] for i in np.argsort(lhs_contract)]
-    if math.prod(rhs.shape[i] for i in contract) <= math.prod(rhs.shape[i] for i in rhs_free):
-        product = multiply(lhs, cotangent, ((lhs_free, of_lhs), (lhs_batch, batch)))
-        rhs_cotangent = _arrange(product, [*rhs_batch, *contract, *rhs_free])
-    else:
-        product = multiply(cotangent, lhs, ((of_lhs, lhs_free), (batch, lhs_batch)))
-        rhs_cotangent = _arrange(product, [*rhs_batch, *rhs_free, *contract])
-    return lhs_cotangent.astype(lhs.dtype), rhs_cotangent.astype(rhs.dtype)
+) -> jax.Array:
+    """A product whose axis i is axis `order[i]` of what `lax.dot_general` returns."""
+    return _product_p.bind(
+        lhs, rhs, dimensions=dimensions, order=tuple(order), precision=precision, dtype=dtype
+    )
 
 
-def _arrange(product: jax.Array, axes: Sequence[int]) -> jax.Array:
-    """Moves axis i of a product to where `axes[i]` says."""
-    if list(axes) == sorted(axes):
+def _compute(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    *,
+    dimensions: Dimensions,
+    order: Axes,
+    precision: Any,
+    dtype: Any,
+) -> jax.Array:
+    return jnp.transpose(lax.dot_general(lhs, rhs, dimensions, precision, dtype), order)
+
+
+def _compute_on_cpu(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    *,
+    dimensions: Dimensions,
+    order: Axes,
+    precision: Any,
+    dtype: Any,
+) -> jax.Array:
+    product = lax.dot_general(lhs, rhs, dimensions, precision, dtype)
+    if list(order) == sorted(order):
         return product
-    product = lax.optimization_barrier(product)  # or XLA swaps the operands again
-    return jnp.transpose(product, [axes.index(axis) for axis in range(product.ndim)])
+    return jnp.transpose(lax.optimization_barrier(product), order)  # or XLA swaps the operands
 
 
-_multiply.defvjp(_forward, _backward)
+def _shape(
+    lhs: Any, rhs: Any, *, dimensions: Dimensions, order: Axes, precision: Any, dtype: Any
+) -> Any:
+    product, _ = lax.dot_general_p.abstract_eval(
+        lhs,
+        rhs,
+        dimension_numbers=dimensions,
+        precision=precision,
+        preferred_element_type=dtype,
+        out_sharding=None,
+    )
+    return lax.transpose_p.abstract_eval(product, permutation=order)[0]
+
+
+def _free_axes(ndim: int, contract: Axes, batch: Axes) -> list[int]:
+    return [axis for axis in range(ndim) if axis not in contract + batch]
+
+
+def _cotangent(
+    side: int,
+    cotangent: jax.Array,
+    operands: tuple[Any, Any],
+    *,
+    dimensions: Dimensions,
+    order: Axes,
+    precision: Any,
+    dtype: Any,
+) -> jax.Array:
+    """The cotangent of an operand, `side` 0 (lhs) or 1 (rhs): a product with the other one."""
+    contract, batch = dimensions
+    own, other = operands[side].aval, operands[1 - side]
+    ndims = [other.ndim, own.ndim] if side else [own.ndim, other.ndim]
+    free = [_free_axes(ndims[i], contract[i], batch[i]) for i in (0, 1)]
+    # Where each axis of the cotangent comes from: (None, number of a batch) or (side, axis).
+    natural: list[tuple[int | None, int]] = [(None, i) for i in range(len(batch[0]))]
+    natural += [(i, axis) for i in (0, 1) for axis in free[i]]
+    sources = [natural[axis] for axis in order]
+    places = {source: place for place, source in enumerate(sources)}
+    cotangent_dimensions = (
+        tuple(places[1 - side, axis] for axis in free[1 - side]),
+        tuple(places[None, i] for i in range(len(batch[0]))),
+    )
+    other_dimensions = (tuple(free[1 - side]), batch[1 - side])
+    from_cotangent = [axis for source, axis in sources if source == side]
+    from_other = [contract[side][contract[1 - side].index(i)] for i in sorted(contract[1 - side])]
+    other_is_smaller = _size(own, contract[side]) <= _size(own, free[side])
+    if side == 1 and other_is_smaller:
+        left, right = (other, other_dimensions), (cotangent, cotangent_dimensions)
+        axes = [*batch[side], *from_other, *from_cotangent]
+    else:
+        left, right = (cotangent, cotangent_dimensions), (other, other_dimensions)
+        axes = [*batch[side], *from_cotangent, *from_other]
+    (left_contract, left_batch), (right_contract, right_batch) = left[1], right[1]
+    product = _product(
+        left[0],
+        right[0],
+        ((left_contract, right_contract), (left_batch, right_batch)),
+        [axes.index(axis) for axis in range(own.ndim)],
+        precision,
+        dtype,
+    )
+    return product.astype(own.dtype)
+
+
+def _size(aval: Any, axes: Sequence[int]) -> int:
+    return math.prod(aval.shape[axis] for axis in axes)
+
+
+def _lhs_cotangent(cotangent: jax.Array, lhs: Any, rhs: jax.Array, **params: Any) -> jax.Array:
+    return _cotangent(0, cotangent, (lhs, rhs), **params)
+
+
+def _rhs_cotangent(cotangent: jax.Array, lhs: jax.Array, rhs: Any, **params: Any) -> jax.Array:
+    return _cotangent(1, cotangent, (lhs, rhs), **params)
+
+
+def _in_batches(
+    operands: tuple[jax.Array, jax.Array],
+    batch_axes: tuple[int | None, int | None],
+    *,
+    dimensions: Dimensions,
+    order: Axes,
+    precision: Any,
+    dtype: Any,
+) -> tuple[jax.Array, int]:
+    """The product of operands of which one or both have one more axis, under `jax.vmap`."""
+    contract, batch = dimensions
+    has_axis = [axis is not None for axis in batch_axes]
+    lhs, rhs = (
+        jnp.moveaxis(x, axis, 0) if axis is not None else x
+        for x, axis in zip(operands, batch_axes, strict=True)
+    )
+
+    def shift(pair: tuple[Axes, Axes]) -> tuple[Axes, Axes]:
+        lhs_axes, rhs_axes = pair
+        return tuple(i + has_axis[0] for i in lhs_axes), tuple(i + has_axis[1] for i in rhs_axes)
+
+    shifted_batch = shift(batch)
+    if all(has_axis):
+        new = 0
+        shifted_batch = (0, *shifted_batch[0]), (0, *shifted_batch[1])
+    elif has_axis[0]:
+        new = len(batch[0])
+    else:
+        new = lhs.ndim - len(contract[0])
+    moved_order = [axis + (axis >= new) for axis in order]
+    product = _product(
+        lhs, rhs, (shift(contract), shifted_batch), [new, *moved_order], precision, dtype
+    )
+    return product, 0
+
+
+_product_p = core.Primitive("product")
+_product_p.def_impl(_compute)
+_product_p.def_abstract_eval(_shape)
+ad.defbilinear(_product_p, _lhs_cotangent, _rhs_cotangent)
+batching.primitive_batchers[_product_p] = _in_batches
+mlir.register_lowering(_product_p, mlir.lower_fun(_compute, multiple_results=False))
+mlir.register_lowering(
+    _product_p, mlir.lower_fun(_compute_on_cpu, multiple_results=False), platform="cpu"
+)

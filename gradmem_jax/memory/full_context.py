@@ -64,7 +64,6 @@ class FullContext(MemoryModel):
         """Draws the parameters of the language model, {"lm": ...}; see `MemoryModel.init`."""
         return {"lm": self.init_lm(key, lm_params)}
 
-    @write_in_parts
     def write_memory(
         self,
         params: Params,
@@ -100,18 +99,32 @@ class FullContext(MemoryModel):
             self.check_memory(params, memory, batch_size)
         positions = self.num_memory_positions(memory)
         check_length("context_ids", length, positions, self.config.lm.max_positions)
+
+        def write(context_ids: jax.Array, memory: ContextMemory) -> tuple[ContextMemory, WriteInfo]:
+            return self._write(params, context_ids, memory, kept)
+
+        return write_in_parts(write, context_ids, memory, self.num_write_parts)
+
+    def _write(
+        self,
+        params: Params,
+        context_ids: jax.Array,
+        memory: ContextMemory,
+        kept: jax.Array | bool,
+    ) -> tuple[ContextMemory, WriteInfo]:
+        """Runs the model over contexts behind those of the memory, if they are to be kept."""
+        batch_size, length = context_ids.shape
         lengths = jnp.where(kept, self.query_lengths(context_ids), 0)
         hidden, cache = self.apply_lm(
             params,
             self.embed(params, context_ids),
-            cache=self._cache(memory, context_ids.shape[1]),
+            cache=self._cache(memory, length),
         )
         last = jnp.maximum(lengths - 1, 0)[:, None, None]
         last_hidden = jnp.take_along_axis(hidden, last, axis=1)[:, 0]
-        keys, values = (jnp.transpose(x, (1, 0, 3, 2, 4)) for x in (cache.keys, cache.values))
         written = ContextMemory(
-            keys,
-            values,
+            jnp.transpose(cache.keys, (1, 0, 3, 2, 4)),
+            jnp.transpose(cache.values, (1, 0, 3, 2, 4)),
             jnp.where((lengths > 0)[:, None], last_hidden, memory.last_hidden),
             memory.length + lengths,
         )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from gradmem_jax.array_checks import check_key, check_length
 from gradmem_jax.checks import is_traced, require, require_instance, require_integer, require_number
 from gradmem_jax.memory.interface import Memory, MemoryModel
-from gradmem_jax.parallel.compiling import FEWER_COPIES, compiler_options
+from gradmem_jax.parallel.compiling import FEWER_COPIES, compiler_options, platform_of
 from gradmem_jax.trees import Params
 
 
@@ -71,7 +71,7 @@ def generate(
     unused = jax.random.key(0)
     arrays = (params, memory, ids, unused if key is None else key, temperature)
     inside = any(is_traced(x) for x in jax.tree.leaves((arrays, unused)))
-    decode = _compiled("any" if inside else jax.default_backend())
+    decode = _compiled("any" if inside else platform_of(arrays))
     draws = temperature >= float(jnp.finfo(jnp.float32).tiny)
     return decode(model, max_new_tokens, stop, draws, *arrays)
 

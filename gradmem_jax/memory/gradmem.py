@@ -9,10 +9,18 @@ import optax
 
 from gradmem_jax.array_checks import check_tolerance
 from gradmem_jax.checks import require, require_choice, require_integer, require_number
-from gradmem_jax.lm.attention import PartialAttention
 from gradmem_jax.losses import IGNORE, mean_per_sample
-from gradmem_jax.memory.inner_loop import WriteInfo, clip_gradient, run_write_steps, step_modes
-from gradmem_jax.memory.prefix import PrefixConfig, PrefixMemory, WriteInputs
+from gradmem_jax.memory.inner_loop import (
+    WriteInfo,
+    clip_gradient,
+    detached,
+    gradients_of_steps,
+    orders_of_steps,
+    safe_norm,
+    scan_steps,
+)
+from gradmem_jax.memory.meta_gradient import GradientFn
+from gradmem_jax.memory.prefix import PrefixConfig, PrefixMemory, WriteInputs, copy_per_sample
 from gradmem_jax.parallel.micro_batches import write_in_parts
 from gradmem_jax.trees import Params
 
@@ -156,10 +164,9 @@ class GradMem(PrefixMemory):
         shapes = {"shared": (), "token": (c.num_memory_tokens, 1), "dimension": (width,)}
         if c.learned_write_learning_rate != "none":
             log_rate = jnp.log(c.write_learning_rate)
-            start = lambda *shape: jnp.full(shape, log_rate, dtype)
-            rates = {"tokens": start(*shapes[c.learned_write_learning_rate])}
+            rates = {"tokens": jnp.full(shapes[c.learned_write_learning_rate], log_rate, dtype)}
             if c.memory_projection == "per_sample":
-                rates |= {"kernel": start(), "bias": start()}
+                rates |= {name: jnp.full((), log_rate, dtype) for name in ("kernel", "bias")}
             params["log_write_learning_rate"] = rates
         return params
 
@@ -176,11 +183,9 @@ class GradMem(PrefixMemory):
         tokens = super().initial_memory(params, batch_size)
         if self.config.memory_projection != "per_sample":
             return tokens
-        spread = lambda x: jnp.broadcast_to(x, (batch_size, *x.shape))
-        projection = params["projection"]
-        return ProjectedMemory(tokens, spread(projection["kernel"]), spread(projection["bias"]))
+        copies = copy_per_sample(params["projection"], batch_size)
+        return ProjectedMemory(tokens, copies["kernel"], copies["bias"])
 
-    @write_in_parts
     def write_memory(
         self,
         params: Params,
@@ -211,41 +216,102 @@ class GradMem(PrefixMemory):
             ValueError: wrong shapes, ids outside the vocabulary, a context longer than the model's
                 positions, or a wrong number of steps.
         """
-        c = self.config
         check_tolerance("loss_tolerance", loss_tolerance)
-        steps, last = self.resolve_steps(num_steps, max_steps)
-        start, context_ids = self.check_write(params, memory, context_ids)
-        if c.gradient_mode == "none":
-            start = jax.lax.stop_gradient(start)
-        inputs = WriteInputs(
-            self.write_params(self.own_params(params)), self.embed(params, context_ids)
-        )
+        steps = self.resolve_steps(num_steps, max_steps)
+        memory, context_ids = self.check_write(params, memory, context_ids)
+
+        def write(context_ids: jax.Array, memory: Memory) -> tuple[Memory, WriteInfo]:
+            return self.descend(params, context_ids, memory, steps, loss_tolerance)
+
+        return write_in_parts(write, context_ids, memory, self.num_write_parts)
+
+    def descend(
+        self,
+        params: Params,
+        context_ids: jax.Array,
+        memory: Memory,
+        steps: tuple[int, int | jax.Array],
+        loss_tolerance: float | jax.Array | None = None,
+    ) -> tuple[Memory, WriteInfo]:
+        """The inner loop: K steps of gradient descent from `memory`; see `write_memory`.
+
+        Args:
+            params: parameters of `init`.
+            context_ids: int [B, S].
+            memory: where to start.
+            steps: from `resolve_steps`.
+            loss_tolerance: see `write_memory`.
+        """
+        c = self.config
+        inputs = self.write_inputs(params, memory, context_ids)
         labels = jnp.where(context_ids == c.pad_id, IGNORE, context_ids)
-        traced_steps = None if isinstance(last, int) else last
-        memory, info = run_write_steps(
-            self._write_loss,
-            lambda memory, gradient, state: self._update(params, memory, gradient, state),
-            start,
-            inputs._replace(partial_attention=self._context_attention(inputs)),
-            labels,
-            self._init_optimizer(start),
-            step_modes(
-                steps,
-                c.gradient_mode,
-                c.second_order_steps,
-                c.meta_gradient,
-                differentiable_loss=c.inner_loss_weight > 0,
-                traced=traced_steps is not None,
-                stops=loss_tolerance is not None,
-                keep_last=c.lm.remat == "none",
-            ),
-            num_steps=traced_steps,
+
+        def step(gradient_fn: GradientFn, carry: Any) -> tuple[Any, Any]:
+            """M <- M - alpha * dL/dM."""
+            memory, state = carry
+            losses, gradient = gradient_fn(memory, inputs, labels)
+            norms = jax.tree.map(safe_norm, jax.lax.stop_gradient(gradient))
+            gradient = clip_gradient(gradient, c.clip_value, c.clip_norm)
+            return self.update(params, memory, gradient, state), (losses, norms)
+
+        bound, num_steps = steps
+        traced = None if isinstance(num_steps, int) else num_steps
+        orders = orders_of_steps(
+            bound,
+            c.second_order_steps if c.gradient_mode == "second" else 0,
+            differentiable_loss=c.inner_loss_weight > 0,
+            traced=traced is not None,
+            stops=loss_tolerance is not None,
+            keep_last=c.meta_gradient == "mixed" and c.lm.remat == "none",
+        )
+        (memory, _), info = scan_steps(
+            detached(step) if c.gradient_mode == "none" else step,
+            (memory, self.init_update(memory)),
+            gradients_of_steps(self.write_losses, orders, mixed=c.meta_gradient == "mixed"),
+            num_steps=traced,
             second_order_steps=c.second_order_steps,
             loss_tolerance=loss_tolerance,
         )
         if not c.inner_loss_weight:
             info = info._replace(losses=jax.lax.stop_gradient(info.losses))
         return memory, info
+
+    def write_losses(self, memory: Memory, inputs: WriteInputs, labels: jax.Array) -> jax.Array:
+        """The WRITE loss L(M; C) of each sample [B]: mean cross entropy of the context's tokens.
+
+        Args:
+            memory: a memory of B samples.
+            inputs: from `write_inputs`.
+            labels: int [B, S], the context's ids, `IGNORE` on padding.
+        """
+        return mean_per_sample(self.context_token_losses(memory, inputs, labels), labels)
+
+    def init_update(self, memory: Memory) -> Any:
+        """First state of `update`: that of `write_optimizer` for each sample, if there is one."""
+        return None if self.write_optimizer is None else jax.vmap(self.write_optimizer.init)(memory)
+
+    def update(
+        self, params: Params, memory: Memory, gradient: Memory, state: Any
+    ) -> tuple[Memory, Any]:
+        """M - alpha * gradient, or what `write_optimizer` makes of it, and the next state."""
+        if self.write_optimizer is not None:
+            updates, state = jax.vmap(self.write_optimizer.update)(gradient, state, memory)
+            return optax.apply_updates(memory, updates), state
+
+        def descend(x: jax.Array, rate: jax.typing.ArrayLike, g: jax.Array) -> jax.Array:
+            return (x - rate * g).astype(x.dtype)
+
+        return jax.tree.map(descend, memory, self.learning_rates(params, memory), gradient), state
+
+    def learning_rates(self, params: Params, memory: Memory) -> Any:
+        """Alpha of every array of a memory, broadcastable to it; a tree like `memory`."""
+        c = self.config
+        if c.learned_write_learning_rate == "none":
+            return jax.tree.map(lambda _: c.write_learning_rate, memory)
+        rates = jax.tree.map(jnp.exp, params["log_write_learning_rate"])
+        if isinstance(memory, ProjectedMemory):
+            return ProjectedMemory(**rates)
+        return jax.tree.map(lambda _: rates["tokens"], memory)
 
     def memory_tokens(self, params: Params, memory: Memory, phase: str) -> jax.Array:
         """What enters the model for a memory: [B, m, d], the same in both phases."""
@@ -261,33 +327,3 @@ class GradMem(PrefixMemory):
         """The WRITE loss [B] that the outer loss may add: the last step's, 0 if there is none."""
         is_last = jnp.arange(len(info.losses))[:, None] == info.num_steps - 1
         return jnp.where(is_last, info.losses, 0).sum(axis=0)
-
-    def _context_attention(self, inputs: WriteInputs) -> PartialAttention | None:
-        """What no memory changes, so that it need not be computed again in every step."""
-        embeddings = inputs.embeddings[:, :-1]
-        num_before = self.config.prefix_length
-        return self.apply_lm(inputs.params, embeddings, num_before, method="first_layer_attention")
-
-    def _write_loss(self, memory: Memory, inputs: WriteInputs, labels: jax.Array) -> jax.Array:
-        return mean_per_sample(self._write_token_losses(memory, inputs, labels), labels)
-
-    def _init_optimizer(self, memory: Memory) -> Any:
-        return None if self.write_optimizer is None else jax.vmap(self.write_optimizer.init)(memory)
-
-    def _update(
-        self, params: Params, memory: Memory, gradient: Memory, state: Any
-    ) -> tuple[Memory, Any]:
-        c = self.config
-        gradient = clip_gradient(gradient, c.clip_value, c.clip_norm)
-        if self.write_optimizer is not None:
-            updates, state = jax.vmap(self.write_optimizer.update)(gradient, state, memory)
-            return optax.apply_updates(memory, updates), state
-        descend = lambda rate: lambda x, g: (x - rate * g).astype(x.dtype)
-        if c.learned_write_learning_rate == "none":
-            return jax.tree.map(descend(c.write_learning_rate), memory, gradient), state
-        rates = jax.tree.map(jnp.exp, params["log_write_learning_rate"])
-        if not isinstance(memory, ProjectedMemory):
-            return jax.tree.map(descend(rates["tokens"]), memory, gradient), state
-        return ProjectedMemory(
-            *(descend(rates[n])(getattr(memory, n), getattr(gradient, n)) for n in memory._fields)
-        ), state

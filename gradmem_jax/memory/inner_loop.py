@@ -1,16 +1,26 @@
-"""The inner loop of a WRITE: gradient steps on any per-sample pytree, weights left alone."""
+"""The loop around WRITE's step: what it reports, and how it is cut short, stopped or made cheaper.
 
-from collections.abc import Callable
+A step is `(gradient_fn, carry) -> (carry, (losses [B], gradient norms))`, where the carry is
+(memory, optimizer state), leaves [B, ...]. `scan_steps` runs K of them.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from gradmem_jax.memory.meta_gradient import LossFn, Mode, losses_and_gradient
+from gradmem_jax.memory.meta_gradient import (
+    GradientFn,
+    LossFn,
+    first_order,
+    reverse_over_reverse,
+    second_order,
+)
 from gradmem_jax.trees import PyTree
 
-UpdateFn = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
-StepFn = Callable[[PyTree, jax.Array], tuple[PyTree, PyTree]]
+Row = tuple[jax.Array, PyTree]
+StepFn = Callable[[GradientFn, PyTree], tuple[PyTree, Row]]
 # Keeping the last step's linearised gradient saves 10 % of a training step's time with two steps
 # and 4 % with five; compiling takes 30 % more time and memory (docs/performance.md).
 MAX_STEPS_TO_KEEP_LAST = 2
@@ -69,140 +79,173 @@ def clip_gradient(
     return jax.tree.map(clip, gradient)
 
 
-def step_if(taken: jax.Array, step: StepFn, carry: PyTree, k: jax.Array) -> tuple[PyTree, PyTree]:
+def step_if(
+    taken: jax.Array,
+    step: Callable[[PyTree, jax.Array], tuple[PyTree, PyTree]],
+    carry: PyTree,
+    k: jax.Array,
+) -> tuple[PyTree, PyTree]:
     """One step of a `lax.scan`, `step(carry, k)`, if it is `taken`.
 
     If not it costs nothing, leaves the carry as it is, and its row is zeros.
     """
     nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(step, carry, k)[1])
-    skip = lambda carry, k: (carry, nothing)
+
+    def skip(carry: PyTree, k: jax.Array) -> tuple[PyTree, PyTree]:
+        del k
+        return carry, nothing
+
     return jax.lax.cond(taken, step, skip, carry, k)
 
 
-def step_modes(
-    num_steps: int,
-    gradient_mode: str,
-    second_order_steps: int | None,
-    meta_gradient: str,
-    differentiable_loss: bool,
-    *,
-    traced: bool = False,
-    stops: bool = False,
-    keep_last: bool = True,
-) -> list[tuple[int, Mode]]:
-    """Splits K steps into runs of equal mode, see `losses_and_gradient`.
-
-    Args:
-        num_steps: K, or its bound.
-        gradient_mode: "second", "first" or "none".
-        second_order_steps: how many of the last steps are second order; None means all.
-        meta_gradient: "mixed" or "reverse", how second order is computed.
-        differentiable_loss: whether the outer loss uses the last step's WRITE loss.
-        traced: whether K is traced: any step may be second order, and any may be the last.
-        stops: whether samples may stop at a tolerance: any step may be the last.
-        keep_last: whether "mixed" may keep what the last step computes for the backward pass; it
-            does with `MAX_STEPS_TO_KEEP_LAST` second-order steps or fewer.
-
-    Returns:
-        (number of steps, mode) of each run that is not empty, in order.
-    """
-    second = num_steps if second_order_steps is None else min(second_order_steps, num_steps)
-    if gradient_mode != "second":
-        second = 0
-    elif traced and second:
-        second = num_steps
-    cheap = "none" if gradient_mode == "none" else "first"
-    with_loss = 0
-    if differentiable_loss:
-        with_loss = num_steps - second if traced or stops else int(second == 0 and num_steps > 0)
-    keep_last = keep_last and meta_gradient == "mixed" and not traced and not stops
-    kept = int(keep_last and 0 < second <= MAX_STEPS_TO_KEEP_LAST)
-    runs: list[tuple[int, Any]] = [
-        (num_steps - second - with_loss, cheap),
-        (with_loss, cheap + "_with_loss"),
-        (second - kept, meta_gradient),
-        (kept, "linearized"),
-    ]
-    return [(count, mode) for count, mode in runs if count]
-
-
-def run_write_steps(
-    loss_fn: LossFn,
-    update_fn: UpdateFn,
-    fast: PyTree,
-    slow: PyTree,
-    constants: PyTree,
-    optimizer_state: PyTree,
-    modes: list[tuple[int, Mode]],
+def scan_steps(
+    step: StepFn,
+    carry: PyTree,
+    gradient_fns: Sequence[tuple[int, GradientFn]],
     *,
     num_steps: jax.Array | None = None,
     second_order_steps: int | None = None,
     loss_tolerance: jax.Array | float | None = None,
 ) -> tuple[PyTree, WriteInfo]:
-    """Runs the WRITE steps as one `lax.scan` for each run of equal mode.
+    """Runs the steps of a WRITE, one `lax.scan` for each kind of gradient.
 
     Args:
-        loss_fn: `(fast, slow, constants) -> losses [B]`.
-        update_fn: `(fast, gradient, optimizer_state) -> (fast, optimizer_state)`; leaves have a
-            leading batch axis and rows do not mix.
-        fast: what the steps update, leaves [B, ...].
-        slow: other differentiable inputs of the loss.
-        constants: inputs of the loss without gradient.
-        optimizer_state: first state of `update_fn`.
-        modes: (number of steps, mode) of each run, see `step_modes`.
+        step: one step, see the module's docstring.
+        carry: memory and optimizer state, leaves [B, ...].
+        gradient_fns: (number of steps, gradient that they descend) in their order, see
+            `gradients_of_steps`.
         num_steps: traced int32 scalar, how many of the steps to take; None takes all.
         second_order_steps: of a traced `num_steps`, how many of the last ones keep the derivative
-            of their gradient; None means all. Without one `modes` says it.
-        loss_tolerance: a sample stops before the first update at which its loss is not above
-            this; None never stops.
+            of their gradient; None means all.
+        loss_tolerance: a sample stops before the first step at which its loss is not above this;
+            None never stops.
 
     Returns:
-        The updated `fast`, and a `WriteInfo`.
+        The last carry, and a `WriteInfo`.
     """
-    batch_size = jax.tree.leaves(fast)[0].shape[0]
+    batch_size = len(jax.tree.leaves(carry)[0])
     may_stop = num_steps is not None or loss_tolerance is not None
-    active = jnp.ones(batch_size, bool)
-    taken = jnp.zeros(batch_size, jnp.int32)
-    carry = (fast, optimizer_state, active, taken)
-    rows: list[tuple[jax.Array, PyTree]] = []
-    first_step = 0
-    for count, mode in modes:
-        evaluate = losses_and_gradient(loss_fn, mode)
+    active, taken = jnp.ones(batch_size, bool), jnp.zeros(batch_size, jnp.int32)
+    norms_like = carry[0]
+    carry = (carry, active, taken)
+    first_step, rows = 0, []
+    for count, gradient_fn in gradient_fns:
 
-        def step(carry: Any, k: jax.Array, evaluate: Any = evaluate, mode: Mode = mode) -> Any:
-            fast, state, active, taken = carry
-            if mode.startswith("none"):
-                fast = jax.lax.stop_gradient(fast)
-            losses, gradient = evaluate(fast, slow, constants)
+        def take(carry: Any, k: jax.Array, gradient_fn: GradientFn = gradient_fn) -> Any:
+            before, active, taken = carry
             if num_steps is not None and second_order_steps is not None:
-                is_constant = k < num_steps - second_order_steps
-                gradient = jax.tree.map(
-                    lambda g: jnp.where(is_constant, jax.lax.stop_gradient(g), g), gradient
-                )
-            norms = jax.tree.map(safe_norm, jax.lax.stop_gradient(gradient))
-            new = update_fn(fast, gradient, state)
-            if mode.startswith("none"):
-                new = jax.lax.stop_gradient(new)
+                gradient_fn = _constant_if(k < num_steps - second_order_steps, gradient_fn)
+            after, row = step(gradient_fn, before)
             if loss_tolerance is not None:
-                active = active & (losses > loss_tolerance)
+                active = active & (row[0] > loss_tolerance)
             if may_stop:
-                keep = lambda new, old: jnp.where(per_sample(active, new), new, old)
-                new = jax.tree.map(keep, new, (fast, state))
-            return (*new, active, taken + active), (losses, norms)
+                after = _select(active, after, before)
+            return (after, active, taken + active), row
 
-        def maybe_step(carry: Any, k: jax.Array, step: Any = step) -> Any:
-            fast, state, active, taken = carry
+        def take_if_active(carry: Any, k: jax.Array, take: Any = take) -> Any:
+            before, active, taken = carry
             if num_steps is not None:
                 active = active & (k < num_steps)
-            return step_if(active.any(), step, (fast, state, active, taken), k)
+            return step_if(active.any(), take, (before, active, taken), k)
 
         steps = jnp.arange(first_step, first_step + count)
-        carry, row = jax.lax.scan(maybe_step if may_stop else step, carry, steps)
+        carry, row = jax.lax.scan(take_if_active if may_stop else take, carry, steps)
         rows.append(row)
         first_step += count
-    written, _, _, taken = carry
+    after, _, taken = carry
     if not rows:
-        empty = jnp.zeros((0, batch_size))
-        return fast, WriteInfo(empty, jax.tree.map(lambda _: empty, fast), taken)
+        nothing = jnp.zeros((0, batch_size))
+        return after, WriteInfo(nothing, jax.tree.map(lambda _: nothing, norms_like), taken)
     losses, norms = jax.tree.map(lambda *parts: jnp.concatenate(parts), *rows)
-    return written, WriteInfo(losses, norms, taken)
+    return after, WriteInfo(losses, norms, taken)
+
+
+def detached(step: StepFn) -> StepFn:
+    """The same step, through which no outer gradient passes from carry to carry."""
+
+    def cut_step(gradient_fn: GradientFn, carry: PyTree) -> tuple[PyTree, Row]:
+        carry, row = step(gradient_fn, jax.lax.stop_gradient(carry))
+        return jax.lax.stop_gradient(carry), row
+
+    return cut_step
+
+
+def _select(taken: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    """Rows of `new` where bool [B] is true, those of `old` elsewhere."""
+    return jax.tree.map(lambda x, y: jnp.where(per_sample(taken, x), x, y), new, old)
+
+
+def _constant_if(is_constant: jax.Array, gradient_fn: GradientFn) -> GradientFn:
+    """The same, its gradient a constant to the outer gradient where a traced bool is true."""
+
+    def losses_and_gradient(
+        memory: PyTree, inputs: PyTree, constants: PyTree
+    ) -> tuple[jax.Array, PyTree]:
+        losses, gradient = gradient_fn(memory, inputs, constants)
+
+        def cut(g: jax.Array) -> jax.Array:
+            return jnp.where(is_constant, jax.lax.stop_gradient(g), g)
+
+        return losses, jax.tree.map(cut, gradient)
+
+    return losses_and_gradient
+
+
+def orders_of_steps(
+    num_steps: int,
+    second_order_steps: int | None = None,
+    *,
+    differentiable_loss: bool = False,
+    traced: bool = False,
+    stops: bool = False,
+    keep_last: bool = False,
+) -> list[tuple[int, str]]:
+    """Splits K steps by how the outer gradient passes them.
+
+    Args:
+        num_steps: K, or its bound.
+        second_order_steps: how many of the last steps are second order; None means all.
+        differentiable_loss: whether the outer loss uses the last step's WRITE loss.
+        traced: whether K is traced: any step may be second order, and any may be the last.
+        stops: whether samples may stop at a tolerance: any step may be the last.
+        keep_last: whether the last step may keep its linearised gradient; it does with
+            `MAX_STEPS_TO_KEEP_LAST` second-order steps or fewer.
+
+    Returns:
+        (number of steps, order) of each run that is not empty, in order: "first",
+        "first_with_loss", "second" and "second_kept".
+    """
+    second = num_steps if second_order_steps is None else min(second_order_steps, num_steps)
+    if traced and second:
+        second = num_steps
+    with_loss = 0
+    if differentiable_loss:
+        with_loss = num_steps - second if traced or stops else int(second == 0 and num_steps > 0)
+    may_keep = keep_last and not traced and not stops
+    kept = int(may_keep and 0 < second <= MAX_STEPS_TO_KEEP_LAST)
+    runs = [
+        (num_steps - second - with_loss, "first"),
+        (with_loss, "first_with_loss"),
+        (second - kept, "second"),
+        (kept, "second_kept"),
+    ]
+    return [(count, order) for count, order in runs if count]
+
+
+def gradients_of_steps(
+    loss_fn: LossFn, orders: Sequence[tuple[int, str]], *, mixed: bool = True
+) -> list[tuple[int, GradientFn]]:
+    """Makes the gradients of `scan_steps`.
+
+    Args:
+        loss_fn: see `reverse_over_reverse`.
+        orders: from `orders_of_steps`.
+        mixed: whether second order is computed in mixed mode, or by reverse over reverse.
+    """
+    functions = {
+        "first": first_order(loss_fn),
+        "first_with_loss": first_order(loss_fn, differentiable_losses=True),
+        "second": second_order(loss_fn) if mixed else reverse_over_reverse(loss_fn),
+        "second_kept": second_order(loss_fn, keep=True),
+    }
+    return [(count, functions[order]) for count, order in orders]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import inspect
 import typing
 from typing import Any, ClassVar
 
@@ -19,8 +18,10 @@ from gradmem_jax.array_checks import (
     resolve_steps,
 )
 from gradmem_jax.checks import (
+    AUTOMATIC,
     check_fields,
     require,
+    require_count,
     require_instance,
     require_integer,
     require_number,
@@ -44,6 +45,7 @@ class MemoryConfig:
         pad_id: token id that fills contexts and queries up to a common length, on the right.
     """
 
+    model_name: ClassVar[str | None] = None  # of the class that takes it and no base of that
     has_write_loss: ClassVar[bool] = False
     lm_keeps: ClassVar[str] = "keys and values"
 
@@ -132,24 +134,26 @@ class MemoryModel:
 
     Attributes:
         config: the model.
+        num_write_parts: into how many parts, written one after the other, WRITE splits a batch. -1
+            takes it whole, but on CPU in parts of some 500 tokens, which is faster.
         one_pass: whether WRITE reads a context once, so that K > 1 is no more than K = 1.
     """
 
     one_pass: ClassVar[bool] = False
 
     config: MemoryConfig
+    num_write_parts: int = dataclasses.field(default=AUTOMATIC, kw_only=True)
 
     def __post_init__(self) -> None:
         kind = typing.get_type_hints(type(self))["config"]
         require_instance("config", self.config, kind)
-        for other in type(self).__subclasses__():
-            own = inspect.get_annotations(other).get("config")
-            is_own = isinstance(own, type) and own is not kind and isinstance(self.config, own)
-            require(
-                not is_own,
-                f"config is a {type(self.config).__name__}, which {type(self).__name__} would take "
-                f"for a {kind.__name__}; use the class {other.__name__}.",
-            )
+        wanted = self.config.model_name
+        require(
+            wanted is None or wanted in [base.__name__ for base in type(self).__mro__],
+            f"config is a {type(self.config).__name__}, which {type(self).__name__} would take "
+            f"for a {kind.__name__}; use the class {wanted}.",
+        )
+        require_count("num_write_parts", self.num_write_parts)
 
     @property
     def write_positions(self) -> int:
@@ -164,7 +168,10 @@ class MemoryModel:
     def init_lm(self, key: jax.Array, lm_params: Params | None = None) -> Params:
         """Draws the parameters of the language model, or takes those given; see `init`."""
         check_key(key)
-        draw = lambda: self.lm.init(key, jnp.zeros((1, 1), jnp.int32), method="everything")
+
+        def draw() -> Params:
+            return self.lm.init(key, jnp.zeros((1, 1), jnp.int32), method="everything")
+
         if lm_params is None:
             return draw()["params"]
         check_params(lm_params, jax.eval_shape(draw)["params"])
@@ -375,7 +382,10 @@ class MemoryModel:
             Logits [B, R, Q + 1, V]; and with `max_new_tokens` R states, along a first axis of their
             leaves.
         """
-        read = lambda ids: self.read_logits(params, memory, ids, max_new_tokens)
+
+        def read(ids: jax.Array) -> tuple[jax.Array, DecodingState]:
+            return self.read_logits(params, memory, ids, max_new_tokens)
+
         return jax.vmap(read, 1, (1, 0))(query_ids)
 
     def check_params(self, params: Params) -> None:

@@ -4,17 +4,17 @@ The paper's appendix J. All but what the memory is and how it enters the model i
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from gradmem_jax.array_checks import check_key
 from gradmem_jax.checks import require, require_choice
-from gradmem_jax.lm.attention import KVCache, make_cache
+from gradmem_jax.lm.attention import make_cache
 from gradmem_jax.lm.transformer import TransformerConfig
 from gradmem_jax.memory.gradmem import GradMem, GradMemConfig
-from gradmem_jax.memory.prefix import WriteInputs
+from gradmem_jax.memory.prefix import Prefix, copy_per_sample
 from gradmem_jax.trees import Params
 
 
@@ -37,6 +37,8 @@ class KVPrefixConfig(GradMemConfig):
     A prefix of keys has no output of its own, so `num_control_tokens` of at least one learned
     vector stand behind it and predict the first token.
     """
+
+    model_name: ClassVar[str] = "KVPrefix"
 
     lm: TransformerConfig
     num_control_tokens: int = 1
@@ -85,20 +87,11 @@ class KVPrefix(GradMem):
 
     def initial_memory(self, params: Params, batch_size: int) -> KVMemory:
         """Returns a copy of M0 for each sample."""
-        memory = KVMemory(**params["initial_memory"])
-        return jax.tree.map(lambda x: jnp.broadcast_to(x, (batch_size, *x.shape)), memory)
+        return copy_per_sample(KVMemory(**params["initial_memory"]), batch_size)
 
-    def _prefix(self, params: Params, memory: KVMemory, phase: str) -> jax.Array:
-        """The control tokens behind the memory: [B, c, d]."""
-        return self._control(params, f"{phase}_end", len(memory.keys))
-
-    def _context_attention(self, inputs: WriteInputs) -> None:
-        """Nothing: the first layer attends to a cache."""
-        del inputs
-
-    def _cache(self, memory: KVMemory, length: int, *, decoding: bool = False) -> KVCache:
-        """The memory as a cache with a capacity for the tokens."""
-        del decoding
+    def prefix(self, params: Params, memory: KVMemory, phase: str) -> Prefix:
+        """The control tokens [B, c, d] behind the memory, and the memory as a cache."""
         keys, values = (x.astype(self.config.lm.dtype) for x in memory)
         lengths = jnp.full(len(keys), self.config.num_memory_tokens, jnp.int32)
-        return make_cache(keys, values, lengths, length)
+        control = self.control_tokens(params, f"{phase}_end", len(keys))
+        return Prefix(control, make_cache(keys, values, lengths, 0))

@@ -93,8 +93,7 @@ class LayerMemory(MemoryModel):
         lm_key, token_key, start_key = jax.random.split(key, 3)
 
         def draw(key: jax.Array, rows: int) -> jax.Array:
-            normal = jax.random.normal(key, (rows, c.lm.width), c.lm.param_dtype)
-            return c.memory_init_std * normal
+            return c.memory_init_std * jax.random.normal(key, (rows, c.lm.width), c.lm.param_dtype)
 
         params = {"lm": self.init_lm(lm_key, lm_params), "read_start": draw(start_key, 1)}
         if c.tokens_behind:
@@ -115,7 +114,6 @@ class LayerMemory(MemoryModel):
             lm_params = adopt_transformer(super().init_lm(key), lm_params)
         return super().init_lm(key, lm_params)
 
-    @write_in_parts
     def write_memory(
         self,
         params: Params,
@@ -141,14 +139,30 @@ class LayerMemory(MemoryModel):
             ValueError: wrong shapes, ids outside the vocabulary, a context longer than the model's
                 positions, or a wrong number of steps.
         """
-        c = self.config
         steps, last = self.resolve_steps(num_steps, max_steps)
         context_ids = self.check_context(params, context_ids, self.write_positions)
+        if memory is not None:
+            self.check_memory(params, memory, len(context_ids))
+
+        def write(context_ids: jax.Array, memory: Memory | None) -> tuple[Memory, WriteInfo]:
+            return self._write(params, context_ids, memory, steps, last)
+
+        return write_in_parts(write, context_ids, memory, self.num_write_parts)
+
+    def _write(
+        self,
+        params: Params,
+        context_ids: jax.Array,
+        memory: Memory | None,
+        steps: int,
+        last: int | jax.Array,
+    ) -> tuple[Memory, WriteInfo]:
+        """Makes `last` of at most `steps` passes."""
+        c = self.config
         batch_size = len(context_ids)
         if memory is None:
             start = self._first_memory(params, batch_size)
         else:
-            self.check_memory(params, memory, batch_size)
             start = swap_batch_and_layers(memory)
         embeddings = self.embed(params, context_ids)
         if c.tokens_behind:
@@ -180,11 +194,8 @@ class LayerMemory(MemoryModel):
 
     def check_memory(self, params: Params, memory: Memory, batch_size: int) -> None:
         """Raises ValueError unless `memory` is one of this model, for `batch_size` samples."""
-
-        def first() -> Memory:
-            return swap_batch_and_layers(self._first_memory(params, batch_size))
-
-        check_memory(memory, jax.eval_shape(first))
+        first = jax.eval_shape(lambda: self._first_memory(params, batch_size))
+        check_memory(memory, jax.eval_shape(swap_batch_and_layers, first))
 
     def num_memory_positions(self, memory: Memory) -> int:
         """One: the start vector in front of a query."""

@@ -1,19 +1,22 @@
-"""How the outer gradient passes the gradient inside a WRITE step.
+"""The gradient that a WRITE step descends, and how the outer gradient passes through it.
 
-A WRITE step needs `g(fast) = d sum_b L_b / d fast`, where `fast` is what the step updates and
-`slow` all else that the loss depends on. The outer loop needs the pullback of g and of the losses.
-For cotangents u on g and w on the losses L it is
+Three functions take a loss and return `(memory, inputs, constants) -> (losses [B], gradient)`, as
+`jax.value_and_grad` does of the sum of the losses. They differ in their own derivative only:
 
-    u_fast, u_slow = d/de [ d/d(fast, slow) sum_b (1 + e w_b) L_b(fast + e u, slow) ]  at e = 0,
+- `second_order` is exact and saves nothing but its inputs (mixed mode);
+- `reverse_over_reverse` is exact and saves what JAX saves;
+- `first_order` takes the gradient for a constant.
 
-one forward-over-reverse pass, since second derivatives commute. Mixed mode computes just that, and
-needs nothing saved but the inputs (MixFlow-MG, 2025, calls it mixed-mode differentiation): it
-linearises the gradient in the backward pass. A step whose pullback comes soon, as the last one's
-does, is better linearised where its gradient is computed; then nothing is computed twice.
+Mixed mode: for cotangents u of the gradient and w of the losses L the pullback is
+
+    u_memory, u_inputs = d/de [ d/d(memory, inputs) sum_b (1 + e w_b) L_b(memory + e u, inputs) ]
+
+at e = 0, since second derivatives commute: one forward-over-reverse pass in the backward pass, the
+JVP of the gradient in the direction u (MixFlow-MG, 2025). So memory does not grow with K.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,97 +24,109 @@ import jax.numpy as jnp
 from gradmem_jax.trees import PyTree
 
 LossFn = Callable[[PyTree, PyTree, PyTree], jax.Array]
-LossesAndGradient = Callable[[PyTree, PyTree, PyTree], tuple[jax.Array, PyTree]]
-Mode = Literal[
-    "mixed", "linearized", "reverse", "first", "first_with_loss", "none", "none_with_loss"
-]
+GradientFn = Callable[[PyTree, PyTree, PyTree], tuple[jax.Array, PyTree]]
 
 
-def losses_and_gradient(loss_fn: LossFn, mode: Mode) -> LossesAndGradient:
-    """Makes the function that a WRITE step calls for its losses and its gradient.
+def reverse_over_reverse(loss_fn: LossFn) -> GradientFn:
+    """Losses and their gradient, differentiated as JAX does it.
 
     Args:
-        loss_fn: `(fast, slow, constants) -> losses [B]`; sample b's loss depends on row b of every
-            leaf of `fast` only. Nothing is differentiated with respect to `constants`.
-        mode: what the outer gradient sees. "mixed", "linearized" and "reverse": all of it, by
-            forward over reverse, the same with the linearised gradient kept for the backward
-            pass, and by reverse over reverse. "first": gradient and losses are constants.
-            "none": moreover `fast` is a constant, which cuts the chain to earlier steps.
-            The ending "_with_loss" keeps the losses differentiable.
+        loss_fn: `(memory, inputs, constants) -> losses [B]`; sample b's loss depends on row b of
+            every leaf of `memory` only. Nothing is differentiated with respect to `constants`.
 
     Returns:
-        `(fast, slow, constants) -> (losses [B], gradient)`, the gradient shaped like `fast`.
+        `(memory, inputs, constants) -> (losses [B], gradient)`, the gradient like `memory`.
     """
-    if mode in ("mixed", "linearized"):
-        return _mixed(loss_fn, keep=mode == "linearized")
-    if mode == "reverse":
-        return lambda fast, slow, constants: _evaluate(loss_fn, fast, slow, constants)
 
-    def constant_gradient(
-        fast: PyTree, slow: PyTree, constants: PyTree
-    ) -> tuple[jax.Array, PyTree]:
-        cut_fast, cut_slow = jax.lax.stop_gradient((fast, slow))
-        losses, gradient = _evaluate(loss_fn, cut_fast, cut_slow, constants)
-        if mode == "first_with_loss":
-            losses = loss_fn(fast, slow, constants)
-        elif mode == "none_with_loss":
-            losses = loss_fn(cut_fast, slow, constants)
-        return losses, gradient
-
-    return constant_gradient
-
-
-def _evaluate(
-    loss_fn: LossFn, fast: PyTree, slow: PyTree, constants: PyTree
-) -> tuple[jax.Array, PyTree]:
-    def total(fast: PyTree) -> tuple[jax.Array, jax.Array]:
-        losses = loss_fn(fast, slow, constants)
+    def total(memory: PyTree, inputs: PyTree, constants: PyTree) -> tuple[jax.Array, jax.Array]:
+        losses = loss_fn(memory, inputs, constants)
         return losses.sum(), losses
 
-    gradient, losses = jax.grad(total, has_aux=True)(fast)
-    return losses, gradient
+    def losses_and_gradient(
+        memory: PyTree, inputs: PyTree, constants: PyTree
+    ) -> tuple[jax.Array, PyTree]:
+        gradient, losses = jax.grad(total, has_aux=True)(memory, inputs, constants)
+        return losses, gradient
+
+    return losses_and_gradient
 
 
-def _linearize(
-    loss_fn: LossFn, fast: PyTree, slow: PyTree, constants: PyTree
-) -> tuple[tuple[jax.Array, PyTree], Callable[[PyTree, jax.Array], tuple[PyTree, PyTree]]]:
-    """Losses and gradient, and u, w -> u_fast, u_slow of the module's docstring."""
+def first_order(loss_fn: LossFn, *, differentiable_losses: bool = False) -> GradientFn:
+    """Losses and their gradient, which is a constant to the outer gradient.
 
-    def gradients(fast: PyTree, weights: jax.Array) -> tuple[tuple[PyTree, PyTree], jax.Array]:
-        def weighted(fast: PyTree, slow: PyTree) -> tuple[jax.Array, jax.Array]:
-            losses = loss_fn(fast, slow, constants)
-            return jnp.vdot(weights, losses), losses
+    Args:
+        loss_fn: see `reverse_over_reverse`.
+        differentiable_losses: whether the losses are none, at the price of a second forward pass.
+    """
+    evaluate = reverse_over_reverse(loss_fn)
 
-        return jax.grad(weighted, argnums=(0, 1), has_aux=True)(fast, slow)
+    def losses_and_gradient(
+        memory: PyTree, inputs: PyTree, constants: PyTree
+    ) -> tuple[jax.Array, PyTree]:
+        losses, gradient = evaluate(*jax.lax.stop_gradient((memory, inputs)), constants)
+        if differentiable_losses:
+            losses = loss_fn(memory, inputs, constants)
+        return losses, gradient
 
-    losses = jax.eval_shape(loss_fn, fast, slow, constants)
-    ones = jnp.ones(losses.shape, losses.dtype)
-    (gradient, _), pull_back, losses = jax.linearize(gradients, fast, ones, has_aux=True)
-    return (losses, gradient), pull_back
+    return losses_and_gradient
 
 
-def _mixed(loss_fn: LossFn, *, keep: bool) -> LossesAndGradient:
-    @jax.custom_vjp
-    def evaluate(fast: PyTree, slow: PyTree, constants: PyTree) -> tuple[jax.Array, PyTree]:
-        return _evaluate(loss_fn, fast, slow, constants)
+def second_order(loss_fn: LossFn, *, keep: bool = False) -> GradientFn:
+    """Losses and their gradient, differentiated exactly in mixed mode.
 
-    def forward(fast: PyTree, slow: PyTree, constants: PyTree) -> tuple[Any, Any]:
-        if keep:
-            return _linearize(loss_fn, fast, slow, constants)
-        # Not `evaluate`: in a scan, JAX 0.10 takes wrong derivatives of a rule that calls its own
-        # function, without a word, when they are taken a second time.
-        return _evaluate(loss_fn, fast, slow, constants), (fast, slow, constants)
+    Args:
+        loss_fn: see `reverse_over_reverse`.
+        keep: whether the forward pass linearises the gradient and keeps that for the backward pass,
+            which then computes nothing twice. It pays for the last step, whose pullback comes soon.
+    """
+    evaluate = reverse_over_reverse(loss_fn)
+    # Not called by its own rules: in a scan, JAX 0.10 takes wrong derivatives of such a rule,
+    # without a word, when they are taken a second time.
+    losses_and_gradient = jax.custom_vjp(evaluate)
+
+    def forward(memory: PyTree, inputs: PyTree, constants: PyTree) -> tuple[Any, Any]:
+        return evaluate(memory, inputs, constants), (memory, inputs, constants)
 
     def backward(saved: Any, cotangents: tuple[jax.Array, PyTree]) -> tuple[PyTree, PyTree, None]:
+        memory, inputs, constants = saved
         losses_cotangent, gradient_cotangent = cotangents
-        if keep:
-            pull_back = saved
-        else:
-            fast, slow, constants = saved
-            # Without a loop around it XLA would keep what the forward pass has computed alike.
-            later = jax.tree.map(lambda x, u: x + 0 * u, fast, gradient_cotangent)
-            _, pull_back = _linearize(loss_fn, later, slow, constants)
+        # Without a loop around it XLA would keep what the forward pass has computed alike.
+        memory, gradient_cotangent = jax.lax.optimization_barrier((memory, gradient_cotangent))
+        weighted = _weighted_gradients(loss_fn, inputs, constants)
+        ones = jnp.ones_like(losses_cotangent)
+        _, pulled, _ = jax.jvp(
+            weighted, (memory, ones), (gradient_cotangent, losses_cotangent), has_aux=True
+        )
+        return *pulled, None
+
+    def forward_and_linearize(memory: PyTree, inputs: PyTree, constants: PyTree) -> tuple[Any, Any]:
+        losses = jax.eval_shape(loss_fn, memory, inputs, constants)
+        ones = jnp.ones(losses.shape, losses.dtype)
+        weighted = _weighted_gradients(loss_fn, inputs, constants)
+        (gradient, _), pull_back, losses = jax.linearize(weighted, memory, ones, has_aux=True)
+        return (losses, gradient), pull_back
+
+    def apply_linearized(
+        pull_back: Any, cotangents: tuple[jax.Array, PyTree]
+    ) -> tuple[PyTree, PyTree, None]:
+        losses_cotangent, gradient_cotangent = cotangents
         return *pull_back(gradient_cotangent, losses_cotangent), None
 
-    evaluate.defvjp(forward, backward)
-    return evaluate
+    if keep:
+        losses_and_gradient.defvjp(forward_and_linearize, apply_linearized)
+    else:
+        losses_and_gradient.defvjp(forward, backward)
+    return losses_and_gradient
+
+
+def _weighted_gradients(loss_fn: LossFn, inputs: PyTree, constants: PyTree) -> Callable[..., Any]:
+    """Gradients for memory and inputs of weighted losses, a function of memory and weights [B]."""
+
+    def total(memory: PyTree, inputs: PyTree, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+        losses = loss_fn(memory, inputs, constants)
+        return jnp.vdot(weights, losses), losses
+
+    def gradients(memory: PyTree, weights: jax.Array) -> tuple[tuple[PyTree, PyTree], jax.Array]:
+        return jax.grad(total, argnums=(0, 1), has_aux=True)(memory, inputs, weights)
+
+    return gradients

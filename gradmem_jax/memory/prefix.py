@@ -14,7 +14,7 @@ from gradmem_jax.lm.language_model import project_to_logits
 from gradmem_jax.lm.lora import attach_lora, drop_inputs, init_lora, merge_lora
 from gradmem_jax.losses import IGNORE, token_losses
 from gradmem_jax.memory.interface import Memory, MemoryConfig, MemoryModel
-from gradmem_jax.trees import Params
+from gradmem_jax.trees import Params, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +86,23 @@ class WriteInputs(NamedTuple):
     partial_attention: PartialAttention | None = None
 
 
+class Prefix(NamedTuple):
+    """What stands before the tokens.
+
+    Attributes:
+        embeddings: [B, P, d], input vectors; the last one predicts the first token.
+        cache: keys and values that stand before these, if there are any.
+    """
+
+    embeddings: jax.Array
+    cache: KVCache | None = None
+
+
+def copy_per_sample(tree: PyTree, batch_size: int) -> PyTree:
+    """Gives every sample its own copy of arrays: leaves [...] become [B, ...]."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (batch_size, *x.shape)), tree)
+
+
 @dataclasses.dataclass(frozen=True)
 class PrefixMemory(MemoryModel):
     """Base of the models whose memory stands before the tokens, as embeddings.
@@ -112,9 +129,10 @@ class PrefixMemory(MemoryModel):
         lm_key, memory_key, control_key = jax.random.split(key, 3)
         lora_key = jax.random.fold_in(key, 3)
         lm_params = self.init_lm(lm_key, lm_params)
-        draw = lambda key, rows: (
-            c.memory_init_std * jax.random.normal(key, (rows, c.lm.width), c.lm.param_dtype)
-        )
+
+        def draw(key: jax.Array, rows: int) -> jax.Array:
+            return c.memory_init_std * jax.random.normal(key, (rows, c.lm.width), c.lm.param_dtype)
+
         params: Params = {"lm": lm_params, "initial_memory": draw(memory_key, c.num_memory_tokens)}
         if c.write_head:
             head = self.lm.apply({"params": lm_params}, method="head_kernel")
@@ -184,8 +202,7 @@ class PrefixMemory(MemoryModel):
         Returns:
             [B, m, d].
         """
-        tokens = params["initial_memory"]
-        return jnp.broadcast_to(tokens, (batch_size, *tokens.shape))
+        return copy_per_sample(params["initial_memory"], batch_size)
 
     def memory_tokens(self, params: Params, memory: Memory, phase: str) -> jax.Array:
         """What enters the model for a memory: [B, m, d], `phase` is "write" or "read"."""
@@ -197,7 +214,7 @@ class PrefixMemory(MemoryModel):
         """WRITE loss of every context token [B, S]; see `MemoryModel.write_token_losses`."""
         labels = jnp.where(context_ids == self.config.pad_id, IGNORE, context_ids)
         inputs = WriteInputs(self.write_params(params), self.embed(params, context_ids))
-        return self._write_token_losses(memory, inputs, labels)
+        return self.context_token_losses(memory, inputs, labels)
 
     def check_memory(self, params: Params, memory: Memory, batch_size: int) -> None:
         """Raises ValueError unless `memory` is one of this model, for `batch_size` samples."""
@@ -239,14 +256,15 @@ class PrefixMemory(MemoryModel):
         max_new_tokens: int | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         """Runs `[read_start; M; read_end; Q]`; see `MemoryModel.read_logits`."""
-        prefix = self._prefix(params, memory, "read")
-        inputs = jnp.concatenate([prefix, self.embed(params, query_ids)], axis=1)
-        cache = self._cache(memory, inputs.shape[1], decoding=max_new_tokens is not None)
+        prefix = self.prefix(params, memory, "read")
+        inputs = jnp.concatenate([prefix.embeddings, self.embed(params, query_ids)], axis=1)
+        needs_cache = prefix.cache is not None or max_new_tokens is not None
+        cache = self._cache(prefix, inputs.shape[1]) if needs_cache else None
         hidden, cache = self.apply_lm(params, inputs, cache=cache)
         if cache is not None:
             length = self.config.prefix_length + self.query_lengths(query_ids)
             cache = extend_capacity(cache._replace(length=length), max_new_tokens or 0)
-        hidden = hidden[:, prefix.shape[1] - 1 :]
+        hidden = hidden[:, prefix.embeddings.shape[1] - 1 :]
         return self.apply_lm(params, hidden, method="unembed"), cache
 
     def read_several(
@@ -259,9 +277,9 @@ class PrefixMemory(MemoryModel):
         """Runs `[read_start; M; read_end]` once and each of the R queries behind it."""
         if query_ids.shape[1] == 1:
             return super().read_several(params, memory, query_ids, max_new_tokens)
-        prefix = self._prefix(params, memory, "read")
-        cache = self._cache(memory, prefix.shape[1], decoding=True)
-        before, cache = self.apply_lm(params, prefix, cache=cache)
+        prefix = self.prefix(params, memory, "read")
+        cache = self._cache(prefix, prefix.embeddings.shape[1])
+        before, cache = self.apply_lm(params, prefix.embeddings, cache=cache)
         cache = extend_capacity(cache, query_ids.shape[-1] + (max_new_tokens or 0))
 
         def read(ids: jax.Array) -> tuple[jax.Array, KVCache | None]:
@@ -273,29 +291,55 @@ class PrefixMemory(MemoryModel):
 
         return jax.vmap(read, 1, (1, 0))(query_ids)
 
-    def _control(self, params: Params, name: str, batch_size: int) -> jax.Array:
-        """Control tokens [B, c, d]; c may be 0."""
+    def prefix(self, params: Params, memory: Memory, phase: str) -> Prefix:
+        """What stands before the tokens: here `[start; M; end]`, input vectors.
+
+        Args:
+            params: parameters of `init`.
+            memory: a memory of B samples.
+            phase: "write" or "read".
+        """
+        tokens = self.memory_tokens(params, memory, phase).astype(self.config.lm.dtype)
+        start, end = (
+            self.control_tokens(params, f"{phase}_{side}", len(tokens)) for side in ("start", "end")
+        )
+        return Prefix(jnp.concatenate([start, tokens, end], axis=1))
+
+    def control_tokens(self, params: Params, name: str, batch_size: int) -> jax.Array:
+        """A group of control tokens for each sample: [B, c, d]; c may be 0."""
         c = self.config
         if not c.num_control_tokens:
             return jnp.zeros((batch_size, 0, c.lm.width), c.lm.dtype)
-        tokens = params["control"][name].astype(c.lm.dtype)
-        return jnp.broadcast_to(tokens, (batch_size, *tokens.shape))
+        return copy_per_sample(params["control"][name].astype(c.lm.dtype), batch_size)
 
-    def _prefix(self, params: Params, memory: Memory, phase: str) -> jax.Array:
-        """What stands before the tokens: [B, 2c + m, d], `phase` is "write" or "read"."""
-        tokens = self.memory_tokens(params, memory, phase).astype(self.config.lm.dtype)
-        start, end = (
-            self._control(params, f"{phase}_{side}", len(tokens)) for side in ("start", "end")
+    def _cache(self, prefix: Prefix, capacity: int) -> KVCache:
+        """A cache of what stands before the prefix's vectors, with a capacity for more tokens."""
+        if prefix.cache is not None:
+            return extend_capacity(prefix.cache, capacity)
+        return self.lm.empty_cache(len(prefix.embeddings), capacity)
+
+    def write_inputs(self, params: Params, memory: Memory, context_ids: jax.Array) -> WriteInputs:
+        """What every step of a WRITE shares.
+
+        Args:
+            params: parameters of `init`.
+            memory: a memory to start from; only what it is, not its values, matters.
+            context_ids: int [B, S].
+        """
+        write_params = self.write_params(self.own_params(params))
+        inputs = WriteInputs(write_params, self.embed(params, context_ids))
+        prefix = self.prefix(inputs.params, memory, "write")
+        if prefix.cache is not None:  # to which the first layer attends too
+            return inputs
+        attention = self.apply_lm(
+            inputs.params,
+            inputs.embeddings[:, :-1],
+            prefix.embeddings.shape[1],
+            method="first_layer_attention",
         )
-        return jnp.concatenate([start, tokens, end], axis=1)
+        return inputs._replace(partial_attention=attention)
 
-    def _cache(self, memory: Memory, length: int, *, decoding: bool = False) -> KVCache | None:
-        """A cache with a capacity of `length` tokens, if decoding follows; else None."""
-        if not decoding:
-            return None
-        return self.lm.empty_cache(len(jax.tree.leaves(memory)[0]), length)
-
-    def _write_losses(self, params: Params, hidden: jax.Array, labels: jax.Array) -> jax.Array:
+    def predict_context(self, params: Params, hidden: jax.Array, labels: jax.Array) -> jax.Array:
         """WRITE loss of each context token [B, S] from hidden states [B, S, d] before it."""
         if self.config.write_head:
             logits = project_to_logits(hidden, params["write_head"])
@@ -303,16 +347,23 @@ class PrefixMemory(MemoryModel):
             logits = self.apply_lm(params, hidden, method="unembed")
         return token_losses(logits, labels)
 
-    def _write_token_losses(
+    def context_token_losses(
         self, memory: Memory, inputs: WriteInputs, labels: jax.Array
     ) -> jax.Array:
-        """Loss of each context token: [B, S]. The last prefix position predicts the first one."""
-        params = inputs.params
-        prefix = self._prefix(params, memory, "write")
-        embeddings = jnp.concatenate([prefix, inputs.embeddings[:, :-1]], axis=1)
-        cache = self._cache(memory, embeddings.shape[1])
+        """WRITE loss of each context token [B, S]; the last prefix position predicts the first.
+
+        Args:
+            memory: a memory of B samples.
+            inputs: from `write_inputs`.
+            labels: int [B, S], the context's ids, `IGNORE` on padding.
+        """
+        prefix = self.prefix(inputs.params, memory, "write")
+        embeddings = jnp.concatenate([prefix.embeddings, inputs.embeddings[:, :-1]], axis=1)
         hidden, _ = self.apply_lm(
-            params, embeddings, cache=cache, partial_attention=inputs.partial_attention
+            inputs.params,
+            embeddings,
+            cache=None if prefix.cache is None else self._cache(prefix, embeddings.shape[1]),
+            partial_attention=inputs.partial_attention,
         )
-        hidden = hidden[:, prefix.shape[1] - 1 :]
-        return self._write_losses(params, hidden, labels)
+        hidden = hidden[:, prefix.embeddings.shape[1] - 1 :]
+        return self.predict_context(inputs.params, hidden, labels)

@@ -51,7 +51,6 @@ class StateSpace(MemoryModel):
         """Draws the parameters of the language model, {"lm": ...}; see `MemoryModel.init`."""
         return {"lm": self.init_lm(key, lm_params)}
 
-    @write_in_parts
     def write_memory(
         self,
         params: Params,
@@ -80,9 +79,15 @@ class StateSpace(MemoryModel):
         context_ids = self.check_context(params, context_ids, self.write_positions)
         if memory is not None:
             self.check_memory(params, memory, len(context_ids))
-        written = self._run(params, context_ids, memory, kept)
-        taken = jnp.full(len(context_ids), kept, jnp.int32)
-        return written, WriteInfo(jnp.zeros((0, len(context_ids))), (), taken)
+
+        def write(
+            context_ids: jax.Array, memory: StateMemory | None
+        ) -> tuple[StateMemory, WriteInfo]:
+            written = self._run(params, context_ids, memory, kept)
+            taken = jnp.full(len(context_ids), kept, jnp.int32)
+            return written, WriteInfo(jnp.zeros((0, len(context_ids))), (), taken)
+
+        return write_in_parts(write, context_ids, memory, self.num_write_parts)
 
     def check_memory(self, params: Params, memory: Memory, batch_size: int) -> None:
         """Raises ValueError unless `memory` is one of this model, for `batch_size` samples."""

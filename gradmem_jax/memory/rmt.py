@@ -121,7 +121,6 @@ class RMT(PrefixMemory):
             seen["read_projection"] = params["projection"]
         return view, seen
 
-    @write_in_parts
     def write_memory(
         self,
         params: Params,
@@ -151,9 +150,26 @@ class RMT(PrefixMemory):
             ValueError: wrong shapes, ids outside the vocabulary, a context longer than the model's
                 positions, or a wrong number of steps.
         """
-        c = self.config
         steps, last = self.resolve_steps(num_steps, max_steps)
-        start, context_ids = self.check_write(params, memory, context_ids)
+        from_initial = memory is None
+        memory, context_ids = self.check_write(params, memory, context_ids)
+
+        def write(context_ids: jax.Array, memory: Memory) -> tuple[Memory, WriteInfo]:
+            return self._write(params, context_ids, memory, steps, last, from_initial)
+
+        return write_in_parts(write, context_ids, memory, self.num_write_parts)
+
+    def _write(
+        self,
+        params: Params,
+        context_ids: jax.Array,
+        start: jax.Array,
+        steps: int,
+        last: int | jax.Array,
+        from_initial: bool,
+    ) -> tuple[Memory, WriteInfo]:
+        """Makes `last` of at most `steps` passes; M0 is no memory to add to."""
+        c = self.config
         batch_size = context_ids.shape[0]
         params = self.write_params(params)
         embeddings = self.embed(params, context_ids)
@@ -162,7 +178,7 @@ class RMT(PrefixMemory):
         positions, mask = self._positions_and_mask(real)
 
         def one_pass(memory: jax.Array, k: jax.Array) -> tuple[jax.Array, Any]:
-            prefix = self._prefix(params, memory, "write")
+            prefix = self.prefix(params, memory, "write").embeddings
             suffix = prefix[:, : c.num_control_tokens + c.num_memory_tokens]
             inputs = jnp.concatenate([prefix, embeddings, suffix], axis=1)
             hidden, _ = self.apply_lm(params, inputs, positions=positions, mask=mask)
@@ -172,7 +188,7 @@ class RMT(PrefixMemory):
                 new = jnp.where((k > 0) | (not from_initial), added, new)
             if c.inner_loss_weight:
                 before = hidden[:, prefix.shape[1] - 1 : -suffix.shape[1] - 1]
-                losses = mean_per_sample(self._write_losses(params, before, labels), labels)
+                losses = mean_per_sample(self.predict_context(params, before, labels), labels)
             else:
                 losses = jnp.zeros(batch_size)
             return jnp.where(k < last, new, memory), jnp.where(k <= last, losses, 0)
@@ -180,7 +196,6 @@ class RMT(PrefixMemory):
         def maybe_pass(memory: jax.Array, k: jax.Array) -> tuple[jax.Array, Any]:
             return step_if(k < last + with_losses, one_pass, memory, k)
 
-        from_initial = memory is None
         with_losses = bool(c.inner_loss_weight)
         passes = one_pass if isinstance(last, int) else maybe_pass
         written, losses = jax.lax.scan(passes, start, jnp.arange(steps + with_losses))
@@ -196,7 +211,7 @@ class RMT(PrefixMemory):
     def _positions_and_mask(self, real: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Positions [B, T] that skip padding, and the mask [B, 1, T, T], for real bool [B, S]."""
         c = self.config
-        behind = c.num_control_tokens + c.num_memory_tokens
-        seen = jnp.pad(real, ((0, 0), (c.prefix_length, behind)), constant_values=True)
+        suffix_length = c.num_control_tokens + c.num_memory_tokens
+        seen = jnp.pad(real, ((0, 0), (c.prefix_length, suffix_length)), constant_values=True)
         causal = jnp.tril(jnp.ones((seen.shape[1], seen.shape[1]), bool))
         return jnp.cumsum(seen, axis=1) - 1, causal & seen[:, None, None, :]

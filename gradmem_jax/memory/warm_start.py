@@ -1,6 +1,7 @@
 """GradMem that starts from a forward write: RMT's output first, gradient steps after it."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 
@@ -24,6 +25,8 @@ class WarmStartConfig(GradMemConfig):
         num_forward_passes: how often RMT reads the context before the gradient steps.
     """
 
+    model_name: ClassVar[str] = "WarmStart"
+
     num_forward_passes: int = 1
 
     def __post_init__(self) -> None:
@@ -41,14 +44,16 @@ class WarmStart(GradMem):
     @property
     def write_positions(self) -> int:
         """Positions that a WRITE needs beside the context: those of RMT, which starts it."""
-        return self._forward.write_positions
+        return self.forward_writer.write_positions
 
     @property
-    def _forward(self) -> RMT:
+    def forward_writer(self) -> RMT:
+        """The RMT that makes the forward passes, with the same parameters."""
         c = self.config
         same = {field.name: getattr(c, field.name) for field in dataclasses.fields(PrefixConfig)}
         same |= {"num_write_steps": c.num_forward_passes, "inner_loss_weight": 0.0}
-        return RMT(RMTConfig(**same, memory_projection=c.memory_projection))
+        config = RMTConfig(**same, memory_projection=c.memory_projection)
+        return RMT(config, num_write_parts=self.num_write_parts)
 
     def write_memory(
         self,
@@ -63,7 +68,7 @@ class WarmStart(GradMem):
         """Forward passes, then gradient steps; see `GradMem.write_memory` for the arguments."""
         check_tolerance("loss_tolerance", loss_tolerance)
         self.resolve_steps(num_steps, max_steps)
-        memory, _ = self._forward.write_memory(params, context_ids, memory=memory)
+        memory, _ = self.forward_writer.write_memory(params, context_ids, memory=memory)
         return super().write_memory(
             params,
             context_ids,

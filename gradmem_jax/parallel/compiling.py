@@ -4,6 +4,9 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+
+from gradmem_jax.trees import PyTree
 
 NO_SPLITTING = ("xla_disable_hlo_passes", "cpu-parallel-task-assigner")
 REDUCE_IN_LOOPS = (
@@ -11,6 +14,13 @@ REDUCE_IN_LOOPS = (
     "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",  # and not short sums, for which it calls a library too
 )
 FEWER_COPIES = ("xla_cpu_copy_insertion_use_region_analysis", True)
+
+
+def platform_of(tree: PyTree) -> str:
+    """The platform of the devices that arrays lie on, or new ones come to if none of them lies."""
+    leaves = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)]
+    (device, *_) = (leaves[0] if leaves else jnp.zeros(())).devices()
+    return device.platform
 
 
 def compiler_options(*options: tuple[str, Any]) -> dict[str, Any] | None:

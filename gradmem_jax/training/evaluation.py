@@ -17,10 +17,11 @@ from gradmem_jax.training.losses import (
     Batch,
     Metrics,
     batch_totals,
-    num_parts,
     per_query,
     read_loss_and_metrics,
+    tokens_of_sample,
     valid_samples,
+    written_whole,
 )
 from gradmem_jax.trees import Params
 
@@ -75,11 +76,17 @@ def _jit_evaluation(mesh: Mesh | None) -> Any:
 
         def on_device(params: Params, part: Batch, shared: Any) -> tuple[Params, Metrics]:
             num_steps, totals = shared
-
-            def evaluate_part(part: Batch) -> Metrics:
-                return _evaluate_part(model, params, part, totals, num_steps, max_steps)
-
-            return {}, sum_over_parts(evaluate_part, part, num_parts(AUTOMATIC, part))
+            evaluate_part = functools.partial(
+                _evaluate_part,
+                written_whole(model),
+                params,
+                totals=totals,
+                num_steps=num_steps,
+                max_steps=max_steps,
+            )
+            platform = None if mesh is None else mesh.devices.flat[0].platform
+            num_tokens = tokens_of_sample(part)
+            return {}, sum_over_parts(evaluate_part, part, AUTOMATIC, num_tokens, platform)
 
         shared = (num_steps, totals)
         if mesh is None:

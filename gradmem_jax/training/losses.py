@@ -1,5 +1,6 @@
 """The outer loss of a batch and its metrics."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping
@@ -7,10 +8,10 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from gradmem_jax.checks import AUTOMATIC
 from gradmem_jax.losses import IGNORE, token_losses
 from gradmem_jax.memory.interface import Memory, MemoryModel
 from gradmem_jax.memory.segments import outer_write_loss, write_context
-from gradmem_jax.parallel.micro_batches import count_micro_batches
 from gradmem_jax.trees import Params
 
 Batch = Mapping[str, jax.Array]
@@ -109,7 +110,13 @@ def read_loss_and_metrics(
     )
 
 
-def num_parts(num_micro_batches: int, batch: Batch) -> int:
-    """How many micro-batches a device makes of its batch."""
-    (batch_size, *_, length), queries = batch["context_ids"].shape, batch["query_ids"].shape[1:]
-    return count_micro_batches(num_micro_batches, batch_size, length + math.prod(queries))
+def tokens_of_sample(batch: Batch) -> int:
+    """How many tokens a sample has, context and queries."""
+    return batch["context_ids"].shape[-1] + math.prod(batch["query_ids"].shape[1:])
+
+
+def written_whole(model: MemoryModel) -> MemoryModel:
+    """The model for a part of a batch, which WRITE splits no further unless it was told to."""
+    if model.num_write_parts != AUTOMATIC:
+        return model
+    return dataclasses.replace(model, num_write_parts=1)

@@ -18,7 +18,14 @@ from gradmem_jax.parallel.sharding import (
     mesh_compiler_options,
     shardings,
 )
-from gradmem_jax.training.losses import Batch, Metrics, batch_totals, loss_and_metrics, num_parts
+from gradmem_jax.training.losses import (
+    Batch,
+    Metrics,
+    batch_totals,
+    loss_and_metrics,
+    tokens_of_sample,
+    written_whole,
+)
 from gradmem_jax.trees import Params, join_params, split_params
 
 
@@ -72,19 +79,40 @@ def loss_gradient(
         Gradient like the trained part of `params`, and the metrics of the whole batch.
     """
     totals = totals or batch_totals(batch)
+    if mesh is None:
+        return _gradient_of_part(
+            model, params, batch, totals, num_micro_batches, frozen, platform=None
+        )
+    on_part = functools.partial(
+        _gradient_of_part,
+        model,
+        num_micro_batches=num_micro_batches,
+        frozen=frozen,
+        platform=mesh.devices.flat[0].platform,
+    )
+    trained, _ = split_params(params, frozen)
+    return gradient_on_mesh(on_part, mesh, params, dict(batch), totals, trained)
+
+
+def _gradient_of_part(
+    model: MemoryModel,
+    params: Params,
+    batch: Batch,
+    totals: Mapping[str, jax.Array],
+    num_micro_batches: int,
+    frozen: Sequence[str],
+    platform: str | None,
+) -> tuple[Params, Metrics]:
+    """Gradient of the samples that one device has; None: the compiler says which platform."""
     trained, constant = split_params(params, frozen)
-    if mesh is not None:
-
-        def on_part(params: Params, part: Batch, totals: Any) -> tuple[Params, Metrics]:
-            return loss_gradient(model, params, part, num_micro_batches, frozen, totals=totals)
-
-        return gradient_on_mesh(on_part, mesh, params, dict(batch), totals, trained)
+    model = written_whole(model)
 
     def loss_fn(trained: Params, part: Batch) -> tuple[jax.Array, Metrics]:
         return loss_and_metrics(model, join_params(trained, constant), part, totals=totals)
 
     gradient_fn = functools.partial(jax.grad(loss_fn, has_aux=True), trained)
-    return sum_over_parts(gradient_fn, dict(batch), num_parts(num_micro_batches, batch))
+    num_tokens = tokens_of_sample(batch)
+    return sum_over_parts(gradient_fn, dict(batch), num_micro_batches, num_tokens, platform)
 
 
 def step_params(model: MemoryModel, params: Params, step: jax.Array | int, seed: int) -> Params:
@@ -131,11 +159,11 @@ def make_train_step(
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(gradient_norm)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, trained)
         updated = (optax.apply_updates(trained, updates), optimizer_state)
-
-        def keep(new: jax.Array, old: jax.Array) -> jax.Array:
-            return jnp.where(finite, new, old)
-
-        trained, optimizer_state = jax.tree.map(keep, updated, (trained, state.optimizer_state))
+        trained, optimizer_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            updated,
+            (trained, state.optimizer_state),
+        )
         metrics |= {"gradient_norm": gradient_norm, "finite": finite}
         params = join_params(trained, constant)
         return TrainState(state.step + 1, params, optimizer_state), metrics

@@ -20,7 +20,11 @@ from experiments.sweeps.run_list import Run, chain, seeds
 from tests.shared_data import data_dir
 
 ROOT = pathlib.Path(__file__).parents[2]
-SWEEPS = sorted(path.name for path in (ROOT / "experiments/sweeps").glob("[!_]*.py"))
+SWEEPS = sorted(
+    path.name
+    for path in (ROOT / "experiments/sweeps").glob("[!_]*.py")
+    if path.name != "run_list.py"  # what sweeps are made of
+)
 CONFIG = str(ROOT / "experiments/configs/kv_quick.py")
 WORKER = "from experiments import sweep; from absl import app; {stub}; app.run(sweep.main)"
 TINY = {

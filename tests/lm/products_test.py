@@ -7,7 +7,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from jax import lax
 
-from gradmem_jax.lm.products import dot_general
+from gradmem_jax.lm.products import dot_general, saves_products
 
 # Shapes of both operands and the axes to contract and in batches.
 PRODUCTS = {
@@ -29,9 +29,7 @@ def draw(*shape, dtype="float64"):
 def left_operands(function, *arguments):
     """Shapes of the left operands of the products of a function's program."""
     jaxpr = jax.make_jaxpr(function)(*arguments)
-    return [
-        eqn.invars[0].aval.shape for eqn in jaxpr.jaxpr.eqns if eqn.primitive is lax.dot_general_p
-    ]
+    return [eqn.invars[0].aval.shape for eqn in jaxpr.jaxpr.eqns if eqn.primitive.name == "product"]
 
 
 class ProductsTest(parameterized.TestCase):
@@ -45,17 +43,45 @@ class ProductsTest(parameterized.TestCase):
         directions = jax.tree.map(jnp.cos, operands)
 
         def results(multiply):
-            loss = lambda *operands: jnp.tanh(multiply(*operands, dimensions)).sum()
+            multiply_them = lambda *operands: multiply(*operands, dimensions)
+            loss = lambda *operands: jnp.tanh(multiply_them(*operands)).sum()
             gradients = jax.grad(loss, argnums=(0, 1))
             size = lambda *operands: sum((g**2).sum() for g in gradients(*operands))
             return (
                 multiply(*operands, dimensions),
                 gradients(*operands),
+                jax.jvp(multiply_them, operands, directions)[1],
                 jax.jvp(gradients, operands, directions)[1],
                 jax.grad(size, argnums=(0, 1))(*operands),
             )
 
         chex.assert_trees_all_close(results(dot_general), results(lax.dot_general), rtol=1e-12)
+
+    @parameterized.named_parameters((name, *case) for name, case in PRODUCTS.items())
+    def test_vmap(self, lhs_shape, rhs_shape, dimensions):
+        for lhs_axis, rhs_axis in ((0, None), (None, 1), (1, 0)):
+            lhs = draw(*lhs_shape) if lhs_axis is None else draw(*lhs_shape, 2)
+            rhs = draw(*rhs_shape) if rhs_axis is None else draw(*rhs_shape, 2)
+            lhs = lhs if lhs_axis is None else jnp.moveaxis(lhs, -1, lhs_axis)
+            rhs = rhs if rhs_axis is None else jnp.moveaxis(rhs, -1, rhs_axis)
+
+            def results(multiply, axes=(lhs_axis, rhs_axis), operands=(lhs, rhs)):
+                each = jax.vmap(lambda x, y: multiply(x, y, dimensions), axes)
+                loss = lambda *operands: jnp.tanh(each(*operands)).sum()
+                return each(*operands), jax.grad(loss, argnums=(0, 1))(*operands)
+
+            chex.assert_trees_all_close(results(dot_general), results(lax.dot_general), rtol=1e-12)
+
+    def test_what_a_checkpoint_keeps(self):
+        def loss(x, kernel):
+            hidden = jnp.sin(dot_general(x, kernel, (((1,), (0,)), ((), ()))))
+            scores = dot_general(hidden, hidden, (((1,), (1,)), ((0,), (0,))))
+            return jnp.sin(scores).sum()
+
+        kept = jax.checkpoint(loss, policy=saves_products)
+        _, pull_back = jax.vjp(kept, draw(4, 3), draw(3, 5))
+        shapes = sorted(x.shape for x in jax.tree.leaves(pull_back))
+        self.assertEqual(shapes, [(3, 5), (4, 3), (4, 5)])  # arguments and the first product
 
     @parameterized.parameters("bfloat16", "float32")
     def test_types(self, dtype):

@@ -1,6 +1,7 @@
 """Properties of WRITE and READ, their options, errors and transformations."""
 
 import functools
+import re
 from unittest import mock
 
 import chex
@@ -218,7 +219,7 @@ class OptionsTest(parameterized.TestCase):
         head = params["write_head"] if write_head else params["lm"]["head"]
         hidden = jnp.asarray(np.random.default_rng(0).normal(size=(8, 9, 8)), jnp.bfloat16)
         exact = np.float64(hidden) @ np.float64(head.astype(jnp.bfloat16))
-        losses = model._write_losses(params, hidden, CONTEXT)
+        losses = model.predict_context(params, hidden, CONTEXT)
         close(losses, token_losses(exact, CONTEXT), rtol=1e-6, atol=1e-6)
 
 
@@ -297,8 +298,49 @@ class TransformationsTest(parameterized.TestCase):
             mock.patch.object(micro_batches, "count_micro_batches", counted),
         ):
             memory = transformed(jax.device_put(contexts, NamedSharding(mesh, rows)))
-        counted.assert_called_once_with(-1, 4, 9)
+        self.assertEqual({call.args for call in counted.call_args_list}, {(-1, 4, 9, "cpu")})
         close(memory.reshape(-1, 3, 8), jax.jit(write)(contexts))
+
+    def test_what_is_exported_for_another_platform_is_made_for_it(self):
+        model = small_model(lm=dict(max_positions=512))
+        write = jax.jit(lambda params, ids: model.write_memory(params, ids)[0])
+        contexts = jax.ShapeDtypeStruct((6, 250), jnp.int32)
+        for platform, rows in (("cpu", 2), ("tpu", 6), ("cuda", 6)):
+            exported = jax.export.export(write, platforms=[platform])(PARAMS, contexts)
+            sizes = set(re.findall(r"tensor<(\d+)x252x8xf32>", exported.mlir_module()))
+            self.assertEqual(sizes, {str(rows)}, platform)
+
+    def test_parts_of_a_write(self):
+        contexts = random_ids(2, 6, 9)
+        whole = small_model(num_write_parts=1)
+        in_two = small_model(num_write_parts=2)
+        want, got = (jax.jit(model.write_memory)(PARAMS, contexts) for model in (whole, in_two))
+        close(got, want)
+        self.assertIn("3x8x", jax.jit(in_two.write_memory).lower(PARAMS, contexts).as_text())
+        with self.assertRaisesRegex(ValueError, "batch size 8 is not a multiple of .*=3"):
+            small_model(num_write_parts=3).write_memory(PARAMS, CONTEXT)
+        with self.assertRaisesRegex(ValueError, "num_write_parts=0"):
+            small_model(num_write_parts=0)
+
+    def test_forward_mode(self):
+        direction = jax.tree.map(jnp.cos, PARAMS)
+        memory, _ = written()
+
+        def size(params):
+            return read(params, memory, QUERY).var()
+
+        _, product = jax.jvp(size, (PARAMS,), (direction,))
+        want = jax.tree.map(jnp.vdot, direction, jax.grad(size)(PARAMS))
+        close(product, sum(jax.tree.leaves(want)), rtol=1e-3)
+
+        reverse = small_model(meta_gradient="reverse")
+
+        def written_size(params):
+            return reverse.write_memory(params, CONTEXT)[0].var()
+
+        _, product = jax.jit(lambda p, d: jax.jvp(written_size, (p,), (d,)))(PARAMS, direction)
+        want = jax.tree.map(jnp.vdot, direction, jax.jit(jax.grad(written_size))(PARAMS))
+        close(product, sum(jax.tree.leaves(want)), rtol=1e-3)
 
     def test_grad_in_every_argument(self):
         def loss(params, start):

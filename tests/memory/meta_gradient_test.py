@@ -7,8 +7,8 @@ import numpy as np
 import optax
 from absl.testing import absltest, parameterized
 
-from gradmem_jax.memory.inner_loop import step_modes
-from gradmem_jax.memory.meta_gradient import losses_and_gradient
+from gradmem_jax.memory.inner_loop import orders_of_steps
+from gradmem_jax.memory.meta_gradient import reverse_over_reverse, second_order
 from gradmem_jax.training.losses import loss_and_metrics
 from tests.small import small_batch, small_model, small_params
 
@@ -39,6 +39,13 @@ OPTIONS = {
         write_optimizer=optax.chain(optax.clip(0.1), optax.sgd(1.0, momentum=0.5))
     ),
     "adam": dict(write_optimizer=optax.adam(0.3, eps_root=1e-2)),
+}
+
+
+GRADIENTS = {
+    "mixed": second_order,
+    "kept": lambda loss_fn: second_order(loss_fn, keep=True),
+    "reverse": reverse_over_reverse,
 }
 
 
@@ -73,15 +80,15 @@ class ModesTest(FloatSixtyFour):
         constants = draw(4, 5)
         cotangents = (draw(4), {"m": draw(4, 3), "s": draw(4)})
         pulled = []
-        for mode in ("mixed", "linearized", "reverse"):
-            evaluate = losses_and_gradient(loss_fn, mode)
+        for mode in ("mixed", "kept", "reverse"):
+            evaluate = GRADIENTS[mode](loss_fn)
             value, pullback = jax.vjp(lambda f, s, e=evaluate: e(f, s, constants), fast, slow)
             pulled.append((value, pullback(cotangents)))
         chex.assert_trees_all_close(pulled[0], pulled[1], rtol=1e-12)
         chex.assert_trees_all_close(pulled[0], pulled[2], rtol=1e-12)
         self.assertGreater(np.abs(pulled[0][1][1]["w"]).min(), 0)
 
-    @parameterized.parameters("mixed", "linearized")
+    @parameterized.parameters("mixed", "kept")
     def test_the_gradient_of_a_gradient_in_a_scan(self, mode):
         def loss_fn(fast, slow, constants):
             return ((fast * slow) ** 3).sum((1, 2))
@@ -89,7 +96,7 @@ class ModesTest(FloatSixtyFour):
         start = jnp.linspace(0.5, 1, 12).reshape(2, 2, 3)
 
         def distance(scale, mode):
-            evaluate = losses_and_gradient(loss_fn, mode)
+            evaluate = GRADIENTS[mode](loss_fn)
             slow = scale * jnp.linspace(1, 1.5, 12).reshape(2, 2, 3)
             step = lambda fast, _: (fast - 0.1 * evaluate(fast, slow, ())[1], None)
             return (jax.lax.scan(step, start, length=2)[0] ** 2).sum()
@@ -221,17 +228,17 @@ class ModesTest(FloatSixtyFour):
         chex.assert_trees_all_close(got, want, rtol=1e-9, atol=1e-12)
 
     @parameterized.parameters(
-        (1, None, {}, [(1, "linearized")]),
-        (2, None, {}, [(1, "mixed"), (1, "linearized")]),
-        (3, None, {}, [(3, "mixed")]),
-        (5, 2, {}, [(3, "first"), (1, "mixed"), (1, "linearized")]),
-        (2, None, dict(traced=True), [(2, "mixed")]),
-        (2, None, dict(stops=True), [(2, "mixed")]),
-        (2, None, dict(keep_last=False), [(2, "mixed")]),
+        (1, None, {}, [(1, "second_kept")]),
+        (2, None, {}, [(1, "second"), (1, "second_kept")]),
+        (3, None, {}, [(3, "second")]),
+        (5, 2, {}, [(3, "first"), (1, "second"), (1, "second_kept")]),
+        (2, None, dict(traced=True), [(2, "second")]),
+        (2, None, dict(stops=True), [(2, "second")]),
+        (2, None, dict(keep_last=False), [(2, "second")]),
         (2, 0, {}, [(2, "first")]),
     )
-    def test_modes_of_steps(self, num_steps, second_order_steps, options, want):
-        got = step_modes(num_steps, "second", second_order_steps, "mixed", False, **options)
+    def test_orders_of_steps(self, num_steps, second_order_steps, options, want):
+        got = orders_of_steps(num_steps, second_order_steps, **({"keep_last": True} | options))
         self.assertEqual(got, want)
 
 

@@ -13,10 +13,10 @@ from absl.testing import absltest, parameterized
 
 from gradmem_jax import GPT2Config, GradMem, GradMemConfig
 from gradmem_jax.methods import METHODS
-from gradmem_jax.parallel.micro_batches import count_micro_batches, sum_over_parts
+from gradmem_jax.parallel import micro_batches
+from gradmem_jax.parallel.micro_batches import count_micro_batches
 from gradmem_jax.parallel.sharding import MeshConfig, make_mesh, place, shardings
-from gradmem_jax.training import evaluation, losses
-from gradmem_jax.training import step as training_step
+from gradmem_jax.training import evaluation
 from gradmem_jax.training.evaluation import evaluate_batch
 from gradmem_jax.training.losses import loss_and_metrics
 from gradmem_jax.training.optimizer import (
@@ -121,7 +121,7 @@ class LossTest(parameterized.TestCase):
             model, params, batch, jnp.int32(1), max_steps=1, num_kinds=3, mesh=mesh
         )
         evaluation._jit_evaluation.cache_clear()
-        with mock.patch.object(losses, "count_micro_batches", return_value=1) as count:
+        with mock.patch.object(micro_batches, "count_micro_batches", return_value=1) as count:
             whole = evaluate(PARAMS)
         self.assertTrue(count.called)
         evaluation._jit_evaluation.cache_clear()
@@ -145,20 +145,18 @@ class LossTest(parameterized.TestCase):
         ("tpu", 64, 234, 1),
     )
     def test_chosen_number_of_micro_batches(self, platform, batch_size, num_tokens, want):
-        with mock.patch.object(jax, "default_backend", return_value=platform):
-            self.assertEqual(count_micro_batches(-1, batch_size, num_tokens), want)
+        self.assertEqual(count_micro_batches(-1, batch_size, num_tokens, platform), want)
 
     def test_long_contexts_go_in_parts_by_default(self):
         batch = small_batch(6)
         batch["context_ids"] = random_ids(1, 6, 250)
         model = small_model(lm={"max_positions": 512}, inner_loss_weight=0.5)
-        counted = mock.Mock(wraps=sum_over_parts)
-        with mock.patch.object(training_step, "sum_over_parts", counted):
-            whole, parts = (
-                jax.jit(lambda p, n=n: loss_gradient(model, p, batch, *n))(PARAMS)
-                for n in ((1,), ())
-            )
-        self.assertEqual([call.args[2] for call in counted.call_args_list], [1, 3])
+        programs = [jax.jit(lambda p, n=n: loss_gradient(model, p, batch, *n)) for n in ((1,), ())]
+        whole, parts = (program(PARAMS) for program in programs)
+        contexts = [
+            re.findall(r"tensor<(\d+)x250xi32>", p.lower(PARAMS).as_text()) for p in programs
+        ]
+        self.assertEqual([min(map(int, sizes)) for sizes in contexts], [6, 2])
         chex.assert_trees_all_close(whole, parts, rtol=1e-4, atol=1e-6)
 
     def test_write_takes_a_micro_batch_whole(self):
@@ -176,7 +174,8 @@ class LossTest(parameterized.TestCase):
             in_step = set(sizes)
             sizes.clear()
             jax.eval_shape(model.write_memory, PARAMS, batch["context_ids"])
-        self.assertEqual((in_step, set(sizes)), ({6, 3}, {2}))
+        self.assertEqual(in_step, {6, 3})
+        self.assertEqual(set(sizes), {2, 6})  # on CPU, and on other platforms
 
     def test_write_gradient_norm_is_that_of_the_whole_memory(self):
         model = small_model(memory_projection="per_sample", num_write_steps=1)
