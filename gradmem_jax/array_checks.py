@@ -154,11 +154,7 @@ def check_params(params: Mapping[str, Any], expected: Mapping[str, Any]) -> None
         not any(isinstance(x, FrozenDict) for x in (params, *params.values())),
         "the parameters are a FrozenDict; give a dict: flax.core.unfreeze(params).",
     )
-    shapes = lambda tree: {
-        "/".join(map(str, path)): getattr(x, "shape", type(x).__name__)
-        for path, x in flatten_dict(tree).items()
-    }
-    found, wanted = shapes(params), shapes(expected)
+    found, wanted = _shapes(params), _shapes(expected)
     problems = [f"there is no {path!r}" for path in wanted if path not in found]
     problems += [f"{path!r} is unexpected" for path in found if path not in wanted]
     problems += [
@@ -173,6 +169,14 @@ def check_params(params: Mapping[str, Any], expected: Mapping[str, Any]) -> None
         "the parameters do not fit their configuration: "
         f"{'; '.join(problems[:_SHOWN])}{more}.{hint}",
     )
+
+
+def _shapes(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Shapes by path; of what is no array, the name of its type."""
+    return {
+        "/".join(map(str, path)): getattr(x, "shape", type(x).__name__)
+        for path, x in flatten_dict(tree).items()
+    }
 
 
 def resolve_steps(

@@ -16,8 +16,7 @@ Params = dict[str, Any]  # nested: arrays by name, modules around them
 def named_leaves(tree: Any) -> dict[str, Any]:
     """Leaves of a pytree by their path, as in `state/0`; a tree of one array has `memory`."""
     leaves, _ = jax.tree.flatten_with_path(tree)
-    name = lambda path: path_name(path) or "memory"
-    return {name(path): leaf for path, leaf in leaves}
+    return {path_name(path) or "memory": leaf for path, leaf in leaves}
 
 
 def split_params(params: Params, frozen: Sequence[str]) -> tuple[Params, Params]:
@@ -51,9 +50,11 @@ def split_params(params: Params, frozen: Sequence[str]) -> tuple[Params, Params]
         require(bool(matched), f"frozen {pattern!r} matches no parameter; they are {sorted(flat)}.")
         chosen |= matched
     require(chosen != set(flat), f"frozen={tuple(frozen)} leaves no parameter to train.")
-    part = lambda wanted: unflatten_dict(
-        {path: x for path, x in flat.items() if (path in chosen) == wanted}, sep="/"
-    )
+
+    def part(wanted: bool) -> Params:
+        leaves = {path: x for path, x in flat.items() if (path in chosen) == wanted}
+        return unflatten_dict(leaves, sep="/")
+
     return part(False), part(True)
 
 

@@ -262,9 +262,8 @@ class KVRetrievalSource:
         self, rng: np.random.Generator, keys: np.ndarray, values: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         c = self.config
-        column = lambda mark: np.full((len(keys), 1), mark)
-        bang = column(self._bang)
-        pairs = np.concatenate([bang, keys, column(self._colon), values, bang], axis=1)
+        bang, colon = (np.full((len(keys), 1), mark) for mark in (self._bang, self._colon))
+        pairs = np.concatenate([bang, keys, colon, values, bang], axis=1)
         kind = (
             [TokenKind.DELIMITER]
             + [TokenKind.KEY] * c.key_length
@@ -283,7 +282,10 @@ class KVRetrievalSource:
 
     def _queries(self, keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, int]:
         """Returns queries with targets [R, Q], and where the target starts."""
-        column = lambda mark: np.full((len(keys), 1), mark)
+
+        def column(mark: int) -> np.ndarray:
+            return np.full((len(keys), 1), mark)
+
         query = [column(self._question), column(self._bang), keys, column(self._colon)]
         target = [values, column(self._bang), column(self._bar)]
         start = sum(part.shape[1] for part in query)

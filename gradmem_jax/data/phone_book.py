@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import operator
+from collections.abc import Iterable
 from typing import SupportsIndex
 
 import numpy as np
@@ -174,8 +175,10 @@ def _tokenizer(path: str) -> TextTokenizer:
 @functools.lru_cache(maxsize=4)
 def _buckets(config: PhoneBookConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Measures some samples; the bound is that of the longest names and of digits one by one."""
-    tokens = lambda text: len(config.tokenizer.encode(text))
-    longest = lambda names: max(tokens(f" {name}") for name in names)
+
+    def longest(names: Iterable[str]) -> int:
+        return max(len(config.tokenizer.encode(f" {name}")) for name in names)
+
     name = longest(FIRST_NAMES) + longest(LAST_NAMES)
     number = len(" 555-0142")
     line = name + len(":\n") + number

@@ -38,15 +38,18 @@ def read_prepared(folder: pathlib.Path, split: str, data_name: str) -> Records:
     )
     skipped = json.loads(builder.info.metadata["skipped"]).get(split, [])
     rows = builder.as_data_source(split=split)
-    text = lambda value: value.decode("utf-8") if isinstance(value, bytes) else str(value)
     kept = (
         Record(
-            text(row["id"]),
-            text(row["context"]),
-            text(row["question"]),
-            tuple(map(text, row["answers"])),
+            _text(row["id"]),
+            _text(row["context"]),
+            _text(row["question"]),
+            tuple(map(_text, row["answers"])),
             tuple(map(int, row["answer_starts"])),
         )
         for row in rows
     )
     return Records(tuple(kept), tuple(Skipped(*pair) for pair in skipped))
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)

@@ -75,7 +75,10 @@ def split_names(names: Iterable[str], held_out: tuple[str, ...]) -> dict[str, st
     Returns:
         The split of each name; "train" for those that no other split got.
     """
-    digest = lambda name: hashlib.blake2b(name.encode(), digest_size=8).digest()
+
+    def digest(name: str) -> bytes:
+        return hashlib.blake2b(name.encode(), digest_size=8).digest()
+
     ordered = sorted(set(names), key=digest)
     share = -(-len(ordered) // 10)
     splits = [split for split in held_out for _ in range(share)]

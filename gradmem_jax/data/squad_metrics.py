@@ -23,7 +23,10 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
     Raises:
         ValueError: there are no reference answers.
     """
-    same = lambda answer: float(normalize_answer(prediction) == normalize_answer(answer))
+
+    def same(answer: str) -> float:
+        return float(normalize_answer(prediction) == normalize_answer(answer))
+
     return _best(same, answers)
 
 

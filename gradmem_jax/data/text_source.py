@@ -33,6 +33,11 @@ def query_arrays(queries: Sequence[Query], pad_id: int) -> dict[str, np.ndarray]
     return {"query_ids": query_ids, "labels": labels, "value_mask": labels >= 0}
 
 
+def _no_queries(index: int) -> tuple[Query, ...]:
+    del index
+    return ()
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextSource:
     """Random access to the samples of a split; see `task.Source`.
@@ -53,7 +58,7 @@ class TextSource:
     target_starts: np.ndarray
     record: Callable[[int], Record]
     skipped: tuple[Skipped, ...] = ()
-    more_queries: Callable[[int], Sequence[Query]] = lambda index: ()
+    more_queries: Callable[[int], Sequence[Query]] = _no_queries
     longest_other: int = 0
     pad_id: int = 0
 

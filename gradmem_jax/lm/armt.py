@@ -159,9 +159,10 @@ class AssociativeLayer(nn.Module):
         c = self.config
         memory, cached = state
         dtype = jnp.promote_types(c.dtype, jnp.float32)
-        features = lambda name, x: dpfp(
-            dense(c, c.memory_width, name)(x).astype(dtype), c.feature_order
-        )
+
+        def features(name: str, x: jax.Array) -> jax.Array:
+            return dpfp(dense(c, c.memory_width, name)(x).astype(dtype), c.feature_order)
+
         if memory is None:
             count = 2 * c.feature_order * c.memory_width
             memory = Associations(

@@ -81,8 +81,18 @@ class FastWeights(NamedTuple):
 
 def apply_fast(weights: FastWeights, x: jax.Array) -> jax.Array:
     """f(x) for x [B, S, heads, w]."""
-    product = lambda w, x: jnp.einsum("bhoi,bshi->bsho", w, x)
-    return product(weights.out, nn.silu(product(weights.gate, x)) * product(weights.up, x))
+    hidden = nn.silu(_product(weights.gate, x)) * _product(weights.up, x)
+    return _product(weights.out, hidden)
+
+
+def _product(weights: jax.Array, x: jax.Array) -> jax.Array:
+    """Weights [B, heads, o, i] by x [B, S, heads, i]: [B, S, heads, o]."""
+    return jnp.einsum("bhoi,bshi->bsho", weights, x)
+
+
+def _outer(left: jax.Array, right: jax.Array) -> jax.Array:
+    """[B, S, heads, o] by [B, S, heads, i], summed over tokens: [B, heads, o, i]."""
+    return jnp.einsum("bsho,bshi->bhoi", left, right)
 
 
 def orthogonalize(gradient: jax.Array) -> jax.Array:
@@ -122,15 +132,13 @@ def train_fast(
     Returns:
         The new fast weights; the old ones of samples whose rates are all zero.
     """
-    forward = lambda w, x: jnp.einsum("bhoi,bshi->bsho", w, x)
-    outer = lambda left, right: jnp.einsum("bsho,bshi->bhoi", left, right)
-    gate, up = forward(weights.gate, keys), forward(weights.up, keys)
+    gate, up = _product(weights.gate, keys), _product(weights.up, keys)
     silu, silu_pullback = jax.vjp(nn.silu, gate)
     hidden_gradient = jnp.einsum("bhoi,bsho->bshi", weights.out, values)
     gradient = FastWeights(
-        gate=outer(rates.gate * silu_pullback(hidden_gradient * up)[0], keys),
-        out=outer(rates.out * values, silu * up),
-        up=outer(rates.up * hidden_gradient * silu, keys),
+        gate=_outer(rates.gate * silu_pullback(hidden_gradient * up)[0], keys),
+        out=_outer(rates.out * values, silu * up),
+        up=_outer(rates.up * hidden_gradient * silu, keys),
     )
     if muon:
         gradient = jax.tree.map(orthogonalize, gradient)
@@ -199,9 +207,9 @@ class LaCTLayer(nn.Module):
     ) -> tuple[jax.Array, Any]:
         c, positions = self.config, segment.attention.positions
         frequencies = rotary_frequencies(c.head_size, c.rope_base, c.rope_scaling)
-        heads = lambda x: x.reshape(*x.shape[:2], c.num_heads, c.head_size)
-        query = rotate(heads(query), positions, frequencies)
-        key, value = rotate(heads(key), positions, frequencies), heads(value)
+        shape = (*query.shape[:2], c.num_heads, c.head_size)
+        query, key, value = (x.reshape(shape) for x in (query, key, value))
+        query, key = (rotate(x, positions, frequencies) for x in (query, key))
         y = attend(
             query, key, value, segment.attention.mask, cached, segment.attention.cache_mask
         ).mean

@@ -100,10 +100,13 @@ class Dense(nn.DenseGeneral):
         outputs = super().__call__(inputs)
         if not self.has_variable("params", "lora_a"):
             return outputs
-        read = lambda name: jnp.asarray(self.get_variable("params", name), outputs.dtype)
+        lora_a, lora_b = (
+            jnp.asarray(self.get_variable("params", name), outputs.dtype)
+            for name in ("lora_a", "lora_b")
+        )
         num_axes = 1 if isinstance(self.axis, int) else len(self.axis)
         joined = inputs.reshape(*inputs.shape[: inputs.ndim - num_axes], -1).astype(outputs.dtype)
-        return outputs + (joined @ read("lora_a") @ read("lora_b")).reshape(outputs.shape)
+        return outputs + (joined @ lora_a @ lora_b).reshape(outputs.shape)
 
 
 def dense(config: LMConfig, features: Any, name: str, **options: Any) -> Dense:

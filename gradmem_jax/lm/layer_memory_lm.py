@@ -64,7 +64,7 @@ class LayerMemoryLM(Transformer):
         mask = jnp.tril(jnp.ones((length, length), bool)) & real[:, None, None, :]
         attention = attention_inputs(length, cache, positions, mask)
         if self.window is not None:
-            attention = _within(attention, self.window)
+            attention = _within(self.window, attention, mask)
         embeddings = self.add_positions(embeddings, attention.positions)
         segment = Segment(attention, real, write, num_memory_tokens)
         cached = None if cache is None else (cache.keys, cache.values)
@@ -84,15 +84,15 @@ class LayerMemoryLM(Transformer):
         return self.unembed(hidden)
 
 
-def _within(attention: AttentionInputs, window: int) -> AttentionInputs:
+def _within(window: int, attention: AttentionInputs, mask: jax.Array) -> AttentionInputs:
     """Has queries see the last `window` tokens only, the newest one included."""
     query = attention.positions[:, None, :, None]
-    near = lambda key: query - key < window
+
+    def near(key: jax.Array) -> jax.Array:
+        return query - key < window
+
     cache_mask = attention.cache_mask
     if cache_mask is not None:
         cache_mask &= near(jnp.arange(cache_mask.shape[-1]))
-    return AttentionInputs(
-        attention.positions,
-        attention.mask & near(attention.positions[:, None, None, :]),
-        cache_mask,
-    )
+    mask = mask & near(attention.positions[:, None, None, :])
+    return AttentionInputs(attention.positions, mask, cache_mask)

@@ -75,7 +75,10 @@ class Attention(nn.Module):
         """Maps x [B, S, d] to [B, S, d]; see `self_attention`."""
         c = self.config
         frequencies = rotary_frequencies(c.head_size, c.rope_base, c.rope_scaling)
-        rotary = lambda x, positions: rotate(x, positions, frequencies)
+
+        def rotary(x: jax.Array, positions: jax.Array) -> jax.Array:
+            return rotate(x, positions, frequencies)
+
         return self_attention(c, x, inputs, state, rotary=rotary)
 
 

@@ -151,9 +151,14 @@ class MambaLayer(nn.Module):
         step = jnp.where(real[..., None], nn.softplus(step.astype(dtype)), 0)
         log_rates = self.param("A_log", rate_init, (channels, size), c.param_dtype)
         rates = -jnp.exp(log_rates.astype(dtype))
-        as_state = lambda x: x.astype(dtype)
         y, ssm = selective_scan(
-            as_state(inner), step, rates, as_state(write), as_state(read), state.ssm, c.chunk_size
+            inner.astype(dtype),
+            step,
+            rates,
+            write.astype(dtype),
+            read.astype(dtype),
+            state.ssm,
+            c.chunk_size,
         )
         skip = self.param("D", nn.initializers.ones, (channels,), c.param_dtype)
         y = (y + inner * skip).astype(c.dtype) * nn.silu(gate)

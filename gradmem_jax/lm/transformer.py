@@ -97,13 +97,18 @@ def attention_inputs(
     return AttentionInputs(slots if positions is None else positions, mask, cache_mask)
 
 
+def _not_rotated(x: jax.Array, positions: jax.Array) -> jax.Array:
+    del positions
+    return x
+
+
 def self_attention(
     config: TransformerConfig,
     x: jax.Array,
     inputs: AttentionInputs,
     state: AttentionState,
     *,
-    rotary: Callable[[jax.Array, jax.Array], jax.Array] = lambda x, positions: x,
+    rotary: Callable[[jax.Array, jax.Array], jax.Array] = _not_rotated,
     use_bias: bool = False,
 ) -> tuple[jax.Array, AttentionState]:
     """Causal self-attention, [B, S, d] to [B, S, d]; its parts are modules of the caller.

@@ -207,7 +207,10 @@ def train_on_tokens(
     state, y = jax.lax.scan(one_mini_batch, state, jax.tree.map(chunks, tokens))
     y = jnp.moveaxis(y, 0, 1).reshape(batch_size, capacity, *y.shape[3:])
     if capacity > length:
-        place_back = lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, length)
+
+        def place_back(row: jax.Array, start: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_slice_in_dim(row, start, length)
+
         y = jax.vmap(place_back)(y, start)
     return y, state
 

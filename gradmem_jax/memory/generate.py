@@ -1,6 +1,7 @@
 """Decoding from memory: greedy, or drawn from the model's distribution."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -95,14 +96,16 @@ def _generate(
 ) -> jax.Array:
     pad_id = model.config.pad_id
     keys = jax.random.split(key, max_new_tokens)
-    if query_ids.ndim == 2:
-        each = lambda function: function
-        logits, state = model.read_logits(params, memory, query_ids, max_new_tokens)
-    else:  # queries first, as the states are
-        each = jax.vmap
+    several = query_ids.ndim == 3
+    if several:  # queries first, as the states are
         logits, state = model.read_several(params, memory, query_ids, max_new_tokens)
         logits, query_ids = jnp.moveaxis(logits, 1, 0), jnp.moveaxis(query_ids, 1, 0)
         keys = jax.vmap(lambda key: jax.random.split(key, len(query_ids)))(keys)
+    else:
+        logits, state = model.read_logits(params, memory, query_ids, max_new_tokens)
+
+    def each(function: Callable[..., Any]) -> Callable[..., Any]:
+        return jax.vmap(function) if several else function
 
     @each
     def last(logits: jax.Array, query_ids: jax.Array) -> jax.Array:

@@ -58,7 +58,10 @@ def reconstruct(
     view, seen = model.write_view(params)
     context_ids = view.check_read(seen, memory, context_ids)
     real = np.asarray(context_ids) != model.config.pad_id
-    shares = lambda right: (right & real).sum(axis=1) / np.maximum(real.sum(axis=1), 1)
+
+    def shares(right: np.ndarray) -> np.ndarray:
+        return (right & real).sum(axis=1) / np.maximum(real.sum(axis=1), 1)
+
     logits = jax.jit(view.read_memory)(seen, memory, context_ids)
     token_accuracy = shares(np.asarray(logits[:, :-1].argmax(-1) == context_ids))
     length = context_ids.shape[1]

@@ -55,7 +55,10 @@ def write_context(
         if _shapes(new) != _shapes(memory):
             return new, info
         written = (ids != c.pad_id).any(axis=1)
-        keep = lambda new, old: jnp.where(per_sample(written, new), new, old)
+
+        def keep(new: jax.Array, old: jax.Array) -> jax.Array:
+            return jnp.where(per_sample(written, new), new, old)
+
         return jax.tree.map(keep, new, memory), info
 
     memory, first = write(memory, segments[0])
@@ -91,10 +94,13 @@ def write_token_losses(
     With segments this is a curve of what is forgotten: the first ones were written longest ago.
     `FullContext` forgets nothing; its losses do not depend on the memory.
     """
-    losses = lambda ids: model.write_token_losses(params, memory, ids)
-    return (
-        losses(context_ids) if jnp.ndim(context_ids) != 3 else jax.vmap(losses, 1, 1)(context_ids)
-    )
+
+    def losses(ids: jax.Array) -> jax.Array:
+        return model.write_token_losses(params, memory, ids)
+
+    if jnp.ndim(context_ids) != 3:
+        return losses(context_ids)
+    return jax.vmap(losses, 1, 1)(context_ids)
 
 
 def _shapes(memory: Memory | None) -> Memory | None:

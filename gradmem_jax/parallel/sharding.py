@@ -120,10 +120,12 @@ def partition(tree: PyTree, mesh: Mesh) -> PyTree:
     parameters. An axis that the devices do not divide stays whole; `undivided` says which.
     """
 
+    def splits(axis: str | None, size: int) -> bool:
+        return bool(axis) and mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0
+
     def spec(path: Any, x: Any) -> PartitionSpec:
         names = logical_axes(path_name(path), x.ndim)
         axes = [MESH_AXES.get(name or "") for name in names]
-        splits = lambda axis, size: axis and mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0
         fitting = [a if splits(a, size) else None for a, size in zip(axes, x.shape, strict=True)]
         return PartitionSpec(*fitting)
 
@@ -185,7 +187,10 @@ def place(tree: PyTree, shardings: PyTree) -> PyTree:
 
 def placed_shapes(tree: PyTree, shardings: PyTree) -> PyTree:
     """Returns the shapes and dtypes of arrays as they would be after `place`, to restore them."""
-    shape = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    def shape(x: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
     return _map_with_shardings(shape, tree, shardings)
 
 
@@ -242,7 +247,10 @@ def gradient_on_mesh(
     axes = tuple(axis for axis in BATCH_AXES if mesh.shape[axis] > 1)
     if not axes:
         return fn(params, batch, totals)
-    manual = lambda tree: jax.tree.map(lambda s: _only(s, axes), partition(tree, mesh))
+
+    def manual(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda spec: _only(spec, axes), partition(tree, mesh))
+
     specs, gradient_specs = manual(params), manual(gradient_like)
 
     def gather(x: jax.Array, spec: PartitionSpec) -> jax.Array:

@@ -178,7 +178,8 @@ def restore_latest(
             ) from error
         logging.error(
             "checkpoint of step %d is damaged and set aside: %s",
-            *(step, error or "another process says why"),
+            step,
+            error or "another process says why",
         )
         if jax.process_index() == 0:
             set_aside(directory, str(step))
@@ -201,9 +202,11 @@ def _gather(flags: Sequence[bool]) -> np.ndarray:
 
 def _check_structure(checkpoints: ocp.CheckpointManager, step: int, template: Any) -> None:
     """Raises CheckpointError if a checkpoint is one of another state than `template`."""
-    describe = lambda tree: {
-        name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in named_leaves(tree).items()
-    }
+
+    def describe(tree: Any) -> dict[str, str]:
+        leaves = named_leaves(tree).items()
+        return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves}
+
     metadata = checkpoints.item_metadata(step)["state"]
     if metadata is None:
         return  # it cannot be read, and `restore` says why

@@ -13,9 +13,19 @@ from gradmem_jax.trees import Params, named_leaves
 
 # Fields that say how parameters start and how WRITE runs; READ does not know them.
 _NOT_IN_READ = (
-    *("init", "init_std", "memory_init_std", "remat", "num_write_steps", "inner_loss_weight"),
-    *("write_learning_rate", "clip_value", "clip_norm", "gradient_mode", "second_order_steps"),
-    *("meta_gradient", "num_forward_passes"),
+    "init",
+    "init_std",
+    "memory_init_std",
+    "remat",
+    "num_write_steps",
+    "inner_loss_weight",
+    "write_learning_rate",
+    "clip_value",
+    "clip_norm",
+    "gradient_mode",
+    "second_order_steps",
+    "meta_gradient",
+    "num_forward_passes",
 )
 
 

@@ -238,7 +238,10 @@ def load_memory(
 
 def _structure(model: MemoryModel, params: Params) -> Memory:
     """Shapes of a memory of one context."""
-    write = lambda params, ids: model.write_memory(params, ids, num_steps=0)[0]
+
+    def write(params: Params, ids: jax.Array) -> Memory:
+        return model.write_memory(params, ids, num_steps=0)[0]
+
     return jax.eval_shape(write, params, jax.ShapeDtypeStruct((1, 1), jnp.int32))
 
 

@@ -63,7 +63,13 @@ def read_gguf_tokenizer(
     Raises:
         ValueError: there is none, it is damaged, or of a kind that is not known here.
     """
-    get: Any = lambda key, absent=None: fields.get(f"tokenizer.ggml.{key}", absent)
+
+    def get(key: str, absent: Any = None) -> Any:
+        return fields.get(f"tokenizer.ggml.{key}", absent)
+
+    def damaged(what: str) -> str:
+        return f"{path} has a damaged tokenizer: {what}; get the file again."
+
     kind, pieces = get("model"), get("tokens")
     require(pieces is not None, f"{path} holds no tokenizer.")
     require_choice("tokenizer.ggml.model", kind, ("gpt2", "llama"))
@@ -71,7 +77,6 @@ def read_gguf_tokenizer(
     types = get("token_type", [gguf.TokenType.NORMAL] * len(pieces))
     end = get("eos_token_id")
     pad = get("padding_token_id", end)
-    damaged = lambda what: f"{path} has a damaged tokenizer: {what}; get the file again."
     for key, values in (("scores", scores), ("token_type", types)):
         require(
             isinstance(values, Sequence) and len(values) == len(pieces),
@@ -93,7 +98,13 @@ def read_gguf_tokenizer(
         backend = _byte_level_bpe(pieces, merges, get("pre", "gpt-2"))
     else:
         backend = _scored_bpe(pieces, scores, add_space=get("add_space_prefix", True))
-    of_type = lambda wanted: [p for p, t in zip(pieces, types, strict=True) if t == wanted]
+
+    def of_type(wanted: gguf.TokenType) -> list[str]:
+        return [p for p, t in zip(pieces, types, strict=True) if t == wanted]
+
+    def name(i: int | None) -> str:
+        return "" if i is None else pieces[i]
+
     backend.add_special_tokens(of_type(gguf.TokenType.CONTROL))
     backend.add_tokens(
         [
@@ -101,7 +112,6 @@ def read_gguf_tokenizer(
             for piece in of_type(gguf.TokenType.USER_DEFINED)
         ]
     )
-    name = lambda i: "" if i is None else pieces[i]
     return TokenizerFile(backend, name(pad), name(end))
 
 

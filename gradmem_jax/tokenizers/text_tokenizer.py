@@ -146,8 +146,11 @@ def _special_tokens(file: pathlib.Path) -> dict[str, str]:
     """What a tokenizer_config.json of Hugging Face, if there is one, calls padding and end."""
     content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     tokens = {"pad_token": content.get("pad_token"), "end_token": content.get("eos_token")}
-    text = lambda token: token["content"] if isinstance(token, dict) else token
-    return {name: text(token) for name, token in tokens.items() if token}
+    return {
+        name: token["content"] if isinstance(token, dict) else token
+        for name, token in tokens.items()
+        if token
+    }
 
 
 def _tokenizer_of_llama2c(path: pathlib.Path) -> pathlib.Path:

@@ -23,7 +23,10 @@ def batch_totals(batch: Batch) -> dict[str, jax.Array]:
     valid = valid_samples(batch)
     targets = (batch["labels"] >= 0) & per_query(valid, batch["labels"])
     values = batch.get("value_mask", targets) & targets
-    count = lambda x: jnp.maximum(x.sum(), 1).astype(jnp.float32)
+
+    def count(x: jax.Array) -> jax.Array:
+        return jnp.maximum(x.sum(), 1).astype(jnp.float32)
+
     return {
         "targets": count(targets),
         "values": count(values),
@@ -68,7 +71,10 @@ def loss_and_metrics(
     context_ids = batch["context_ids"]
     memory, info = write_context(model, params, context_ids)
     read_loss, metrics, _ = read_loss_and_metrics(model, params, memory, batch, totals)
-    mean = lambda x: jnp.where(valid_samples(batch), x, 0).sum() / totals["samples"]
+
+    def mean(x: jax.Array) -> jax.Array:
+        return jnp.where(valid_samples(batch), x, 0).sum() / totals["samples"]
+
     write_loss = mean(outer_write_loss(model, context_ids, info))
     norms = [norm for norm in jax.tree.leaves(info.gradient_norms) if norm.size]
     loss = read_loss + model.config.inner_loss_weight * write_loss

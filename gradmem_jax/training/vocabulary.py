@@ -45,7 +45,10 @@ def change_vocabulary(
         name = path_name(path)
         axes = logical_axes(name, x.ndim)
         axis = axes.index("vocab") if "vocab" in axes else None
-        beside = lambda shape: tuple(n for i, n in enumerate(shape) if i != axis)
+
+        def beside(shape: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(n for i, n in enumerate(shape) if i != axis)
+
         require(
             beside(x.shape) == beside(fresh.shape),
             f"{name} has shape {x.shape} in params and {fresh.shape} in drawn; only the number of "

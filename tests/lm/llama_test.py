@@ -7,7 +7,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from gradmem_jax import LlamaConfig, RopeScaling
-from gradmem_jax.lm.attention import attend, attend_all, join, rotary_frequencies, rotate
+from gradmem_jax.lm.attention import attend, attend_all, merge_partial, rotary_frequencies, rotate
 from gradmem_jax.lm.llama import Llama
 
 BASE = dict(vocab_size=11, width=8, num_layers=2, num_heads=4, num_kv_heads=2, init="fan_in")
@@ -128,7 +128,7 @@ class AttentionTest(parameterized.TestCase):
         key, value = 3 * rng.standard_normal((2, 2, 8, kv_heads, 6)).astype(np.float32)
         after = np.tril(np.ones((5, 5), bool))
         first = attend(query, key[:, 3:], value[:, 3:])
-        got = join(first, attend_all(query, key[:, :3], value[:, :3]))
+        got = merge_partial(first, attend_all(query, key[:, :3], value[:, :3]))
         mask = np.concatenate([np.ones((5, 3), bool), after], axis=1)[None, None]
         want = jax.nn.dot_product_attention(query, key, value, mask=mask)
         np.testing.assert_allclose(got, want, atol=3e-6)

@@ -133,7 +133,10 @@ class BabiConfig(QuestionTask):
             known = {story.content for story in stories}
             stories += [story for story in _read_stories(path) if story.content not in known]
         split_of = split_names((story.content for story in stories), ("validation",))
-        of_split = lambda name: _join([s for s in stories if split_of[s.content] == name])
+
+        def of_split(name: str) -> Records:
+            return _join([s for s in stories if split_of[s.content] == name])
+
         records = of_split(split)
         if split != "train" or not self.varied_copies:
             return records

@@ -13,7 +13,7 @@ from gradmem_jax.lm.attention import RopeScaling, rotary_frequencies
 from gradmem_jax.lm.llama import LlamaConfig
 from gradmem_jax.lm.pretrained.tensor_layout import StoredModel, StoredTensor
 from gradmem_jax.tokenizers.files import gguf_fields, open_gguf_reader, read_gguf_tokenizer
-from gradmem_jax.tokenizers.text_tokenizer import wrap_tokenizer
+from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer, wrap_tokenizer
 
 _ROPE_FACTORS = "rope_freqs.weight"
 # Rotary pairs are neighbours, "pt", in queries and keys; here they are halves, "tp".
@@ -50,11 +50,12 @@ def open_gguf(path: pathlib.Path) -> StoredModel:
     }
     rope_factors = tensors.pop(_ROPE_FACTORS, None)
     config = _read_config(fields, tensors, rope_factors)
-    read_tokenizer = lambda: (
-        wrap_tokenizer(**read_gguf_tokenizer(fields, path)._asdict())
-        if "tokenizer.ggml.tokens" in fields
-        else None
-    )
+
+    def read_tokenizer() -> TextTokenizer | None:
+        if "tokenizer.ggml.tokens" not in fields:
+            return None
+        return wrap_tokenizer(**read_gguf_tokenizer(fields, path)._asdict())
+
     return StoredModel(config, _LAYOUT, tensors, read_tokenizer)
 
 
@@ -87,7 +88,10 @@ def _read_config(
     missing = [f"llama.{key}" for key in keys.values() if f"llama.{key}" not in fields]
     missing += ["token_embd.weight"] if "token_embd.weight" not in tensors else []
     require(not missing, f"the GGUF file lacks {', '.join(missing)}.")
-    get: Any = lambda key, absent=None: fields.get(f"llama.{key}", absent)
+
+    def get(key: str, absent: Any = None) -> Any:
+        return fields.get(f"llama.{key}", absent)
+
     config = LlamaConfig(
         vocab_size=tensors["token_embd.weight"].shape[0],
         num_kv_heads=get("attention.head_count_kv"),

@@ -15,7 +15,7 @@ from gradmem_jax.lm.attention import RopeScaling
 from gradmem_jax.lm.language_model import LMConfig
 from gradmem_jax.lm.pretrained.hugging_face_families import FAMILIES, NEEDED, Family, family_of
 from gradmem_jax.lm.pretrained.tensor_layout import StoredModel, StoredTensor
-from gradmem_jax.tokenizers.text_tokenizer import load_tokenizer
+from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer, load_tokenizer
 
 _BUFFERS = re.compile(r"\.(attn|attention)\.(bias|masked_bias)$|rotary_emb\.inv_freq$")
 _TYPES = {"model_type": str, "architectures": list, "rope_scaling": dict, "rope_parameters": dict}
@@ -111,7 +111,10 @@ def open_hugging_face(directory: pathlib.Path) -> StoredModel:
     family = family_of(config)
     tensors = _full_names(_open_tensors(directory), family)
     has_tokenizer = any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json"))
-    read_tokenizer = lambda: load_tokenizer(directory) if has_tokenizer else None
+
+    def read_tokenizer() -> TextTokenizer | None:
+        return load_tokenizer(directory) if has_tokenizer else None
+
     return StoredModel(config, family.layout, tensors, read_tokenizer)
 
 
@@ -151,9 +154,12 @@ def _full_names(tensors: Mapping[str, StoredTensor], family: Family) -> dict[str
     """
     heads = {name for name in family.layout if not name.startswith(family.base)}
     has_base = any(name.startswith(family.base) for name in tensors)
-    full = lambda name: name if has_base or name in heads else family.base + name
+
+    def full_name(name: str) -> str:
+        return name if has_base or name in heads else family.base + name
+
     return {
-        full(name).replace("backbone.embedding.", "backbone.embeddings."): tensor
+        full_name(name).replace("backbone.embedding.", "backbone.embeddings."): tensor
         for name, tensor in tensors.items()
         if not _BUFFERS.search(name)
     }

@@ -10,7 +10,7 @@ import numpy as np
 from gradmem_jax.checks import require
 from gradmem_jax.lm.llama import LlamaConfig
 from gradmem_jax.lm.pretrained.tensor_layout import StoredModel, StoredTensor, tensor_shapes
-from gradmem_jax.tokenizers.text_tokenizer import load_tokenizer
+from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer, load_tokenizer
 
 _HEADER = struct.Struct("<7i")
 # In the order of the file. Rotary pairs are neighbours, "pt"; here they are halves, "tp".
@@ -69,5 +69,8 @@ def open_llama2c(path: pathlib.Path) -> StoredModel:
         tensors[name] = StoredTensor(shape, functools.partial(part.reshape, shape))
         start += part.size + (num_rotary if name == "rms_final" else 0)
     has_tokenizer = any(path.parent.glob("tok*.bin"))
-    read_tokenizer = lambda: load_tokenizer(path) if has_tokenizer else None
+
+    def read_tokenizer() -> TextTokenizer | None:
+        return load_tokenizer(path) if has_tokenizer else None
+
     return StoredModel(config, _LAYOUT, tensors, read_tokenizer)

@@ -29,8 +29,13 @@ from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer, load_tokenizer
 from gradmem_jax.trees import Params
 
 _TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model"),
-    *("special_tokens_map.json", "added_tokens.json"),
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
 )
 
 
@@ -109,16 +114,20 @@ def save_pretrained(directory: str | pathlib.Path, pretrained: Pretrained) -> No
     if tokenizer is not None:
         theirs |= {"eos_token_id": tokenizer.end_id, "pad_token_id": tokenizer.pad_id}
     directory.mkdir(parents=True, exist_ok=True)
-    write = lambda name, content: (directory / name).write_text(json.dumps(content, indent=2))
+
+    def write_json(name: str, content: dict[str, Any]) -> None:
+        (directory / name).write_text(json.dumps(content, indent=2))
+
     for name in ("model.safetensors.index.json", *_TOKENIZER_FILES):
         (directory / name).unlink(missing_ok=True)  # of an older model
-    write("config.json", write_config(config) | theirs)
+    write_json("config.json", write_config(config) | theirs)
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     if tokenizer is not None:
         tokenizer.save(directory / "tokenizer.json")
         names = {"eos_token": tokenizer.end_id, "pad_token": tokenizer.pad_id}
         special = {name: tokenizer.backend.id_to_token(i) for name, i in names.items()}
-        write("tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **special})
+        special = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
+        write_json("tokenizer_config.json", special)
 
 
 def from_hugging_face(

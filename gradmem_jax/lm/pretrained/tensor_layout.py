@@ -230,13 +230,13 @@ def _rearrange(x: np.ndarray, pattern: str, sizes: Mapping[str, int]) -> np.ndar
 
 def _param_shapes(entries: Layout, config: LMConfig, sizes: Mapping[str, int]) -> Params:
     shapes: dict[str, jax.ShapeDtypeStruct] = {}
-    as_leaf = lambda shape: jax.ShapeDtypeStruct(shape, config.param_dtype)
     for theirs, (ours, pattern) in entries.items():
         shape = _shape(pattern.split("->")[1], sizes)
         shape = shape[1:] if "*" in ours else shape
         for path in _paths(ours):
-            if config.scan_layers and "{}" in theirs:
-                shapes[path] = as_leaf((config.num_layers, *shape))
-            else:
-                shapes |= dict.fromkeys(_layer_paths(path, config), as_leaf(shape))
+            stacked = config.scan_layers and "{}" in theirs
+            paths = [path] if stacked else _layer_paths(path, config)
+            full_shape = (config.num_layers, *shape) if stacked else shape
+            leaf = jax.ShapeDtypeStruct(full_shape, config.param_dtype)
+            shapes |= dict.fromkeys(paths, leaf)
     return unflatten_dict(shapes, sep="/")
