@@ -41,8 +41,8 @@ _WORKDIR = flags.DEFINE_string(
 _DISTRIBUTED = flags.DEFINE_boolean(
     "distributed",
     False,
-    "One of several processes, whose places JAX finds itself: Cloud TPU, SLURM, Open MPI, or the "
-    "other flags.",
+    "This is one of several processes. JAX finds what the other flags leave open, on Cloud TPU, "
+    "SLURM and Open MPI.",
 )
 _COORDINATOR = flags.DEFINE_string(
     "coordinator_address", None, "host:port of process 0, or JAX_COORDINATOR_ADDRESS."

@@ -49,7 +49,8 @@ def find_devices(plan: RunPlan) -> Devices:
         micro == AUTOMATIC or plan.batch_size // parts % micro == 0,
         f"each of the {parts} devices along mesh.data and mesh.fsdp gets {plan.batch_size} / "
         f"{parts} samples of batch_size={plan.batch_size}, which must be a multiple of "
-        f"num_micro_batches={micro}; use fewer micro-batches or a larger batch.",
+        f"num_micro_batches={micro}; use fewer micro-batches or a larger batch, or on CPU "
+        "cpu_devices=1.",
     )
     kinds = [device.device_kind for device in mesh.devices.flat]
     names = [f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds))]

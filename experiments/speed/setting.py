@@ -99,7 +99,7 @@ class Setting:
 
     def resolved(self) -> "Setting":
         """The same with the numbers that JAX's device and this machine's cores suggest."""
-        on_cpu = self.cpu_devices != AUTOMATIC or jax.default_backend() == "cpu"
+        on_cpu = self.cpu_devices != AUTOMATIC or jax.devices()[0].platform == "cpu"
         devices = cores.count_devices(self.cpu_devices, self.batch_size) if on_cpu else 1
         num_tokens = self.context_tokens + self.queries_per_context * self.query_tokens
         parts = count_micro_batches(self.micro_batches, self.batch_size // devices, num_tokens)

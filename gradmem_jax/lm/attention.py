@@ -256,14 +256,14 @@ def make_cache(
     Returns:
         A cache with T + extra_capacity slots.
     """
-    heads_first = lambda x: jnp.transpose(x, (1, 0, 3, 2, 4))
-    return extend_capacity(KVCache(heads_first(keys), heads_first(values), length), extra_capacity)
+    keys, values = (jnp.transpose(x, (1, 0, 3, 2, 4)) for x in (keys, values))
+    return extend_capacity(KVCache(keys, values, length), extra_capacity)
 
 
 def extend_capacity(cache: KVCache, extra_capacity: int) -> KVCache:
     """Returns the cache with `extra_capacity` more slots."""
-    grow = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, extra_capacity), (0, 0)))
-    return KVCache(grow(cache.keys), grow(cache.values), cache.length)
+    widths = ((0, 0), (0, 0), (0, 0), (0, extra_capacity), (0, 0))
+    return KVCache(jnp.pad(cache.keys, widths), jnp.pad(cache.values, widths), cache.length)
 
 
 def append_to_cache(cache: KVCache, keys: jax.Array, values: jax.Array) -> KVCache:

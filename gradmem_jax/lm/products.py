@@ -1,4 +1,4 @@
-"""Matrix products whose backward pass is fast on CPU, whatever is differentiated how often."""
+"""Matrix products whose backward pass is fast on CPU, however often they are differentiated."""
 
 import math
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def dot_general(
 
     The cotangent of `rhs` is a product of `lhs` and the cotangent of the result over the axes that
     both have in front. On CPU, XLA copies the left one of two such operands to have these axes
-    last, and computes all that the operand comes from as slowly as it copies. JAX puts the
+    last, and fuses into that slow copy all arithmetic that produced the operand. JAX puts the
     cotangent on the left; here the smaller operand stands there. Values and derivatives are those
     of `jax.lax.dot_general`.
 
@@ -143,9 +143,9 @@ def _cotangent(
     )
     other_dimensions = (tuple(free[1 - side]), batch[1 - side])
     from_cotangent = [axis for source, axis in sources if source == side]
+    # Own axis of each contracted one, in the order in which the other operand's axes come out.
     from_other = [contract[side][contract[1 - side].index(i)] for i in sorted(contract[1 - side])]
-    other_is_smaller = _size(own, contract[side]) <= _size(own, free[side])
-    if side == 1 and other_is_smaller:
+    if side == 1 and _size(own, contract[side]) <= _size(own, free[side]):
         left, right = (other, other_dimensions), (cotangent, cotangent_dimensions)
         axes = [*batch[side], *from_other, *from_cotangent]
     else:

@@ -44,12 +44,12 @@ class GradMemConfig(PrefixConfig):
             "none", "proj" (shared, trained by the outer loop only) or "per_sample" (each sample's
             own copy is updated by the WRITE too).
         clip_value: each component of the WRITE gradient is clipped to [-clip_value, clip_value].
-        clip_norm: of each array of a sample's memory the WRITE gradient is scaled down to this norm
-            if it is longer.
+        clip_norm: largest norm of a sample's WRITE gradient, for each array of its memory; longer
+            ones are scaled down.
         gradient_mode: how the outer gradient passes an update of the memory: "second" exactly,
             "first" as if the WRITE gradient were a constant, "none" not at all.
-        second_order_steps: only the last so many of the K steps are "second"; None means all. Steps
-            that a sample does not take, below its `loss_tolerance`, count too.
+        second_order_steps: only the last so many of the K steps are "second"; None means all. They
+            are counted back from K, for a sample too that stops earlier, at its `loss_tolerance`.
         meta_gradient: how "second" is computed: "mixed" (forward over reverse, memory does not
             grow with K; of one or two such steps the last one keeps its linearised gradient,
             unless `lm.remat` says that memory is short) or "reverse" (plain reverse over reverse).
@@ -221,11 +221,11 @@ class GradMem(PrefixMemory):
         memory, context_ids = self.check_write(params, memory, context_ids)
 
         def write(context_ids: jax.Array, memory: Memory) -> tuple[Memory, WriteInfo]:
-            return self.descend(params, context_ids, memory, steps, loss_tolerance)
+            return self.run_steps(params, context_ids, memory, steps, loss_tolerance)
 
         return write_in_parts(write, context_ids, memory, self.num_write_parts)
 
-    def descend(
+    def run_steps(
         self,
         params: Params,
         context_ids: jax.Array,

@@ -22,7 +22,7 @@ from gradmem_jax.trees import PyTree
 Row = tuple[jax.Array, PyTree]
 StepFn = Callable[[GradientFn, PyTree], tuple[PyTree, Row]]
 # Keeping the last step's linearised gradient saves 10 % of a training step's time with two steps
-# and 4 % with five; compiling takes 30 % more time and memory (docs/performance.md).
+# and 4 % with five; compiling takes 30 % longer (docs/notebook.md, "A step on CPU").
 MAX_STEPS_TO_KEEP_LAST = 2
 
 
@@ -30,7 +30,9 @@ class WriteInfo(NamedTuple):
     """What happened in a WRITE. Row k is measured before update k + 1.
 
     Attributes:
-        losses: [K, B], WRITE loss in nats a token.
+        losses: WRITE loss in nats a token: [K, B] for GradMem; of other methods `write_memory` says
+            what they are. GradMem's are constants to the outer gradient unless
+            `config.inner_loss_weight` is above 0; `outer_write_loss` is then differentiable.
         gradient_norms: [K, B] for each array of the memory, norm of its gradient before clipping;
             constants to the outer gradient.
         num_steps: int32 [B], updates made. Rows of steps that nobody evaluated are 0.
@@ -80,14 +82,15 @@ def clip_gradient(
 
 
 def step_if(
-    taken: jax.Array,
+    is_taken: jax.Array,
     step: Callable[[PyTree, jax.Array], tuple[PyTree, PyTree]],
     carry: PyTree,
     k: jax.Array,
 ) -> tuple[PyTree, PyTree]:
-    """One step of a `lax.scan`, `step(carry, k)`, if it is `taken`.
+    """One step of a `lax.scan`, `step(carry, k)`, if it `is_taken`.
 
-    If not it costs nothing, leaves the carry as it is, and its row is zeros.
+    If not it costs nothing (but under `jax.vmap`, which computes both), leaves the carry as it is,
+    and its row is zeros.
     """
     nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(step, carry, k)[1])
 
@@ -95,7 +98,7 @@ def step_if(
         del k
         return carry, nothing
 
-    return jax.lax.cond(taken, step, skip, carry, k)
+    return jax.lax.cond(is_taken, step, skip, carry, k)
 
 
 def scan_steps(
@@ -125,14 +128,14 @@ def scan_steps(
     """
     batch_size = len(jax.tree.leaves(carry)[0])
     may_stop = num_steps is not None or loss_tolerance is not None
-    active, taken = jnp.ones(batch_size, bool), jnp.zeros(batch_size, jnp.int32)
-    norms_like = carry[0]
-    carry = (carry, active, taken)
+    active, num_taken = jnp.ones(batch_size, bool), jnp.zeros(batch_size, jnp.int32)
+    memory_like = carry[0]
+    carry = (carry, active, num_taken)
     first_step, rows = 0, []
     for count, gradient_fn in gradient_fns:
 
         def take(carry: Any, k: jax.Array, gradient_fn: GradientFn = gradient_fn) -> Any:
-            before, active, taken = carry
+            before, active, num_taken = carry
             if num_steps is not None and second_order_steps is not None:
                 gradient_fn = _constant_if(k < num_steps - second_order_steps, gradient_fn)
             after, row = step(gradient_fn, before)
@@ -140,24 +143,24 @@ def scan_steps(
                 active = active & (row[0] > loss_tolerance)
             if may_stop:
                 after = _select(active, after, before)
-            return (after, active, taken + active), row
+            return (after, active, num_taken + active), row
 
         def take_if_active(carry: Any, k: jax.Array, take: Any = take) -> Any:
-            before, active, taken = carry
+            before, active, num_taken = carry
             if num_steps is not None:
                 active = active & (k < num_steps)
-            return step_if(active.any(), take, (before, active, taken), k)
+            return step_if(active.any(), take, (before, active, num_taken), k)
 
         steps = jnp.arange(first_step, first_step + count)
         carry, row = jax.lax.scan(take_if_active if may_stop else take, carry, steps)
         rows.append(row)
         first_step += count
-    after, _, taken = carry
+    after, _, num_taken = carry
     if not rows:
         nothing = jnp.zeros((0, batch_size))
-        return after, WriteInfo(nothing, jax.tree.map(lambda _: nothing, norms_like), taken)
+        return after, WriteInfo(nothing, jax.tree.map(lambda _: nothing, memory_like), num_taken)
     losses, norms = jax.tree.map(lambda *parts: jnp.concatenate(parts), *rows)
-    return after, WriteInfo(losses, norms, taken)
+    return after, WriteInfo(losses, norms, num_taken)
 
 
 def detached(step: StepFn) -> StepFn:
@@ -170,9 +173,9 @@ def detached(step: StepFn) -> StepFn:
     return cut_step
 
 
-def _select(taken: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+def _select(active: jax.Array, new: PyTree, old: PyTree) -> PyTree:
     """Rows of `new` where bool [B] is true, those of `old` elsewhere."""
-    return jax.tree.map(lambda x, y: jnp.where(per_sample(taken, x), x, y), new, old)
+    return jax.tree.map(lambda x, y: jnp.where(per_sample(active, x), x, y), new, old)
 
 
 def _constant_if(is_constant: jax.Array, gradient_fn: GradientFn) -> GradientFn:

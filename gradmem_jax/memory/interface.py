@@ -45,7 +45,7 @@ class MemoryConfig:
         pad_id: token id that fills contexts and queries up to a common length, on the right.
     """
 
-    model_name: ClassVar[str | None] = None  # of the class that takes it and no base of that
+    model_name: ClassVar[str | None] = None  # the class it is for; a base of that refuses it
     has_write_loss: ClassVar[bool] = False
     lm_keeps: ClassVar[str] = "keys and values"
 
@@ -333,7 +333,7 @@ class MemoryModel:
             The steps to compile, and how many of them to take: the same number, or a traced one.
 
         Raises:
-            ValueError: see `validation.resolve_steps`.
+            ValueError: see `array_checks.resolve_steps`.
         """
         num_steps = self.config.num_write_steps if num_steps is None else num_steps
         steps, traced_steps = resolve_steps(num_steps, max_steps)

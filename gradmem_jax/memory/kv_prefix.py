@@ -34,8 +34,8 @@ class KVMemory(NamedTuple):
 class KVPrefixConfig(GradMemConfig):
     """GradMem whose memory is a prefix of `num_memory_tokens` keys and values in every layer.
 
-    A prefix of keys has no output of its own, so `num_control_tokens` of at least one learned
-    vector stand behind it and predict the first token.
+    A prefix of keys has no output of its own, so learned vectors (`num_control_tokens`, at least
+    one) stand behind it and predict the first token.
     """
 
     model_name: ClassVar[str] = "KVPrefix"

@@ -3,7 +3,8 @@
 Three functions take a loss and return `(memory, inputs, constants) -> (losses [B], gradient)`, as
 `jax.value_and_grad` does of the sum of the losses. They differ in their own derivative only:
 
-- `second_order` is exact and saves nothing but its inputs (mixed mode);
+- `second_order` is exact and saves nothing but its inputs (mixed mode), or, if told to keep it, the
+  linearised gradient;
 - `reverse_over_reverse` is exact and saves what JAX saves;
 - `first_order` takes the gradient for a constant.
 
@@ -56,7 +57,8 @@ def first_order(loss_fn: LossFn, *, differentiable_losses: bool = False) -> Grad
 
     Args:
         loss_fn: see `reverse_over_reverse`.
-        differentiable_losses: whether the losses are none, at the price of a second forward pass.
+        differentiable_losses: whether the outer gradient passes the losses, which costs a second
+            forward pass.
     """
     evaluate = reverse_over_reverse(loss_fn)
 
@@ -80,8 +82,8 @@ def second_order(loss_fn: LossFn, *, keep: bool = False) -> GradientFn:
             which then computes nothing twice. It pays for the last step, whose pullback comes soon.
     """
     evaluate = reverse_over_reverse(loss_fn)
-    # Not called by its own rules: in a scan, JAX 0.10 takes wrong derivatives of such a rule,
-    # without a word, when they are taken a second time.
+    # Its rules call `evaluate`: in a scan, JAX 0.10 silently takes wrong second derivatives of a
+    # function whose own rule calls it.
     losses_and_gradient = jax.custom_vjp(evaluate)
 
     def forward(memory: PyTree, inputs: PyTree, constants: PyTree) -> tuple[Any, Any]:
@@ -90,7 +92,8 @@ def second_order(loss_fn: LossFn, *, keep: bool = False) -> GradientFn:
     def backward(saved: Any, cotangents: tuple[jax.Array, PyTree]) -> tuple[PyTree, PyTree, None]:
         memory, inputs, constants = saved
         losses_cotangent, gradient_cotangent = cotangents
-        # Without a loop around it XLA would keep what the forward pass has computed alike.
+        # The memory must depend on the cotangent: without a loop, XLA would find this equal to the
+        # forward pass and keep all that it computed. An optimization_barrier does not prevent that.
         memory = jax.tree.map(lambda x, u: x + 0 * u, memory, gradient_cotangent)
         weighted = _weighted_gradients(loss_fn, inputs, constants)
         ones = jnp.ones_like(losses_cotangent)
@@ -103,14 +106,14 @@ def second_order(loss_fn: LossFn, *, keep: bool = False) -> GradientFn:
         losses = jax.eval_shape(loss_fn, memory, inputs, constants)
         ones = jnp.ones(losses.shape, losses.dtype)
         weighted = _weighted_gradients(loss_fn, inputs, constants)
-        (gradient, _), pull_back, losses = jax.linearize(weighted, memory, ones, has_aux=True)
-        return (losses, gradient), pull_back
+        (gradient, _), linearized, losses = jax.linearize(weighted, memory, ones, has_aux=True)
+        return (losses, gradient), linearized
 
     def apply_linearized(
-        pull_back: Any, cotangents: tuple[jax.Array, PyTree]
+        linearized: Any, cotangents: tuple[jax.Array, PyTree]
     ) -> tuple[PyTree, PyTree, None]:
         losses_cotangent, gradient_cotangent = cotangents
-        return *pull_back(gradient_cotangent, losses_cotangent), None
+        return *linearized(gradient_cotangent, losses_cotangent), None
 
     if keep:
         losses_and_gradient.defvjp(forward_and_linearize, apply_linearized)

@@ -183,8 +183,7 @@ class PrefixMemory(MemoryModel):
         seen = params | {"lm": lm_params}
         if c.num_control_tokens:
             control = params["control"]
-            read_names = {name: name.replace("read", "write") for name in control}
-            seen["control"] = {name: control[source] for name, source in read_names.items()}
+            seen["control"] = {name: control[name.replace("read", "write")] for name in control}
         return dataclasses.replace(self, config=view), seen
 
     @property
@@ -323,13 +322,13 @@ class PrefixMemory(MemoryModel):
 
         Args:
             params: parameters of `init`.
-            memory: a memory to start from; only what it is, not its values, matters.
+            memory: a memory to start from; only its structure and shapes are used.
             context_ids: int [B, S].
         """
         write_params = self.write_params(self.own_params(params))
         inputs = WriteInputs(write_params, self.embed(params, context_ids))
         prefix = self.prefix(inputs.params, memory, "write")
-        if prefix.cache is not None:  # to which the first layer attends too
+        if prefix.cache is not None:  # the first layer attends to it too: nothing is shared
             return inputs
         attention = self.apply_lm(
             inputs.params,

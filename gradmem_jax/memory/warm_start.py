@@ -67,7 +67,7 @@ class WarmStart(GradMem):
     ) -> tuple[Memory, WriteInfo]:
         """Forward passes, then gradient steps; see `GradMem.write_memory` for the arguments."""
         check_tolerance("loss_tolerance", loss_tolerance)
-        self.resolve_steps(num_steps, max_steps)
+        self.resolve_steps(num_steps, max_steps)  # refuses before the forward passes are traced
         memory, _ = self.forward_writer.write_memory(params, context_ids, memory=memory)
         return super().write_memory(
             params,

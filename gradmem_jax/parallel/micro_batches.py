@@ -15,25 +15,30 @@ _CPU_TOKENS = 500  # of a part on CPU: fewer cost more calls, more do not stay i
 
 
 def count_micro_batches(
-    num_micro_batches: int, batch_size: int, num_tokens: int, platform: str = "cpu"
+    num_micro_batches: int,
+    batch_size: int,
+    num_tokens: int,
+    platform: str = "cpu",
+    name: str = "num_micro_batches",
 ) -> int:
     """Returns into how many parts a batch is to be split.
 
     Args:
         num_micro_batches: how many. `AUTOMATIC` is 1 on accelerators, which large batches fill, and
             on CPU so many that a part has some 500 tokens, whatever the model (measured:
-            docs/performance.md).
-        batch_size: B, on one device.
+            docs/notebook.md, "A step on CPU").
+        batch_size: of what is split: one device's part of a training batch, or a whole WRITE.
         num_tokens: of a sample, context and queries.
         platform: of the devices: "cpu", "gpu", "tpu", ...
+        name: what a refusal calls the number.
 
     Raises:
         ValueError: the number does not divide B.
     """
-    if require_count("num_micro_batches", num_micro_batches) != AUTOMATIC:
+    if require_count(name, num_micro_batches) != AUTOMATIC:
         require(
             batch_size % num_micro_batches == 0,
-            f"batch size {batch_size} is not a multiple of num_micro_batches={num_micro_batches}.",
+            f"batch size {batch_size} is not a multiple of {name}={num_micro_batches}.",
         )
         return num_micro_batches
     if platform != "cpu" or not batch_size:
@@ -78,7 +83,8 @@ def sum_over_parts(
         return jax.lax.scan(add, zeros, parts)[0]
 
     batch_size = len(jax.tree.leaves(batch)[0])
-    return _by_platform(add_up, batch, num_micro_batches, batch_size, num_tokens, platform)
+    count = functools.partial(count_micro_batches, num_micro_batches, batch_size, num_tokens)
+    return _by_platform(add_up, batch, count, platform)
 
 
 def write_in_parts(
@@ -115,30 +121,37 @@ def write_in_parts(
         )
 
     rows = batch_size if num_write_parts != AUTOMATIC else batch_size // _num_devices(batch_size)
-    return _by_platform(write_parts, (context_ids, memory), num_write_parts, rows, length)
+    count = functools.partial(
+        count_micro_batches, num_write_parts, rows, length, name="num_write_parts"
+    )
+    return _by_platform(write_parts, (context_ids, memory), count)
 
 
 def _by_platform(
     function: Callable[[PyTree, int], PyTree],
     batch: PyTree,
-    num_micro_batches: int,
-    batch_size: int,
-    num_tokens: int,
+    count: Callable[..., int],
     platform: str | None = None,
 ) -> PyTree:
-    """Calls `function(batch, number of parts)`; where AUTOMATIC, with the platform's number."""
-    count = functools.partial(count_micro_batches, num_micro_batches, batch_size, num_tokens)
-    if platform is not None or num_micro_batches != AUTOMATIC or count("cpu") == 1:
-        return function(batch, count(platform or "cpu"))
+    """Calls `function(batch, count(platform=platform))`; None: the one that is compiled for."""
+    if platform is not None:
+        return function(batch, count(platform=platform))
+    on_cpu, elsewhere = count(platform="cpu"), count(platform="other")
+    if on_cpu == elsewhere:
+        return function(batch, on_cpu)
     return jax.lax.platform_dependent(
         batch,
-        cpu=lambda batch: function(batch, count("cpu")),
-        default=lambda batch: function(batch, 1),
+        cpu=lambda batch: function(batch, on_cpu),
+        default=lambda batch: function(batch, elsewhere),
     )
 
 
 def _num_devices(batch_size: int) -> int:
     """Over how many CPU devices a batch of this size may lie, unless it has been split already."""
-    is_split = bool(jax.sharding.get_abstract_mesh().manual_axes)
-    num_devices = jax.device_count("cpu")
-    return 1 if is_split or batch_size % num_devices else num_devices
+    if jax.sharding.get_abstract_mesh().manual_axes:
+        return 1
+    try:
+        num_devices = jax.device_count("cpu")
+    except RuntimeError:  # JAX may not use the CPU
+        return 1
+    return 1 if batch_size % num_devices else num_devices

@@ -162,7 +162,7 @@ def mesh_compiler_options(mesh: Mesh) -> dict[str, Any] | None:
     """Options of `jax.jit` for programs on a mesh.
 
     Several CPU devices stand for cores, so their programs need not be split over threads; XLA's
-    elementwise kernels take less than half the CPU time without it (docs/performance.md).
+    elementwise kernels take less than half the CPU time without it (docs/notebook.md).
     """
     if mesh.devices.flat[0].platform != "cpu":
         return None

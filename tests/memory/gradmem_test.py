@@ -298,7 +298,7 @@ class TransformationsTest(parameterized.TestCase):
             mock.patch.object(micro_batches, "count_micro_batches", counted),
         ):
             memory = transformed(jax.device_put(contexts, NamedSharding(mesh, rows)))
-        self.assertEqual({call.args for call in counted.call_args_list}, {(-1, 4, 9, "cpu")})
+        self.assertEqual({call.args for call in counted.call_args_list}, {(-1, 4, 9)})
         close(memory.reshape(-1, 3, 8), jax.jit(write)(contexts))
 
     def test_what_is_exported_for_another_platform_is_made_for_it(self):
@@ -317,7 +317,9 @@ class TransformationsTest(parameterized.TestCase):
         want, got = (jax.jit(model.write_memory)(PARAMS, contexts) for model in (whole, in_two))
         close(got, want)
         self.assertIn("3x8x", jax.jit(in_two.write_memory).lower(PARAMS, contexts).as_text())
-        with self.assertRaisesRegex(ValueError, "batch size 8 is not a multiple of .*=3"):
+        with self.assertRaisesRegex(
+            ValueError, "batch size 8 is not a multiple of num_write_parts=3"
+        ):
             small_model(num_write_parts=3).write_memory(PARAMS, CONTEXT)
         with self.assertRaisesRegex(ValueError, "num_write_parts=0"):
             small_model(num_write_parts=0)

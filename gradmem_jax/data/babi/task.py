@@ -53,11 +53,11 @@ class BabiConfig(QuestionTask):
         qa: which task, 1 to 20; the paper uses 1 to 5.
         variant: "en-10k" (10,000 training questions) or "en" (1,000).
         varied_copies: how many times each training question comes again with other names, verbs
-            and order of statements, see `babi_copies.py`, always in the same way; tasks 1 to 5
+            and order of statements, see `copies.py`, always in the same way; tasks 1 to 5
             only. Questions for validation and test stay as they are, and what would repeat one
             of them about the same context is left out.
         queries_per_context: R, queries of a training context: the published question and others of
-            `query_tasks`, drawn among those that the story answers, see `babi_questions.py`; tasks
+            `query_tasks`, drawn among those that the story answers, see `questions.py`; tasks
             1 to 5 only. Where a story answers fewer, the rest is left empty; questions of
             validation and test are left out.
         query_tasks: the tasks, 1 to 5, whose forms of questions the others have; () is `qa` alone.
