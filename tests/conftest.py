@@ -1,7 +1,13 @@
-"""Settings of every test: CPU, eight simulated devices, little time spent on compiling."""
+"""Settings of every test: CPU, eight simulated devices, little time and memory spent on compiling.
 
+A worker of pytest-xdist gets whole test classes, so what they compile is compiled once. What a
+module has compiled is given up behind it.
+"""
+
+import gc
 import importlib.metadata
 import os
+import resource
 import shutil
 import sys
 import tempfile
@@ -21,8 +27,14 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import chex  # noqa: E402
+import jax  # noqa: E402
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
+
+from experiments.program import heap  # noqa: E402
+
+_PEAKS = []  # MiB, of this process or of all workers
+_MOST_MIB = 2048  # two workers and their programs fit into 8 GB
 
 flags.FLAGS.mark_as_parsed()  # absltest asks a flag where temporary folders go
 
@@ -40,9 +52,40 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(skip)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    if config.getvalue("dist") != "load":  # somebody asked for another one
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    return LoadScopeScheduling(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session):
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    if _IS_WORKER:
+        session.config.workeroutput["peak_mib"] = peak
+    elif not _PEAKS:
+        _PEAKS.append(peak)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    _PEAKS.append(getattr(node, "workeroutput", {}).get("peak_mib", 0))
+
+
 def pytest_unconfigure():
     if not _IS_WORKER:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _give_up_compiled_programs():
+    yield
+    jax.clear_caches()
+    gc.collect()
+    heap.give_back()
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +94,8 @@ def _clear_trace_counts():
 
 
 def pytest_terminal_summary(terminalreporter):
+    peaks = ", ".join(map(str, _PEAKS))
+    terminalreporter.write_line(f"peak memory of the processes that ran tests: {peaks} MiB")
     bad_inputs = sys.modules.get("tests.bad_inputs")
     if bad_inputs:
         tried = ", ".join(f"{count} {name}" for name, count in bad_inputs.TRIED.items())

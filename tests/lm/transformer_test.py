@@ -127,7 +127,7 @@ class TransformerTest(parameterized.TestCase):
         class OwnConfig(GPT2Config):
             pass
 
-        with self.assertRaisesRegex(ValueError, "lm=OwnConfig has no .* LlamaConfig, .*methods.md"):
+        with self.assertRaisesRegex(ValueError, "lm=OwnConfig has no .* LlamaConfig, .*architecture.md"):
             make_lm(OwnConfig(vocab_size=11))
 
 

@@ -41,6 +41,26 @@ def decayed_names(model):
     return {re.sub(r"layers_\d+", "layers", path_name(path)) for path, is_one in leaves if is_one}
 
 
+def evaluate_long_contexts(params, mesh=None):
+    """Metrics and totals of contexts so long that they go in parts."""
+    batch = small_batch(16)
+    batch["context_ids"] = random_ids(1, 16, 250)
+    batch["context_kinds"] = batch["context_ids"] % 3
+    batch["valid"] = np.arange(16) != 4
+    model = small_model(lm={"max_positions": 512}, num_write_steps=1)
+    return evaluate_batch(model, params, batch, jnp.int32(1), max_steps=1, num_kinds=3, mesh=mesh)
+
+
+@functools.cache
+def evaluate_whole_and_in_parts():
+    evaluation._jit_evaluation.cache_clear()
+    with mock.patch.object(micro_batches, "count_micro_batches", return_value=1) as count:
+        whole = evaluate_long_contexts(PARAMS)
+    assert count.called
+    evaluation._jit_evaluation.cache_clear()
+    return whole, evaluate_long_contexts(PARAMS)
+
+
 class LossTest(parameterized.TestCase):
     def test_metrics_by_hand(self):
         batch = small_batch(4)
@@ -70,11 +90,12 @@ class LossTest(parameterized.TestCase):
     def test_exact_match_needs_every_value_symbol(self):
         model = small_model(num_write_steps=0)
         batch = small_batch(3, queries=4)
-        logits = model.read_memory(PARAMS, model.initial_memory(PARAMS, 3), batch["query_ids"])
+        memory = model.initial_memory(PARAMS, 3)
+        logits = jax.jit(model.read_memory)(PARAMS, memory, batch["query_ids"])
         greedy = np.asarray(logits[:, :, 3:5].argmax(-1))
         batch["labels"][:, :, 3:] = greedy
         batch["labels"][0, 0, 4] = (greedy[0, 0, 1] + 1) % 11
-        _, metrics = loss_and_metrics(model, PARAMS, batch)
+        _, metrics = jax.jit(lambda p: loss_and_metrics(model, p, batch))(PARAMS)
         np.testing.assert_allclose(metrics["exact_match"], 11 / 12, rtol=1e-6)
         np.testing.assert_allclose(metrics["token_accuracy"], 23 / 24, rtol=1e-6)
 
@@ -93,12 +114,14 @@ class LossTest(parameterized.TestCase):
     def test_evaluation_of_a_traced_number_of_steps(self):
         batch = small_batch(4)
         batch["context_kinds"] = batch["context_ids"] % 3
+        write = jax.jit(MODEL.write_memory, static_argnames="num_steps")
+        token_losses = jax.jit(MODEL.write_token_losses)
         for steps in (0, 2, 4):
             metrics, totals = evaluate_batch(
                 MODEL, PARAMS, batch, jnp.int32(steps), max_steps=4, num_kinds=3
             )
-            memory, _ = MODEL.write_memory(PARAMS, batch["context_ids"], num_steps=steps)
-            losses = MODEL.write_token_losses(PARAMS, memory, batch["context_ids"])
+            memory, _ = write(PARAMS, batch["context_ids"], num_steps=steps)
+            losses = token_losses(PARAMS, memory, batch["context_ids"])
             tokens = batch["context_ids"] > 0
             np.testing.assert_allclose(metrics["write_loss"], losses[tokens].mean(), rtol=1e-4)
             for kind in range(3):
@@ -110,22 +133,10 @@ class LossTest(parameterized.TestCase):
 
     @parameterized.parameters({"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2})
     def test_evaluation_in_parts_and_on_devices_is_the_same(self, **layout):
-        batch = small_batch(16)
-        batch["context_ids"] = random_ids(1, 16, 250)
-        batch["context_kinds"] = batch["context_ids"] % 3
-        batch["valid"] = np.arange(16) != 4
-        model = small_model(lm={"max_positions": 512}, num_write_steps=1)
+        whole, in_parts = evaluate_whole_and_in_parts()
         mesh = make_mesh(MeshConfig(**layout))
-        split = place(PARAMS, shardings(PARAMS, mesh))
-        evaluate = lambda params, mesh=None: evaluate_batch(
-            model, params, batch, jnp.int32(1), max_steps=1, num_kinds=3, mesh=mesh
-        )
-        evaluation._jit_evaluation.cache_clear()
-        with mock.patch.object(micro_batches, "count_micro_batches", return_value=1) as count:
-            whole = evaluate(PARAMS)
-        self.assertTrue(count.called)
-        evaluation._jit_evaluation.cache_clear()
-        for got in (evaluate(PARAMS), evaluate(split, mesh)):
+        on_devices = evaluate_long_contexts(place(PARAMS, shardings(PARAMS, mesh)), mesh)
+        for got in (in_parts, on_devices):
             chex.assert_trees_all_close(got, whole, rtol=1e-4)
         self.assertEqual(whole[1]["tokens"], 15 * 250)
 
@@ -150,19 +161,18 @@ class LossTest(parameterized.TestCase):
     def test_long_contexts_go_in_parts_by_default(self):
         batch = small_batch(6)
         batch["context_ids"] = random_ids(1, 6, 250)
-        model = small_model(lm={"max_positions": 512}, inner_loss_weight=0.5)
+        model = small_model(lm={"max_positions": 512}, inner_loss_weight=0.5, num_write_steps=1)
         programs = [jax.jit(lambda p, n=n: loss_gradient(model, p, batch, *n)) for n in ((1,), ())]
-        whole, parts = (program(PARAMS) for program in programs)
-        contexts = [
-            re.findall(r"tensor<(\d+)x250xi32>", p.lower(PARAMS).as_text()) for p in programs
-        ]
+        lowered = [program.lower(PARAMS) for program in programs]
+        contexts = [re.findall(r"tensor<(\d+)x250xi32>", p.as_text()) for p in lowered]
+        whole, parts = (p.compile()(PARAMS) for p in lowered)
         self.assertEqual([min(map(int, sizes)) for sizes in contexts], [6, 2])
         chex.assert_trees_all_close(whole, parts, rtol=1e-4, atol=1e-6)
 
     def test_write_takes_a_micro_batch_whole(self):
         batch = small_batch(6)
         batch["context_ids"] = random_ids(1, 6, 250)
-        model = small_model(lm={"max_positions": 512})
+        model = small_model(lm={"max_positions": 512}, num_write_steps=1)
         sizes = []
         embed = lambda model, params, ids, embed=GradMem.embed: (
             sizes.append(len(ids)) or embed(model, params, ids)
@@ -277,7 +287,7 @@ class OptimizerTest(parameterized.TestCase):
         optimizer = make_optimizer(
             OptimizerConfig("muon", learning_rate=0.1, warmup_steps=0, clip_norm=None)
         )
-        updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+        updates, _ = jax.jit(optimizer.update)(gradient, optimizer.init(params), params)
         adam = optax.nadamw(0.1, b2=0.999, weight_decay=0.0)
         want, _ = adam.update(gradient, adam.init(params), params)
         for path in ("write_head", "initial_memory"):
@@ -367,7 +377,7 @@ class StepTest(parameterized.TestCase):
         optimizer = make_optimizer(
             OptimizerConfig(name, learning_rate=1e-2, warmup_steps=0, b2=0.99, num_steps=200)
         )
-        state = init_state(model.init(jax.random.key(0)), optimizer)
+        state = init_state(jax.jit(model.init)(jax.random.key(0)), optimizer)
         batch = small_batch(4)
         batch["query_ids"][:, :, :3] = random_ids(9, 1, 1, 3)  # only memory tells samples apart
         batch["query_ids"][:, 1] = batch["query_ids"][:, 0]
@@ -383,7 +393,7 @@ class StepTest(parameterized.TestCase):
     def test_step_that_is_not_finite_changes_nothing(self):
         model = small_model(num_write_steps=1)
         optimizer = make_optimizer(OptimizerConfig())
-        state = init_state(model.init(jax.random.key(0)), optimizer)
+        state = init_state(jax.jit(model.init)(jax.random.key(0)), optimizer)
         step = jax.jit(make_train_step(model, optimizer))
         bad = state._replace(
             params=state.params | {"initial_memory": jnp.full((3, 8), jnp.inf, jnp.float32)}
