@@ -32,8 +32,12 @@ _OUT = flags.DEFINE_string(
 )
 _make_setting = setting.define_flags(
     without=(
-        *("context_tokens", "queries_per_context", "meta_gradient", "remat"),
-        *("cpu_devices", "micro_batches"),
+        "context_tokens",
+        "queries_per_context",
+        "meta_gradient",
+        "remat",
+        "cpu_devices",
+        "micro_batches",
     ),
     batch_size=16,
     query_tokens=24,

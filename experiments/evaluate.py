@@ -6,20 +6,19 @@ Writes evaluation.json and evaluation.png into the run's folder. Example:
   python -m experiments.evaluate --workdir=runs/qa1 --max_context_tokens=16,40,0
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict
 
 from experiments.program import console, cores, files, startup
 from experiments.program.console import log
 from experiments.results import figures
-from experiments.run.build import build_model, build_task, one_query
-from experiments.run.curriculum import resize, task_name
-from experiments.run.evaluation import evaluate_params, table
-from experiments.run.saved_run import check_paths, run_config, run_params
+from experiments.run.curriculum import describe_task, resize
+from experiments.run.evaluation import evaluate_params, one_query, table
+from experiments.run.saved_run import SavedRun, check_paths
 from gradmem_jax.checks import AUTOMATIC, DTYPES, require
 from gradmem_jax.data.task import Task
 from gradmem_jax.parallel import sharding
@@ -48,55 +47,58 @@ _OUT = flags.DEFINE_string("out", None, "Path of the results without suffix; in 
 _BATCH_SIZE = 64
 
 
-def _sizes(config: ConfigDict, task: Task) -> dict[str, Task]:
+def _sizes(task_name: str, task: Task) -> dict[str, Task]:
     """The trained task, or the same one in the sizes that a flag asks for, by name."""
     flag_values = {"num_pairs": _NUM_PAIRS.value, "max_context_tokens": _MAX_CONTEXT_TOKENS.value}
     sizes = {name: values for name, values in flag_values.items() if values is not None}
     require(len(sizes) < 2, "--num_pairs and --max_context_tokens exclude each other.")
     tasks = [task]
     for name, values in sizes.items():
-        require(hasattr(task, name), f"--{name}: task {config.task!r} has no {name}.")
+        require(hasattr(task, name), f"--{name}: task {task_name!r} has no {name}.")
         tasks = [resize(task, name, size) for size in startup.integers(name, values)]
-    return {task_name(config, task): task for task in tasks}
+    return {describe_task(task_name, task): task for task in tasks}
 
 
 def main(_: Sequence[str]) -> None:
     """Runs the program."""
     console.set_up_logging()
-    workdir = pathlib.Path(_WORKDIR.value)
-    config = run_config(workdir)
-    check_paths(workdir, {"data.data_dir": config.data.get("data_dir")})
-    out = files.with_ending(pathlib.Path(_OUT.value or workdir / "evaluation"), ".json")
+    run = SavedRun(pathlib.Path(_WORKDIR.value))
+    check_paths(run.folder, {"data.data_dir": run.fields["data"].get("data_dir")})
+    out = files.with_ending(pathlib.Path(_OUT.value or run.folder / "evaluation"), ".json")
     files.output_file("out", out)
-    if _DTYPE.value:
-        config.lm.dtype = _DTYPE.value
-    few = 1 if config.pretrained else AUTOMATIC
-    cores.make_devices(config.get("cpu_devices", few), _BATCH_SIZE)
+    few = 1 if run.fields["pretrained"] else AUTOMATIC
+    cores.make_devices(run.fields.get("cpu_devices", few), _BATCH_SIZE)
     mesh = sharding.make_mesh(sharding.MeshConfig())
-    step, params = run_params(workdir, _CHECKPOINT.value)
+    step, params = run.params(_CHECKPOINT.value)
     params = sharding.place(params, sharding.shardings(params, mesh))
-    task = one_query(build_task(config))
-    model, split = build_model(config), _SPLIT.value or config.final_split
+    plan = run.plan
+    model, task = plan.target.model, one_query(plan.target.task)
+    if _DTYPE.value:
+        model = plan.model_with(lm=dataclasses.replace(model.config.lm, dtype=_DTYPE.value))
+    split = _SPLIT.value or plan.final_split
     asked = _NUM_WRITE_STEPS.value
     if asked is None:
         asked = list("01" if model.one_pass else "0123458")
     steps = startup.integers("num_write_steps", asked)
     trained = {
-        "task": task_name(config, task),
+        "task": describe_task(plan.task_name, task),
         "num_write_steps": model.config.num_write_steps,
     }
     results: dict[str, Any] = {}
     report = {
-        "workdir": workdir,
+        "workdir": run.folder,
         "step": step,
         "split": split,
         "dtype": model.config.lm.dtype,
         "trained": trained,
         "by_task": results,
     }
-    for name, size in _sizes(config, task).items():
+    for name, size in _sizes(plan.task_name, task).items():
         results[name] = evaluate_params(
-            *(model, params, size, steps),
+            model,
+            params,
+            size,
+            steps,
             num_samples=_NUM_SAMPLES.value,
             split=split,
             batch_size=_BATCH_SIZE,

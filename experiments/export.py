@@ -9,15 +9,14 @@ Without what only training needs it is a fraction of the run's size. write, ask,
 
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 from absl import flags
 
 from experiments.program import console, files, startup
 from experiments.program.console import log
-from experiments.run.build import build_task
-from experiments.run.saved_run import EXPORTED, LM, PARAMS, run_config, run_params
+from experiments.run.saved_run import SavedRun
+from experiments.run.workdir import EXPORTED, LM, PARAMS
 from gradmem_jax.checks import DTYPES, require
 from gradmem_jax.lm.pretrained.hugging_face import write_config
 from gradmem_jax.lm.pretrained.load import load_config
@@ -37,33 +36,35 @@ _DTYPE = flags.DEFINE_enum(
 def main(_: Sequence[str]) -> None:
     """Runs the program."""
     console.set_up_logging()
-    workdir, out = pathlib.Path(_WORKDIR.value), pathlib.Path(_OUT.value)
+    run, out = SavedRun(pathlib.Path(_WORKDIR.value)), pathlib.Path(_OUT.value)
     require(
         not out.is_dir() or not any(out.iterdir()) or (out / EXPORTED).exists(),
         f"--out={out} has files that are no export; choose a folder of its own.",
     )
-    step, params = run_params(workdir, _CHECKPOINT.value)
-    config = run_config(workdir)
-    config.init_from = ""  # nobody else has that run
-    tokenizer: Any = build_task(config).tokenizer
-    lm = write_config(load_config(config.pretrained)) if config.pretrained else None
+    step, params = run.params(_CHECKPOINT.value)
+    fields = run.fields | {"init_from": ""}  # nobody else has that run
+    pretrained, tokenizer = fields["pretrained"], run.tokenizer
+    lm = write_config(load_config(pretrained)) if pretrained else None
     files.output_folder("out", out)
     for name in ("tokenizer.json", f"{LM}/config.json", "evaluation.json", "evaluation.png"):
         (out / name).unlink(missing_ok=True)  # of an older export
     if isinstance(tokenizer, TextTokenizer):
         tokenizer.save(out / "tokenizer.json")
-        config.data.tokenizer_path = ""
+        fields["data"] = fields["data"] | {"tokenizer_path": ""}
     if lm is not None:
         (out / LM).mkdir(exist_ok=True)
         files.write_json(out / LM / "config.json", lm)
-        config.pretrained = LM
+        fields["pretrained"] = LM
     save_params(out / PARAMS, params, _DTYPE.value)
-    files.write_json(out / "config.json", config.to_dict())
+    files.write_json(out / "config.json", fields)
     files.write_json(out / EXPORTED, {"step": step, "dtype": _DTYPE.value})
     log.info(
         "step %d of %s: %d parameters, %.0f KiB in %s",
-        *(step, workdir, sum(x.size for x in jax.tree.leaves(params))),
-        *((out / PARAMS).stat().st_size / 1024, out),
+        step,
+        run.folder,
+        sum(x.size for x in jax.tree.leaves(params)),
+        (out / PARAMS).stat().st_size / 1024,
+        out,
     )
 
 

@@ -16,7 +16,7 @@ from experiments.program import console, files, startup
 from experiments.program.console import log
 from experiments.program.files import check_apart, matching_files, output_figure
 from experiments.results import figures
-from experiments.run.saved_run import is_run
+from experiments.run.workdir import require_no_run
 from gradmem_jax.checks import require
 
 _MODEL = flags.DEFINE_string(
@@ -50,10 +50,7 @@ def main(_: Sequence[str]) -> None:
         len(contexts) == 1,
         f"--context={_CONTEXT.value} holds {len(contexts)} contexts; name a file of one text.",
     )
-    require(
-        not is_run(_MODEL.value),
-        f"--model={_MODEL.value} is a run; name the files of a pretrained language model.",
-    )
+    require_no_run("model", _MODEL.value)
     opened = open_pretrained(
         pathlib.Path(_MODEL.value),
         num_memory_tokens=_NUM_MEMORY_TOKENS.value,

@@ -14,9 +14,8 @@ from absl import flags
 
 from experiments.program import console, startup
 from experiments.program.console import log
-from experiments.run.build import build_model
 from experiments.run.nonfinite import checkpoint_before, load_batch, sample_results
-from experiments.run.saved_run import run_config, run_params
+from experiments.run.saved_run import SavedRun
 from gradmem_jax.training.step import step_params
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run (required).", required=True)
@@ -29,16 +28,16 @@ _CHECKPOINT = flags.DEFINE_string(
 def main(_: Sequence[str]) -> None:
     """Runs the program."""
     console.set_up_logging()
-    workdir = pathlib.Path(_WORKDIR.value)
-    config = run_config(workdir)
+    run = SavedRun(pathlib.Path(_WORKDIR.value))
+    plan = run.plan
     batch = load_batch(_BATCH.value)
-    nearest = lambda: checkpoint_before(workdir / "checkpoints", int(batch["step"]))
-    step, params = run_params(workdir, _CHECKPOINT.value or nearest())
-    k = int(batch["num_write_steps"])
-    log.info("batch of step %d, K = %d; parameters of step %d", batch["step"], k, step)
-    model = build_model(config, num_write_steps=k)
-    params = step_params(model, params, int(batch["step"]) - 1, config.seed)
-    for result in sample_results(model, params, batch, config.frozen):
+    number, k = int(batch["step"]), int(batch["num_write_steps"])
+    checkpoint = _CHECKPOINT.value or checkpoint_before(run.folder / "checkpoints", number)
+    step, params = run.params(checkpoint)
+    log.info("batch of step %d, K = %d; parameters of step %d", number, k, step)
+    model = plan.model_with(num_write_steps=k)
+    params = step_params(model, params, number - 1, plan.seed)
+    for result in sample_results(model, params, batch, plan.frozen):
         finite = np.isfinite([result.loss, result.gradient_norm]).all()
         note = "" if finite else " | not finite"
         log.info("sample %d | loss %.4f | gradient norm %.4f%s", *result, note)

@@ -53,9 +53,8 @@ def main(_: Sequence[str]) -> int:
         base.micro_batches != AUTOMATIC,
         f"--micro_batches={AUTOMATIC} would change with the sizes; give a number.",
     )
-    with_size = lambda name, value: Setting(**(vars(base) | {name: value}))
     settings = {
-        name: [(value, with_size(name, value)) for value in values]
+        name: [(value, Setting(**(vars(base) | {name: value}))) for value in values]
         for name, values in sweeps.items()
     }
     threads = child_processes.limit_threads(_THREADS.value)

@@ -9,7 +9,6 @@ Ctrl-C let it finish the steps in flight, save, and exit with status 75. Example
 --config.mesh arranges several devices, --distributed joins several processes: docs/devices.md.
 """
 
-import contextlib
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -18,19 +17,13 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments.program import console, cores, files, formatting, heap, hosts, locks, startup
+from experiments.program import console, cores, heap, hosts, startup
 from experiments.program.console import log
-from experiments.run.compiled_steps import CompiledSteps
-from experiments.run.curriculum import Stage, build_stages
-from experiments.run.devices import Devices, find_devices
-from experiments.run.final_report import final_report
+from experiments.run import whole_run
+from experiments.run.build import build
 from experiments.run.nonfinite import NonFiniteError
-from experiments.run.progress import Progress
-from experiments.run.stopping import EXIT_STOPPED, STORAGE_ERRORS, Stopped, Stopping, catch_signals
-from experiments.run.training_run import TrainingRun, state_shapes
-from experiments.run.workdir import check_workdir, save_tokenizer
-from gradmem_jax.checks import require
-from gradmem_jax.storage import checkpoint
+from experiments.run.stopping import EXIT_STOPPED, STORAGE_ERRORS, Stopped
+from gradmem_jax.storage.checkpoint import CheckpointError
 
 with startup.known_fields():
     _CONFIG = config_flags.DEFINE_config_file(
@@ -74,61 +67,9 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
 
     Raises:
         ValueError: the configuration is wrong, before anything is compiled.
-        NonFiniteError: training diverged.
-        Stopped: by a signal; what was trained is saved in a checkpoint.
-        CheckpointError: a checkpoint could not be written or read.
+        NonFiniteError, Stopped, CheckpointError: see `whole_run.train`.
     """
-    stages = build_stages(config)
-    devices = find_devices(config)
-    if hosts.is_first():
-        files.output_folder("workdir", workdir)
-    lock = workdir / "train.lock"
-    alone = jax.process_count() == 1
-    hold = locks.hold(lock) if hosts.is_first() else contextlib.nullcontext()
-    with hold as held, catch_signals(None if alone else hosts.largest) as stopping:
-        require(
-            bool(hosts.from_first(held is not None)),
-            f"{workdir} is being trained by {locks.holder(lock)}; stop that first, or choose "
-            "another --workdir.",
-        )
-        return _train(config, workdir, stages, devices, stopping)
-
-
-def _train(
-    config: ConfigDict,
-    workdir: pathlib.Path,
-    stages: list[Stage],
-    devices: Devices,
-    stopping: Stopping,
-) -> dict[str, Any]:
-    """Trains in a workdir that nobody else works on."""
-    target = stages[-1]
-    check_workdir(workdir, config)
-    if hosts.is_first():
-        save_tokenizer(workdir, target.task)
-    shapes = state_shapes(config, target.model)
-    with (
-        checkpoint.open_checkpoints(workdir / "checkpoints") as checkpoints,
-        CompiledSteps(config, devices, shapes) as steps,
-    ):
-        run = TrainingRun(config, workdir, stages, devices, stopping, checkpoints, shapes)
-        first_step = run.step
-        with Progress(
-            workdir, config.num_steps, config.batch_size, run.step, write=hosts.is_first()
-        ) as progress:
-            run.train(steps, progress)
-    with stopping.interruptible():
-        summary = final_report(config, target, workdir, devices)
-    summary |= {"skipped_steps": run.skipped_steps, "steps": run.step, "devices": devices.names}
-    times = {"seconds": run.seconds, "compile_seconds": steps.seconds}
-    path = workdir / "metrics.json"
-    if run.step == first_step and path.exists():  # those of the training still hold
-        times |= {k: v for k, v in files.read_json(path).items() if k in times}
-    summary |= times
-    if hosts.is_first():
-        files.write_json(path, summary)
-    log.info("%d steps, %s in all", run.step, formatting.minutes(summary["seconds"]))
-    return summary
+    return whole_run.train(build(config), workdir)
 
 
 def _config() -> ConfigDict:
@@ -145,6 +86,7 @@ def main(_: Sequence[str]) -> int:
     console.set_up_logging()
     config, workdir = _config(), pathlib.Path(_WORKDIR.value)
     hosts.connect(_DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    # Before the plan is made, which may use a device.
     cores.make_devices(config.cpu_devices, config.batch_size, config.mesh)
     if not hosts.is_first():
         log.setLevel("WARNING")
@@ -155,7 +97,7 @@ def main(_: Sequence[str]) -> int:
         if jax.process_count() == 1:
             startup.end_now(EXIT_STOPPED)
         return EXIT_STOPPED
-    except (checkpoint.CheckpointError, NonFiniteError) as error:
+    except (CheckpointError, NonFiniteError) as error:
         log.error("%s", error)
         return 1
     except OSError as error:
@@ -164,7 +106,8 @@ def main(_: Sequence[str]) -> int:
         log.error(
             "cannot read or write: %s. Make space for %s, or mend its disk or permissions; the "
             "same command then goes on from the last checkpoint.",
-            *(error, workdir),
+            error,
+            workdir,
         )
         return 1
     return 0

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.configs import kv_quick
-from experiments.run.curriculum import build_stages
+from experiments.run.build import build
 from gradmem_jax import GradMem, GradMemConfig, LlamaConfig, RopeScaling
 from gradmem_jax.data.kv_retrieval import KVRetrievalConfig, KVRetrievalSource
 from gradmem_jax.data.pipeline import make_iterator
@@ -140,14 +140,14 @@ class BadConfigTest(parameterized.TestCase):
         for bad in values:
             config = kv_quick.get_config()
             config.update_from_flattened_dict({name: bad})
-            refused("runs", lambda config=config: build_stages(config))
+            refused("runs", lambda config=config: build(config))
 
     def test_fields_of_another_version(self):
         config = kv_quick.get_config()
         with config.unlocked():
             config.data.renamed_copies = 4
         with self.assertRaisesRegex(ValueError, "no field data.renamed_copies, only .*num_pairs"):
-            build_stages(config)
+            build(config)
 
     @parameterized.parameters(
         ("gradmem", "rmt", "model.clip_norm"), ("mamba", "lact", "lm.conv_size")
@@ -157,7 +157,7 @@ class BadConfigTest(parameterized.TestCase):
         config.method = method
         message = f"method='{method}' has no .*{field}.* --config=.*kv_quick.py:{method}"
         with self.assertRaisesRegex(ValueError, message):
-            build_stages(config)
+            build(config)
 
     def test_the_pipeline_refuses(self):
         source = KVRetrievalSource(KVRetrievalConfig(num_samples=20))
@@ -188,7 +188,7 @@ class BadConfigTest(parameterized.TestCase):
 
     def test_valid_runs_pass(self):
         before = compiles()
-        self.assertNotEmpty(build_stages(kv_quick.get_config()))
+        self.assertNotEmpty(build(kv_quick.get_config()).stages)
         self.assertEqual(compiles(), before)
 
 

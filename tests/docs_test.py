@@ -14,8 +14,8 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from docs import figures
-from experiments import sweep
-from experiments.run.curriculum import build_stages
+from experiments.run.build import build
+from experiments.sweeps.sweep_file import select
 from gradmem_jax.data.squad import SquadConfig
 from tests.programs import start
 
@@ -171,7 +171,7 @@ class DocsTest(parameterized.TestCase):
                         self.assertIn(part, group, f"{name} in {words}")
                         group = group[part]
             if "data_dir" not in fields.data:  # else it needs files that no clone has
-                build_stages(config)
+                build(config)
 
     @parameterized.parameters(*PROGRAMS)
     def test_help_explains_every_flag(self, program):
@@ -195,7 +195,7 @@ class DocsTest(parameterized.TestCase):
                     options["sweep"].removesuffix(".py").replace("/", ".")
                 ).get_runs()
             index, count = int(options.get("index", 0)), int(options.get("count", 1))
-            self.assertNotEmpty(sweep.select(runs, index, count, options.get("only", "")))
+            self.assertNotEmpty(select(runs, index, count, options.get("only", "")))
 
     def test_commands_are_of_programs(self):
         text = "".join(page.read_text() for page in PAGES)

@@ -96,8 +96,9 @@ def choose_contexts(path: str, header: Header, pattern: str) -> list[int]:
         ValueError: none of them.
     """
     names = [context.name for context in header.contexts]
-    fits = lambda name: name == pattern or fnmatch.fnmatchcase(name, pattern)
-    chosen = [i for i, name in enumerate(names) if fits(name)]
+    chosen = [
+        i for i, name in enumerate(names) if name == pattern or fnmatch.fnmatchcase(name, pattern)
+    ]
     require(bool(chosen), f"{path} has no context {pattern!r}; it has {names[:20]}.")
     return chosen
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.run.build import build_model, build_task
-from experiments.run.saved_run import is_run, run_config, run_params
+from experiments.run.saved_run import SavedRun
+from experiments.run.workdir import is_run
 from gradmem_jax.checks import require, require_choice, require_number
 from gradmem_jax.data.task import Tokenizer
 from gradmem_jax.lm.pretrained.load import load_pretrained
@@ -22,8 +22,12 @@ from gradmem_jax.trees import Params
 # Learning rates of a WRITE that nobody trained; Adam's is in units of the embeddings' size.
 WRITE_LEARNING_RATES = {"adam": 0.3, "sgd": 1.0}
 PRETRAINED_OPTIONS = (
-    *("num_memory_tokens", "num_write_steps", "write_optimizer", "write_learning_rate"),
-    *("tokenizer_path", "scan_layers"),
+    "num_memory_tokens",
+    "num_write_steps",
+    "write_optimizer",
+    "write_learning_rate",
+    "tokenizer_path",
+    "scan_layers",
 )
 FLAGS = {"checkpoint_name": "checkpoint", "tokenizer_path": "tokenizer"}  # others: as the option
 
@@ -114,13 +118,12 @@ def open_run(workdir: pathlib.Path, checkpoint_name: str = "best") -> OpenModel:
     Raises:
         ValueError: there is no such run or checkpoint.
     """
-    config = run_config(workdir)
-    task: Any = build_task(config)
-    model = build_model(config)
-    _, params = run_params(workdir, checkpoint_name)
-    end_id = getattr(task, "end_id", None) or getattr(task.tokenizer, "end_id", None)
-    prompt = getattr(task, "prompt", lambda question: question)
-    return OpenModel(model, params, task.tokenizer, end_id, prompt, {})
+    run = SavedRun(workdir)
+    model, task, _ = run.plan.target
+    _, params = run.params(checkpoint_name)
+    end_id = getattr(task, "end_id", None) or getattr(run.tokenizer, "end_id", None)
+    prompt = getattr(task, "prompt", _as_asked)
+    return OpenModel(model, params, run.tokenizer, end_id, prompt, {})
 
 
 def open_pretrained(
@@ -174,8 +177,12 @@ def open_pretrained(
     start = np.tile(embedding.mean(axis=0), (num_memory_tokens, 1)).astype(lm.param_dtype)
     model = GradMem(config, optimizer)
     params = model.init(jax.random.key(0), lm_params) | {"initial_memory": jnp.asarray(start)}
-    prompt = lambda question: question
-    return OpenModel(model, params, tokenizer, tokenizer.end_id, prompt, {})
+    return OpenModel(model, params, tokenizer, tokenizer.end_id, _as_asked, {})
+
+
+def _as_asked(question: str) -> str:
+    """The prompt of a model that was not trained on a form of questions."""
+    return question
 
 
 def scaled_adam(rate: float, embedding: np.ndarray) -> optax.GradientTransformation:

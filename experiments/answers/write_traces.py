@@ -54,7 +54,9 @@ def trace_writes(
             "token_accuracy": (logits.argmax(-1) == context_ids).mean(),
         }
 
-    loss = lambda memory, params: model.write_token_losses(params, memory, context_ids).mean()
+    def loss(memory: Memory, params: Params) -> jax.Array:
+        return model.write_token_losses(params, memory, context_ids).mean()
+
     start = model.initial_memory(params, len(ids))
     gradient = jax.jit(jax.grad(loss)).lower(start, params).compile()
     for name, optimizer in optimizers.items():

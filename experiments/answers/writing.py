@@ -96,7 +96,10 @@ def write_contexts(
         left = seconds / len(stored) * (len(contexts) - len(stored))
         log.info(
             "%d/%d contexts | %.2f contexts/s | %s left",
-            *(len(stored), len(contexts), len(stored) / seconds, formatting.minutes(left)),
+            len(stored),
+            len(contexts),
+            len(stored) / seconds,
+            formatting.minutes(left),
         )
     order = range(len(contexts))
     return Written(
@@ -115,8 +118,8 @@ def _join(memories: Sequence[Memory]) -> Memory:
 
     def join(*leaves: np.ndarray) -> np.ndarray:
         shape = [max(lengths) for lengths in zip(*(x.shape for x in leaves), strict=True)]
-        missing = lambda x: [(0, m - n) for m, n in zip(shape, x.shape, strict=True)]
-        return np.concatenate([np.pad(x, missing(x)) for x in leaves])
+        missing = [[(0, m - n) for m, n in zip(shape, x.shape, strict=True)] for x in leaves]
+        return np.concatenate(list(map(np.pad, leaves, missing)))
 
     return jax.tree.map(join, *memories)
 

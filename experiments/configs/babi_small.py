@@ -3,14 +3,13 @@
 `qa1` to `qa5` in front, then a name of gradmem_jax/methods.py and the number of WRITE steps.
 """
 
-import re
-
 from ml_collections import ConfigDict
 
 from experiments.configs import default, recipe
-from gradmem_jax.checks import require
+from experiments.configs.arguments import Arguments
 from gradmem_jax.methods import METHODS
 
+ARGUMENTS = Arguments("qa2_gradmem_k2", cells=("qa#",), methods=tuple(METHODS), letters="k")
 # Lengths of contexts, in tokens, that are learned one after the other; 0 is any. In QA1 by the full
 # context only.
 CONTEXT_LENGTHS = {
@@ -34,15 +33,9 @@ QUERY_TASKS = {2: (1, 2), 3: (1, 2, 3)}
 
 def get_config(arguments: str = "qa1_gradmem_k2") -> ConfigDict:
     """Returns the configuration of a cell."""
-    match = re.fullmatch(rf"qa(\d+)_({'|'.join(METHODS)})(?:_k(\d+))?", arguments)
-    require(
-        match is not None,
-        f"config argument {arguments!r} must look like 'qa2_gradmem_k2': a bAbI task, a method of "
-        f"{tuple(METHODS)} and perhaps a number of WRITE steps.",
-    )
-    assert match is not None
-    config = default.get_config(match[2], "babi")
-    config.data.qa = int(match[1])
+    _, qa, method, numbers, _ = ARGUMENTS.parse(arguments)
+    config = default.get_config(method, "babi")
+    config.data.qa = qa
     config.data.varied_copies = VARIED_COPIES.get(config.data.qa, 0)
     config.num_steps = 2500
     config.batch_size = 32
@@ -51,7 +44,7 @@ def get_config(arguments: str = "qa1_gradmem_k2") -> ConfigDict:
     config.stop_at_exact_match = 0.999
     config.lm.width = 64
     config.lm.rope_base = 10_000.0
-    config.model.num_write_steps = int(match[3] or 1)
+    config.model.num_write_steps = numbers.get("k", 1)
     full_context, gradmem = config.method == "full_context", config.method == "gradmem"
     combined = config.data.qa in VARIED_COPIES
     if full_context or combined:

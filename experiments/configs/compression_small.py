@@ -6,27 +6,24 @@ the memory projection are trained. Needs `--config.pretrained=stories260K.bin` a
 `--config.data.data_dir`, text that the model can model, such as experiments.sample draws from it.
 """
 
-import re
-
 from ml_collections import ConfigDict
 
 from experiments.configs import default, recipe
-from gradmem_jax.checks import require
+from experiments.configs.arguments import Arguments
+
+ARGUMENTS = Arguments(
+    "spans16_k2_m1", cells=("spans#",), letters="km", needed="km", switch="frozen"
+)
 
 
 def get_config(arguments: str = "spans8_k2_m1") -> ConfigDict:
     """Returns the configuration of a cell."""
-    match = re.fullmatch(r"spans(\d+)_k(\d+)_m(\d+)(_frozen)?", arguments)
-    require(
-        match is not None,
-        f"config argument {arguments!r} must look like 'spans16_k2_m1', perhaps with '_frozen'.",
-    )
-    assert match is not None
+    _, num_tokens, _, numbers, without_adapters = ARGUMENTS.parse(arguments)
     config = default.get_config("gradmem", "text_spans", pretrained=True)
-    config.data.num_tokens = int(match[1])
-    config.model.num_write_steps = int(match[2])
-    config.model.num_memory_tokens = int(match[3])
-    config.model.write_lora_rank = 0 if match[4] else 8
+    config.data.num_tokens = num_tokens
+    config.model.num_write_steps = numbers["k"]
+    config.model.num_memory_tokens = numbers["m"]
+    config.model.write_lora_rank = 0 if without_adapters else 8
     config.model.memory_projection = "proj"
     config.model.num_control_tokens = 1
     config.model.inner_loss_weight = 0.1
@@ -38,7 +35,7 @@ def get_config(arguments: str = "spans8_k2_m1") -> ConfigDict:
     config.evaluate_every = 250
     config.num_eval_samples = 320
     config.stop_at_exact_match = 0.95
-    config.final_num_write_steps = (0, int(match[2]))
+    config.final_num_write_steps = (0, numbers["k"])
     recipe.apply(config, alpha=2.0, embedding_std=0.3)
     config.optimizer.learning_rate = 3e-3 if config.model.num_write_steps < 5 else 1.5e-3
     config.optimizer.warmup_steps = 50

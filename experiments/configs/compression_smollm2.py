@@ -8,6 +8,8 @@ from ml_collections import ConfigDict
 
 from experiments.configs import compression_small, recipe
 
+ARGUMENTS = compression_small.ARGUMENTS
+
 
 def get_config(arguments: str = "spans8_k1_m1") -> ConfigDict:
     """Returns the configuration of a cell."""

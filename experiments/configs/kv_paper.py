@@ -11,10 +11,13 @@ sweeps/kv_paper.py lists all runs.
 from ml_collections import ConfigDict
 
 from experiments.configs import default
-from experiments.configs.arguments import parse_row
+from experiments.configs.arguments import Arguments
 from gradmem_jax.checks import require
-from gradmem_jax.methods import BY_GRADIENT
+from gradmem_jax.methods import BY_GRADIENT, METHODS
 
+ARGUMENTS = Arguments(
+    "rmt_n8_k2", methods=tuple(METHODS), method="gradmem", letters="nkm", needed="n"
+)
 NUM_PAIRS = (4, 8, 16, 32, 64, 96)
 NUM_WRITE_STEPS = {"rmt": (1, 2, 3, 4, 5)} | dict.fromkeys(BY_GRADIENT, (1, 2, 5))
 NUM_MEMORY_TOKENS = (1, 2, 4, 8)
@@ -23,7 +26,7 @@ FIRST_PAIRS = {"rmt": 4, "armt": 4}
 
 def get_config(arguments: str = "n4_k2") -> ConfigDict:
     """Returns the configuration of a row."""
-    method, numbers = parse_row(arguments)
+    _, _, method, numbers, _ = ARGUMENTS.parse(arguments)
     num_pairs, num_write_steps = numbers["n"], numbers.get("k", 1)
     allowed = NUM_WRITE_STEPS.get(method, (1,))
     require(

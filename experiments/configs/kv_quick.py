@@ -6,15 +6,15 @@
 from ml_collections import ConfigDict
 
 from experiments.configs import default, recipe
+from experiments.configs.arguments import Arguments
+from gradmem_jax.methods import METHODS
+
+ARGUMENTS = Arguments("rmt", methods=tuple(METHODS))
 
 
-def get_config(method: str = "gradmem") -> ConfigDict:
-    """Returns the configuration.
-
-    Args:
-        method: how the memory is written, a name of gradmem_jax/methods.py.
-    """
-    config = default.get_config(method)
+def get_config(arguments: str = "gradmem") -> ConfigDict:
+    """Returns the configuration."""
+    config = default.get_config(ARGUMENTS.parse(arguments).method)
     config.num_steps = 800
     config.batch_size = 32
     config.evaluate_every = 200

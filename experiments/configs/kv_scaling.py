@@ -6,12 +6,15 @@ The argument names the last N, as in `kv_scaling.py:n32` (the default); see docs
 from ml_collections import ConfigDict
 
 from experiments.configs import kv_quick
-from experiments.configs.arguments import parse_row
+from experiments.configs.arguments import Arguments
+from gradmem_jax.methods import METHODS
+
+ARGUMENTS = Arguments("n32", methods=tuple(METHODS), method="gradmem", letters="n", needed="n")
 
 
 def get_config(arguments: str = "n32") -> ConfigDict:
     """Returns the configuration."""
-    num_pairs = parse_row(arguments, "n").numbers["n"]
+    num_pairs = ARGUMENTS.parse(arguments).numbers["n"]
     config = kv_quick.get_config()
     config.num_steps = 20_000
     config.evaluate_every = 250

@@ -11,16 +11,20 @@ the values it has seen sooner with 8 pairs.
 from ml_collections import ConfigDict
 
 from experiments.configs import kv_quick
-from experiments.configs.arguments import parse_row
+from experiments.configs.arguments import Arguments
 from gradmem_jax.checks import require
+from gradmem_jax.methods import METHODS
 
+ARGUMENTS = Arguments(
+    "gradmem_n8_k2", methods=tuple(METHODS), method="gradmem", letters="nkmt", needed="n"
+)
 FIRST_PAIRS = {"full_context": 8}
 NUM_STEPS = {4: {4: 1000, 8: 1000}, 8: {8: 5000, 4: 500}}  # by first N, then by N
 
 
 def get_config(arguments: str = "gradmem_n4_k2") -> ConfigDict:
     """Returns the configuration of a row."""
-    row = parse_row(arguments, "nkmt")
+    row = ARGUMENTS.parse(arguments)
     config = kv_quick.get_config(row.method)
     num_pairs = row.numbers["n"]
     steps = NUM_STEPS[FIRST_PAIRS.get(row.method, 4)]

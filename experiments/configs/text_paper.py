@@ -12,32 +12,27 @@ Memory sizes and alpha are the paper's; batches, learning rates, warm-up and the
 memory those of the official code's scripts.
 """
 
-import re
-
 from ml_collections import ConfigDict
 
 from experiments.configs import default
-from gradmem_jax.checks import require
+from experiments.configs.arguments import Arguments
 
 METHODS = ("gradmem", "rmt", "armt", "mamba", "full_context", "limited")
 TASKS = {"qa": "babi", "squad": "squad", "lm": "wikitext", "spans": "text_spans"}
 NUM_MEMORY_TOKENS = {"qa": 8, "squad": 32, "lm": 32, "spans": 1}
+ARGUMENTS = Arguments(
+    "spans16_gradmem_k2_m2",
+    cells=("qa#", "squad", "lm", "spans#"),
+    methods=METHODS,
+    letters="km",
+    switch="frozen",
+)
 
 
 def get_config(arguments: str = "squad_gradmem_k1") -> ConfigDict:
     """Returns the configuration of a cell."""
-    match = re.fullmatch(
-        rf"(squad|lm|(qa|spans)(\d+))_({'|'.join(METHODS)})(?:_k(\d+))?(?:_m(\d+))?(_frozen)?",
-        arguments,
-    )
-    require(
-        match is not None,
-        f"config argument {arguments!r} must look like 'qa2_gradmem_k1' or "
-        f"'spans16_gradmem_k2_m2': a task of {tuple(TASKS)}, a method of {METHODS}, and numbers.",
-    )
-    assert match is not None
-    cell, method = match[2] or match[1], match[4]
-    steps, tokens = int(match[5] or 1), int(match[6] or NUM_MEMORY_TOKENS[cell])
+    cell, size, method, numbers, without_adapters = ARGUMENTS.parse(arguments)
+    steps, tokens = numbers.get("k", 1), numbers.get("m", NUM_MEMORY_TOKENS[cell])
     name = "full_context" if method == "limited" else method
     config = default.get_config(name, TASKS[cell], pretrained=True)
     config.num_steps = 200_000
@@ -52,13 +47,13 @@ def get_config(arguments: str = "squad_gradmem_k1") -> ConfigDict:
     if method == "rmt":
         config.optimizer.learning_rate = 3e-4
     if cell == "qa":
-        config.data.qa = int(match[3])
+        config.data.qa = size
     if cell == "squad":
         config.data.context = "sentence"
     if cell == "lm":
         config.best_metric = "read_loss"
     if cell == "spans":
-        _compress(config, int(match[3]), adapters=not match[7])
+        _compress(config, size, adapters=not without_adapters)
     return config
 
 

@@ -6,7 +6,10 @@ from typing import Any
 
 def describe(metrics: Mapping[str, float]) -> str:
     """Formats metrics for a log line, whole numbers as they are."""
-    text = lambda value: str(value) if isinstance(value, int) else f"{value:.4f}"
+
+    def text(value: float) -> str:
+        return str(value) if isinstance(value, int) else f"{value:.4f}"
+
     return ", ".join(f"{name.replace('_', ' ')} {text(x)}" for name, x in metrics.items())
 
 

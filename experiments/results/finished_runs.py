@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from experiments.program import files
 from experiments.program.console import log
-from experiments.run.saved_run import EXPORTED
+from experiments.run.workdir import EXPORTED, is_run
 from gradmem_jax.checks import require
 from gradmem_jax.data.tasks import SIZES, TASKS, size_name
 from gradmem_jax.methods import BY_GRADIENT
@@ -146,7 +146,7 @@ def find_runs(root: pathlib.Path, only: str = "") -> Found:
         if not pattern.search(name):
             continue
         if not path.with_name("metrics.json").exists():
-            if _is_run(path):
+            if is_run(path.parent):
                 found.unfinished.append(name)
             continue
         try:
@@ -169,15 +169,6 @@ def find_runs(root: pathlib.Path, only: str = "") -> Found:
         f"{', '.join(there) or 'nothing'}.",
     )
     return found
-
-
-def _is_run(path: pathlib.Path) -> bool:
-    """Whether a config.json is that of a run, or damaged, and not that of a language model."""
-    try:
-        config = files.read_json(path)
-    except ValueError:
-        return True
-    return isinstance(config, dict) and {"model", "data", "num_steps"} <= config.keys()
 
 
 def label(config: Mapping[str, Any]) -> str:

@@ -1,134 +1,112 @@
-"""From a ConfigDict to checked objects: the only reader of configuration fields."""
-
-import dataclasses
-from collections.abc import Iterable
-from typing import Any
+"""From a ConfigDict to the plan of a run: where every field is read, and all are checked."""
 
 import jax
-import optax
 from ml_collections import ConfigDict
 
-from gradmem_jax.checks import require, require_choice, require_integer
-from gradmem_jax.data.task import Task
-from gradmem_jax.data.tasks import TASKS
-from gradmem_jax.lm.armt import AssociativeConfig, associative_config
-from gradmem_jax.lm.language_model import LMConfig
-from gradmem_jax.lm.pretrained import load
-from gradmem_jax.memory.interface import MemoryModel
-from gradmem_jax.methods import BY_GRADIENT, METHODS
+from experiments.program import files
+from experiments.run.build_model import build_model, build_task
+from experiments.run.curriculum import build_stages
+from experiments.run.plan import BEST_METRICS, RunPlan, Start
+from experiments.run.workdir import is_run
+from gradmem_jax.checks import (
+    AUTOMATIC,
+    require,
+    require_choice,
+    require_count,
+    require_instance,
+    require_integer,
+    require_number,
+)
+from gradmem_jax.parallel.sharding import MeshConfig
 from gradmem_jax.training.optimizer import OptimizerConfig
-from gradmem_jax.trees import Params
-
-LOWER_IS_BETTER = ("read_loss",)
-BEST_METRICS = ("exact_match", "token_accuracy", *LOWER_IS_BETTER)
+from gradmem_jax.trees import split_params
 
 
-def build_task(config: ConfigDict, **changes: object) -> Task:
-    """Returns the task; `changes` replace fields."""
-    require_choice("task", config.task, tuple(TASKS))
-    require_integer("seed", config.seed, 0)
-    task_class: Any = TASKS[config.task]
-    known = {field.name for field in dataclasses.fields(task_class)}
-    fields = config.data.to_dict() | changes
-    if "seed" in known:
-        fields["seed"] = config.seed
-    if config.pretrained and "tokenizer_path" in known and not fields.get("tokenizer_path"):
-        fields["tokenizer_path"] = config.pretrained
-    foreign = sorted(fields.keys() - known)
-    require(
-        not foreign,
-        f"task {config.task!r} has no field data.{', data.'.join(foreign)}, only "
-        f"{', '.join(sorted(known))}; a run of another version of the code needs that version.",
-    )
-    return task_class(**fields)
+def build(config: ConfigDict) -> RunPlan:
+    """Returns the plan of the run that a configuration describes.
 
+    Args:
+        config: see experiments/configs/default.py.
 
-def _require_known(method: str, group: str, fields: Iterable[str], config_class: type) -> None:
-    """Refuses fields of a group of the configuration that the method's class does not have."""
-    known = {field.name for field in dataclasses.fields(config_class)}
-    foreign = sorted(set(fields) - known)
-    require(
-        not foreign,
-        f"method={method!r} has no {', '.join(f'{group}.{name}' for name in foreign[:3])}"
-        f"{', ...' if foreign[3:] else ''}; start from a configuration of that method, such as "
-        f"--config=experiments/configs/kv_quick.py:{method}. A run of another version of the code "
-        "needs that version.",
-    )
-
-
-def one_query(task: Any) -> Any:
-    """The task with one query a context, so that the samples of an evaluation are independent."""
-    has_several = getattr(task, "queries_per_context", 1) > 1
-    return dataclasses.replace(task, queries_per_context=1) if has_several else task
-
-
-def build_lm(config: ConfigDict, task: Task) -> LMConfig:
-    """Returns the language model's configuration: the pretrained one's, or that of config.lm."""
-    method = METHODS[config.method]
-    if not config.pretrained:
-        _require_known(config.method, "lm", config.lm, method.lm)
-        return method.lm(vocab_size=task.vocab_size, **config.lm.to_dict())
-    lm: Any = load.load_config(config.pretrained, **config.lm.to_dict())
-    require(
-        isinstance(lm, method.pretrained_lm),
-        f"method={config.method!r} needs a {method.pretrained_lm.__name__}; pretrained="
-        f"{config.pretrained!r} is a {type(lm).__name__}.",
-    )
-    require(
-        task.vocab_size <= lm.vocab_size,
-        f"the tokenizer has {task.vocab_size} ids, pretrained={config.pretrained!r} has "
-        f"{lm.vocab_size}; leave data.tokenizer_path empty to use the model's own.",
-    )
-    return associative_config(lm) if method.lm is AssociativeConfig else lm
-
-
-def build_model(config: ConfigDict, **changes: object) -> MemoryModel:
-    """Returns the model; `changes` replace fields of its configuration."""
-    require_choice("method", config.method, tuple(METHODS))
-    method: Any = METHODS[config.method]
+    Raises:
+        ValueError: a field is wrong, or the curriculum does not end at the task.
+    """
+    _check_run(config)
+    optimizer = OptimizerConfig(num_steps=config.num_steps, **config.optimizer.to_dict())
     task = build_task(config)
-    fields = config.model.to_dict() | {"pad_id": task.pad_id} | changes
-    _require_known(config.method, "model", fields, method.config)
-    model_config = method.config(lm=build_lm(config, task), **fields)
-    name = config.write_optimizer.name
-    if not name:
-        return method.model(model_config)
-    require(
-        config.method in BY_GRADIENT,
-        f"write_optimizer.name={name!r} needs a method that writes by gradient descent, not "
-        f"{config.method!r}.",
+    model = build_model(config, task)
+    if config.frozen:
+        split_params(jax.eval_shape(lambda: model.init(jax.random.key(0))), config.frozen)
+    return RunPlan(
+        fields=files.to_json(config.to_dict()),
+        method=config.method,
+        task_name=config.task,
+        stages=build_stages(config.task, model, task, config.curriculum),
+        next_stage_at=config.curriculum.exact_match,
+        start=Start(
+            config.pretrained, config.lm.to_dict(), config.init_from, config.init_checkpoint
+        ),
+        optimizer=optimizer,
+        frozen=config.frozen,
+        mesh=MeshConfig(**config.mesh.to_dict()),
+        seed=config.seed,
+        shuffle=config.shuffle,
+        num_steps=config.num_steps,
+        batch_size=config.batch_size,
+        num_micro_batches=config.num_micro_batches,
+        log_every=config.log_every,
+        evaluate_every=config.evaluate_every,
+        num_eval_samples=config.num_eval_samples,
+        skip_nonfinite=config.skip_nonfinite,
+        stop_at_exact_match=config.stop_at_exact_match,
+        best_metric=config.best_metric,
+        final_split=config.final_split,
+        final_num_write_steps=tuple(config.final_num_write_steps),
     )
-    optimizer = _make_write_optimizer(str(name), config.write_optimizer.arguments.to_dict())
-    return method.model(model_config, write_optimizer=optimizer)
 
 
-def _make_write_optimizer(name: str, arguments: dict[str, Any]) -> optax.GradientTransformation:
-    """Makes an optimizer of optax, or refuses its name or arguments."""
-    make: Any = getattr(optax, name, None)
-    require(callable(make), f"write_optimizer.name={name!r} is not in optax.")
-    try:
-        optimizer = make(**arguments)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"write_optimizer.arguments={arguments} do not fit optax.{name}: {error}. Give them as "
-            "in \"--config.write_optimizer.arguments={'learning_rate': 0.1}\"."
-        ) from error
+def _check_run(config: ConfigDict) -> None:
+    """Refuses fields of a run that belong to no dataclass."""
+    for name in ("num_steps", "batch_size", "log_every", "evaluate_every", "num_eval_samples"):
+        require_integer(name, config[name], 1)
+    for name in ("num_micro_batches", "cpu_devices"):
+        require_count(name, config[name])
+    require_integer("skip_nonfinite", config.skip_nonfinite, 0)
+    _check_share("stop_at_exact_match", config.stop_at_exact_match)
+    _check_share("curriculum.exact_match", config.curriculum.exact_match)
+    _check_integers("final_num_write_steps", config.final_num_write_steps, 0)
+    _check_integers("curriculum.num_pairs", config.curriculum.num_pairs, 1)
+    _check_integers("curriculum.max_context_tokens", config.curriculum.max_context_tokens, 0)
+    _check_integers("curriculum.num_write_steps", config.curriculum.num_write_steps, 0)
+    require_instance("frozen", config.frozen, tuple[str, ...])
+    for name in ("pretrained", "init_from", "init_checkpoint", "final_split"):
+        require_instance(name, config[name], str)
     require(
-        isinstance(optimizer, optax.GradientTransformation),
-        f"write_optimizer.name={name!r} is no optimizer; name one of optax such as 'adam'.",
+        not (config.pretrained and is_run(config.pretrained)),
+        f"pretrained={config.pretrained!r} is a run, no language model alone; start from it with "
+        f"init_from={config.pretrained!r}.",
     )
-    return optimizer
+    require_instance("shuffle", config.shuffle, bool)
+    require_choice("best_metric", config.best_metric, BEST_METRICS)
+    require(
+        config.evaluate_every % config.log_every == 0,
+        f"evaluate_every={config.evaluate_every} must be a multiple of log_every="
+        f"{config.log_every}: checkpoints are made between log windows.",
+    )
+    require(
+        config.num_micro_batches == AUTOMATIC or config.batch_size % config.num_micro_batches == 0,
+        f"batch_size={config.batch_size} must be a multiple of num_micro_batches="
+        f"{config.num_micro_batches}.",
+    )
 
 
-def first_params(config: ConfigDict, model: MemoryModel) -> Params:
-    """Draws the parameters of step 0, those of a pretrained language model in their place."""
-    key = jax.random.key(config.seed)
-    if not config.pretrained:
-        return model.init(key)
-    lm = load.load_pretrained(config.pretrained, **config.lm.to_dict())
-    return model.init(key, lm.params)
+def _check_share(name: str, share: float | None) -> None:
+    if share is not None:
+        require_number(name, share)
+        require(0 <= share <= 1, f"{name}={share} must be in [0, 1].")
 
 
-def build_optimizer_config(config: ConfigDict) -> OptimizerConfig:
-    """Returns the outer optimizer's configuration."""
-    return OptimizerConfig(num_steps=config.num_steps, **config.optimizer.to_dict())
+def _check_integers(name: str, numbers: tuple[int, ...], minimum: int) -> None:
+    require_instance(name, numbers, tuple | list)
+    for number in numbers:
+        require_integer(name, number, minimum)

@@ -8,12 +8,11 @@ from concurrent import futures
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from experiments.program import heap
 from experiments.program.console import log
-from experiments.run.build import build_optimizer_config
 from experiments.run.devices import Devices
+from experiments.run.plan import RunPlan
 from experiments.run.stopping import Stopped
 from gradmem_jax.memory.interface import MemoryModel
 from gradmem_jax.training.optimizer import make_optimizer
@@ -33,26 +32,17 @@ class CompiledSteps:
         seconds: how long training has waited for compiling so far.
     """
 
-    def __init__(self, config: ConfigDict, devices: Devices, state: Any):
+    def __init__(self, plan: RunPlan, devices: Devices, state: Any):
         """Compiles nothing yet.
 
         Args:
-            config: see experiments/configs/default.py.
+            plan: of the run.
             devices: what `find_devices` returned.
             state: a training state, or the shapes and dtypes of one.
         """
         self.seconds = 0.0
-        shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
-        self._state_shapes = jax.tree.map(shape, state)
-        self._jit = lambda model: jit_train_step(
-            model,
-            make_optimizer(build_optimizer_config(config)),
-            self._state_shapes,
-            devices.mesh,
-            config.num_micro_batches,
-            config.frozen,
-            config.seed,
-        )
+        self._plan, self._mesh = plan, devices.mesh
+        self._state_shapes = jax.tree.map(_shape, state)
         self._compiled: dict[tuple[Any, ...], futures.Future[Any]] = {}
         self._pool = futures.ThreadPoolExecutor(min(os.cpu_count() or 1, _MAX_COMPILING))
         self._lowering = threading.Lock()
@@ -83,7 +73,7 @@ class CompiledSteps:
         model: MemoryModel,
         batch: Batch,
         name: str,
-        check: Callable[[], None] = lambda: None,
+        check: Callable[[], None] | None = None,
     ) -> Any:
         """Returns the step of a model for batches like this one.
 
@@ -97,7 +87,8 @@ class CompiledSteps:
         compiling = self._begin(model, batch, name)
         waits = not compiling.done()
         while not compiling.done():
-            check()
+            if check is not None:
+                check()
             futures.wait([compiling], _POLL_SECONDS)
         step = compiling.result()
         if waits:
@@ -110,6 +101,17 @@ class CompiledSteps:
             self._compiled[key] = self._pool.submit(self._compile, model, batch, name)
         return self._compiled[key]
 
+    def _jit(self, model: MemoryModel) -> Any:
+        return jit_train_step(
+            model,
+            make_optimizer(self._plan.optimizer),
+            self._state_shapes,
+            self._mesh,
+            self._plan.num_micro_batches,
+            self._plan.frozen,
+            self._plan.seed,
+        )
+
     def _compile(self, model: MemoryModel, batch: Batch, name: str) -> Any:
         with self._lowering:  # one after the other, so that the first is not held up
             started = time.monotonic()
@@ -118,7 +120,13 @@ class CompiledSteps:
         heap.give_back()
         log.info(
             "training on %s, contexts of %d, queries of %d tokens; compiled in %.1f s",
-            *(name, batch["context_ids"].shape[-1], batch["query_ids"].shape[-1]),
+            name,
+            batch["context_ids"].shape[-1],
+            batch["query_ids"].shape[-1],
             time.monotonic() - started,
         )
         return step
+
+
+def _shape(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)

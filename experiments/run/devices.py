@@ -1,11 +1,11 @@
-"""The devices of a run, arranged as its configuration says."""
+"""The devices of a run, arranged as its plan says."""
 
 from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 
+from experiments.run.plan import RunPlan
 from gradmem_jax.checks import AUTOMATIC, require
 from gradmem_jax.parallel import sharding
 from gradmem_jax.trees import Params
@@ -32,27 +32,27 @@ class Devices(NamedTuple):
         return jax.tree.map(lambda x: x.addressable_data(0), whole)
 
 
-def find_devices(config: ConfigDict) -> Devices:
-    """Arranges all devices as `config.mesh` says.
+def find_devices(plan: RunPlan) -> Devices:
+    """Arranges all devices as `plan.mesh` says.
 
     Raises:
         ValueError: they do not fit, or the batch does not divide over them.
     """
-    mesh = sharding.make_mesh(sharding.MeshConfig(**config.mesh.to_dict()))
-    parts, micro = sharding.num_batch_shards(mesh), config.num_micro_batches
+    mesh = sharding.make_mesh(plan.mesh)
+    parts, micro = sharding.num_batch_shards(mesh), plan.num_micro_batches
     require(
-        config.batch_size % parts == 0,
-        f"batch_size={config.batch_size} must be a multiple of the {parts} parts that mesh.data="
+        plan.batch_size % parts == 0,
+        f"batch_size={plan.batch_size} must be a multiple of the {parts} parts that mesh.data="
         f"{mesh.shape['data']} x mesh.fsdp={mesh.shape['fsdp']} devices take.",
     )
     require(
-        micro == AUTOMATIC or config.batch_size // parts % micro == 0,
-        f"each of the {parts} devices along mesh.data and mesh.fsdp gets {config.batch_size} / "
-        f"{parts} samples of batch_size={config.batch_size}, which must be a multiple of "
+        micro == AUTOMATIC or plan.batch_size // parts % micro == 0,
+        f"each of the {parts} devices along mesh.data and mesh.fsdp gets {plan.batch_size} / "
+        f"{parts} samples of batch_size={plan.batch_size}, which must be a multiple of "
         f"num_micro_batches={micro}; use fewer micro-batches or a larger batch.",
     )
     kinds = [device.device_kind for device in mesh.devices.flat]
     names = [f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds))]
     batch = sharding.batch_sharding(mesh)
-    sharding.process_shard(batch, config.batch_size)
+    sharding.process_shard(batch, plan.batch_size)
     return Devices(mesh, batch, NamedSharding(mesh, PartitionSpec()), names)

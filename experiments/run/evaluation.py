@@ -1,5 +1,6 @@
 """Evaluation with the context removed: exact match, WRITE losses and readable answers."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +27,12 @@ def confidence_interval(rate: float, count: int, z: float = 1.96) -> tuple[float
     spread = z * np.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count))
     scale = 1 + z * z / count
     return float(max(0, (centre - spread) / scale)), float(min(1, (centre + spread) / scale))
+
+
+def one_query(task: Any) -> Any:
+    """The task with one query a context, so that the samples of an evaluation are independent."""
+    has_several = getattr(task, "queries_per_context", 1) > 1
+    return dataclasses.replace(task, queries_per_context=1) if has_several else task
 
 
 def evaluate_params(

@@ -1,39 +1,43 @@
 """What a finished run says of itself: its best checkpoint, evaluated, and some answers to read."""
 
+import functools
 import pathlib
 from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from experiments.program import formatting, hosts
 from experiments.program.console import log
-from experiments.run.build import BEST_METRICS, one_query
-from experiments.run.curriculum import Stage
 from experiments.run.devices import Devices
-from experiments.run.evaluation import answer_metrics, evaluate_params, sample_answers, table
+from experiments.run.evaluation import (
+    answer_metrics,
+    evaluate_params,
+    one_query,
+    sample_answers,
+    table,
+)
+from experiments.run.plan import BEST_METRICS, RunPlan
 from gradmem_jax.data.text_task import QuestionTask
 from gradmem_jax.memory.interface import memory_floats
 from gradmem_jax.memory.segments import write_context
 from gradmem_jax.storage import checkpoint
 
 
-def final_report(
-    config: ConfigDict, target: Stage, workdir: pathlib.Path, devices: Devices
-) -> dict[str, Any]:
+def final_report(plan: RunPlan, workdir: pathlib.Path, devices: Devices) -> dict[str, Any]:
     """Evaluates the best checkpoint over several K on all devices and shows some answers."""
     best_step, split_params = checkpoint.restore_params(
         workdir / "checkpoints", "best", mesh=devices.mesh
     )
+    target = plan.target
     k = target.model.config.num_write_steps
     results = evaluate_params(
         target.model,
         split_params,
         one_query(target.task),
-        sorted({*config.final_num_write_steps, k}),
-        num_samples=config.num_eval_samples,
-        split=config.final_split,
+        sorted({*plan.final_num_write_steps, k}),
+        num_samples=plan.num_eval_samples,
+        split=plan.final_split,
         mesh=devices.mesh,
     )
     params = devices.copy_to_first(split_params)
@@ -43,28 +47,28 @@ def final_report(
             target.model,
             params,
             target.task,
-            num_samples=config.num_eval_samples,
-            split=config.final_split,
+            num_samples=plan.num_eval_samples,
+            split=plan.final_split,
         )
         log.info("generated answers: %s", formatting.describe(text_metrics))
-    answers = sample_answers(target.model, params, target.task, split=config.final_split)
+    answers = sample_answers(target.model, params, target.task, split=plan.final_split)
     if hosts.is_first():
         (workdir / "answers.txt").write_text(answers + "\n")
     log.info("answers from memory alone, after %d WRITE steps\n%s", k, answers)
     log.info(
         "best checkpoint (step %d) on fresh samples, context removed\n%s", best_step, table(results)
     )
-    write = lambda params, ids: write_context(target.model, params, ids)[0]
     segments = (target.task.num_segments,) if target.task.num_segments > 1 else ()
     ids = jax.ShapeDtypeStruct((1, *segments, target.task.context_buckets[-1]), np.int32)
+    memory, _ = jax.eval_shape(functools.partial(write_context, target.model), params, ids)
     return {
-        "method": config.method,
-        "task": config.task,
-        "memory_floats": memory_floats(jax.eval_shape(write, params, ids)),
+        "method": plan.method,
+        "task": plan.task_name,
+        "memory_floats": memory_floats(memory),
         "num_parameters": sum(x.size for x in jax.tree.leaves(params)),
         "best_step": best_step,
         "num_write_steps": k,
-        "best_metric": config.best_metric,
+        "best_metric": plan.best_metric,
         **{name: results[k][name] for name in BEST_METRICS},
         **text_metrics,
         "by_num_write_steps": results,

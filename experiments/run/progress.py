@@ -105,9 +105,16 @@ class Progress:
         log.info(
             "step %d/%d %s | loss %.4f | exact match %.3f | tokens right %.3f | write loss %.3f | "
             "%.0f ms/step, %.0f samples/s | at most %s left",
-            *(step, self._num_steps, task, metrics["loss"], metrics["exact_match"]),
-            *(metrics["token_accuracy"], metrics["write_loss"]),
-            *(seconds * 1e3, self._batch_size / seconds, left),
+            step,
+            self._num_steps,
+            task,
+            metrics["loss"],
+            metrics["exact_match"],
+            metrics["token_accuracy"],
+            metrics["write_loss"],
+            seconds * 1e3,
+            self._batch_size / seconds,
+            left,
         )
         self.scalars("train", step, {**metrics, "seconds_per_step": seconds})
 

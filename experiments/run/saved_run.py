@@ -1,5 +1,6 @@
-"""A run on disk, or what experiments.export made of it: its configuration and parameters."""
+"""A run on disk, or what experiments.export made of it: its plan, tokenizer and parameters."""
 
+import functools
 import os
 import pathlib
 from collections.abc import Mapping
@@ -7,51 +8,106 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments.configs.default import get_config
 from experiments.program import files
+from experiments.run.build import build
+from experiments.run.plan import RunPlan
+from experiments.run.workdir import EXPORTED, LM, PARAMS
 from gradmem_jax.checks import require, require_choice
+from gradmem_jax.data.task import Tokenizer
 from gradmem_jax.storage import checkpoint
 from gradmem_jax.storage.params_file import load_params
 from gradmem_jax.trees import Params
 
-# What experiments.export writes in place of checkpoints, and where it describes a pretrained
-# language model, whose parameters are among those of the run.
-PARAMS, EXPORTED, LM = "params.safetensors", "exported.json", "lm"
-
 # What a run is built from again, by the types that config.json has.
-RUN_FIELDS = {
+_FIELDS = {
     **dict.fromkeys(("method", "task", "pretrained", "final_split", "write_optimizer.name"), str),
     **dict.fromkeys(("lm", "model", "data", "write_optimizer.arguments"), dict),
     "seed": int,
 }
+# Groups of fields of which a run of another version of the code may have others.
+_GROUPS = ("curriculum", "mesh", "optimizer")
 
 
-def is_run(path: str) -> bool:
-    """Whether there is a run or an exported one, not a pretrained language model."""
-    return any((pathlib.Path(path) / name).exists() for name in ("checkpoints", PARAMS))
+class SavedRun:
+    """A run on disk, or what experiments.export made of it.
 
+    Everything is read when it is asked for.
 
-def run_config(workdir: pathlib.Path) -> ConfigDict:
-    """Returns the configuration of a run, with the tokenizer and language model it brings along.
-
-    Raises:
-        ValueError: it cannot be read, or names files that are not there.
+    Attributes:
+        folder: its folder.
     """
-    path = workdir / "config.json"
-    fields = files.read_json(path)
-    wrong = [name for name, kind in RUN_FIELDS.items() if not isinstance(_find(fields, name), kind)]
-    require(
-        not wrong,
-        f"{path} is not the configuration of a run: {', '.join(wrong)} missing or of another type; "
-        "copy it again, or export the run again.",
-    )
-    config = ConfigDict(fields)
-    if (workdir / LM / "config.json").is_file():
-        config.pretrained = str(workdir / LM)
-    if (workdir / "tokenizer.json").is_file():
-        config.data.tokenizer_path = str(workdir / "tokenizer.json")
-    tokenizer = config.data.get("tokenizer_path")
-    check_paths(workdir, {"pretrained": config.pretrained, "data.tokenizer_path": tokenizer})
-    return config
+
+    def __init__(self, folder: pathlib.Path):
+        """Reads nothing yet."""
+        self.folder = folder
+
+    @functools.cached_property
+    def fields(self) -> dict[str, Any]:
+        """Its configuration, with the paths of the tokenizer and language model it brings along.
+
+        Raises:
+            ValueError: it cannot be read, or names files that are not there.
+        """
+        path = self.folder / "config.json"
+        fields = files.read_json(path)
+        wrong = [
+            name for name, kind in _FIELDS.items() if not isinstance(_find(fields, name), kind)
+        ]
+        if not wrong:
+            wrong = [name for name in _GROUPS if not isinstance(fields.get(name, {}), dict)]
+        require(
+            not wrong,
+            f"{path} is not the configuration of a run: {', '.join(wrong)} missing or of another "
+            "type; copy it again, or export the run again.",
+        )
+        if (self.folder / LM / "config.json").is_file():
+            fields["pretrained"] = str(self.folder / LM)
+        if (self.folder / "tokenizer.json").is_file():
+            fields["data"]["tokenizer_path"] = str(self.folder / "tokenizer.json")
+        paths = {name: _find(fields, name) for name in ("pretrained", "data.tokenizer_path")}
+        check_paths(self.folder, paths)
+        return fields
+
+    @functools.cached_property
+    def plan(self) -> RunPlan:
+        """What was trained, and how; fields from after its time have their defaults.
+
+        Raises:
+            ValueError: see `fields` and `build`.
+        """
+        fields = self.fields
+        default = get_config(fields["method"], fields["task"], bool(fields["pretrained"])).to_dict()
+        groups = {
+            group: {name: fields.get(group, {}).get(name, x) for name, x in default[group].items()}
+            for group in _GROUPS
+        }
+        return build(ConfigDict(_with_tuples(default | fields | groups)))
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer."""
+        return self.plan.target.task.tokenizer
+
+    def params(self, checkpoint_name: str = "best") -> tuple[int, Params]:
+        """Reads parameters.
+
+        Args:
+            checkpoint_name: "best", "latest", or a step. An exported run has one step only.
+
+        Returns:
+            (step, params).
+
+        Raises:
+            ValueError: there is no such run or checkpoint, or it is damaged.
+        """
+        if not (self.folder / PARAMS).exists():
+            return checkpoint.restore_params(self.folder / "checkpoints", checkpoint_name)
+        path = self.folder / EXPORTED
+        step = _find(files.read_json(path), "step")
+        require(isinstance(step, int), f"{path} has no step; export the run again.")
+        require_choice("checkpoint", checkpoint_name, ("best", "latest", str(step)))
+        return step, load_params(self.folder / PARAMS)
 
 
 def _find(fields: Any, name: str) -> Any:
@@ -59,6 +115,13 @@ def _find(fields: Any, name: str) -> Any:
     for part in name.split("."):
         fields = fields.get(part) if isinstance(fields, dict) else None
     return fields
+
+
+def _with_tuples(value: Any) -> Any:
+    """What JSON reads, with tuples where it has lists."""
+    if isinstance(value, dict):
+        return {name: _with_tuples(item) for name, item in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 def check_paths(workdir: pathlib.Path, paths: Mapping[str, str | None]) -> None:
@@ -74,24 +137,3 @@ def check_paths(workdir: pathlib.Path, paths: Mapping[str, str | None]) -> None:
             f"there is no {path} in {os.getcwd()}: {workdir / 'config.json'} has {name}={path!r}, "
             "which is relative to the folder that training was started in; start this there too.",
         )
-
-
-def run_params(workdir: pathlib.Path, checkpoint_name: str = "best") -> tuple[int, Params]:
-    """Reads the parameters of a run, or of what experiments.export made of one.
-
-    Args:
-        workdir: its folder.
-        checkpoint_name: "best", "latest", or a step. An exported run has one step only.
-
-    Returns:
-        (step, params).
-
-    Raises:
-        ValueError: there is no such run or checkpoint, or it is damaged.
-    """
-    if not (workdir / PARAMS).exists():
-        return checkpoint.restore_params(workdir / "checkpoints", checkpoint_name)
-    step = _find(files.read_json(workdir / EXPORTED), "step")
-    require(isinstance(step, int), f"{workdir / EXPORTED} has no step; export the run again.")
-    require_choice("checkpoint", checkpoint_name, ("best", "latest", str(step)))
-    return step, load_params(workdir / PARAMS)

@@ -6,11 +6,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from experiments.run.compiled_steps import Batch, CompiledSteps
-from experiments.run.curriculum import Stage
 from experiments.run.devices import Devices
+from experiments.run.plan import RunPlan
 from gradmem_jax.data.pipeline import make_iterator
 from gradmem_jax.parallel import sharding
 from gradmem_jax.training.step import TrainState
@@ -30,36 +29,34 @@ class RunningStage:
 
     def __init__(
         self,
-        config: ConfigDict,
-        stages: list[Stage],
+        plan: RunPlan,
         index: int,
         devices: Devices,
         steps: CompiledSteps,
         iterator_state: Any = None,
-        check: Callable[[], None] = lambda: None,
+        check: Callable[[], None] | None = None,
     ):
         """Opens the data of a stage, where `iterator_state` says, and compiles the first step.
 
         Args:
-            config: see experiments/configs/default.py.
-            stages: what `build_stages` returned.
-            index: which of them.
+            plan: of the run.
+            index: which of its stages.
             devices: what `find_devices` returned.
             steps: the steps of the run.
             iterator_state: of an iterator of this stage; None starts from the beginning.
             check: see `CompiledSteps.find`.
         """
-        self._model, task, self.name = stages[index]
+        self._model, task, self.name = plan.stages[index]
         self.index, self._steps = index, steps
         self.num_write_steps = self._model.config.num_write_steps
         self._batch_sharding = devices.batch
-        shard_index, num_shards = sharding.process_shard(devices.batch, config.batch_size)
+        shard_index, num_shards = sharding.process_shard(devices.batch, plan.batch_size)
         self.iterator = make_iterator(
             task.source("train"),
-            config.batch_size // num_shards,
+            plan.batch_size // num_shards,
             task=task,
             repeat=True,
-            shuffle_seed=config.seed if config.shuffle else None,
+            shuffle_seed=plan.seed if plan.shuffle else None,
             shard_index=shard_index,
             num_shards=num_shards,
         )

@@ -11,8 +11,14 @@ from typing import Any
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on
 STORAGE_ERRORS = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.EIO, errno.ESTALE),
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ESTALE,
 )
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SAME_STOP = 1.0  # seconds; a terminal or a sweep may deliver one stop twice

@@ -8,25 +8,21 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from ml_collections import ConfigDict
 
 from experiments.program import formatting, hosts
 from experiments.program.console import log
-from experiments.run.build import LOWER_IS_BETTER, build_optimizer_config
 from experiments.run.compiled_steps import CompiledSteps
-from experiments.run.curriculum import Stage
 from experiments.run.devices import Devices
 from experiments.run.evaluation import evaluate_params
 from experiments.run.initial_state import start_state
 from experiments.run.log_window import LogWindow, TrainedStep
+from experiments.run.plan import RunPlan
 from experiments.run.progress import Progress
 from experiments.run.stage import RunningStage
 from experiments.run.stopping import Stopped, Stopping
-from gradmem_jax.memory.interface import MemoryModel
 from gradmem_jax.parallel import sharding
 from gradmem_jax.storage import checkpoint
-from gradmem_jax.training.optimizer import make_optimizer
-from gradmem_jax.training.step import TrainState, init_state
+from gradmem_jax.training.step import TrainState
 
 
 @dataclasses.dataclass
@@ -68,9 +64,8 @@ class TrainingRun:
 
     def __init__(
         self,
-        config: ConfigDict,
+        plan: RunPlan,
         workdir: pathlib.Path,
-        stages: list[Stage],
         devices: Devices,
         stopping: Stopping,
         checkpoints: ocp.CheckpointManager,
@@ -79,28 +74,27 @@ class TrainingRun:
         """Restores the last checkpoint, or makes the state of step 0.
 
         Args:
-            config: see experiments/configs/default.py.
-            workdir: the run's folder.
-            stages: what `build_stages` returned.
+            plan: of the run.
+            workdir: its folder.
             devices: what `find_devices` returned.
             stopping: says when a signal has come.
             checkpoints: from `checkpoint.open_checkpoints`.
             shapes: from `state_shapes`.
         """
         self._started = time.monotonic()
-        self._config, self._stages, self._devices = config, stages, devices
+        self._plan, self._devices = plan, devices
         self._stopping, self._checkpoints = stopping, checkpoints
         template = sharding.placed_shapes(shapes, sharding.shardings(shapes, devices.mesh))
         restored = checkpoint.restore_latest(checkpoints, template)
         if restored is None:
-            self._state, host = _first_state(config, stages[-1].model, devices), HostState()
+            self._state, host = _first_state(plan, devices), HostState()
         else:
             self._state, host = restored[0], HostState.restore(restored[1])
             log.info("going on from step %d", int(self._state.step))
         self._host = host
         self.step = self._saved_step = int(self._state.step)
         self._seconds_before = host.seconds
-        self._window = LogWindow(workdir, config.skip_nonfinite, host.skipped_steps, host.window)
+        self._window = LogWindow(workdir, plan.skip_nonfinite, host.skipped_steps, host.window)
 
     @property
     def skipped_steps(self) -> int:
@@ -134,9 +128,7 @@ class TrainingRun:
 
         def start_stage(index: int, iterator: Any, **options: Any) -> RunningStage:
             started = time.monotonic()
-            stage = RunningStage(
-                self._config, self._stages, index, self._devices, steps, iterator, **options
-            )
+            stage = RunningStage(self._plan, index, self._devices, steps, iterator, **options)
             progress.leave_out(time.monotonic() - started)
             return stage
 
@@ -147,12 +139,12 @@ class TrainingRun:
                 self._evaluate(stage, progress)
             while not self._done:
                 means = self._train_window(stage, steps, progress)
-                threshold = self._config.curriculum.exact_match
-                if stage.index < len(self._stages) - 1 and means["exact_match"] >= threshold:
+                is_last = stage.index == len(self._plan.stages) - 1
+                if not is_last and means["exact_match"] >= self._plan.next_stage_at:
                     stage = start_stage(stage.index + 1, None)
                 checkpoint.check_for_errors(self._checkpoints)
-                last = self.step == self._config.num_steps
-                host.evaluation_due = last or self.step % self._config.evaluate_every == 0
+                last = self.step == self._plan.num_steps
+                host.evaluation_due = last or self.step % self._plan.evaluate_every == 0
                 if host.evaluation_due:
                     self._evaluate(stage, progress)
         except Stopped:
@@ -163,15 +155,15 @@ class TrainingRun:
 
     @property
     def _done(self) -> bool:
-        wanted, exact_match = self._config.stop_at_exact_match, self._host.exact_match
+        wanted, exact_match = self._plan.stop_at_exact_match, self._host.exact_match
         reached = wanted is not None and exact_match is not None and exact_match >= wanted
-        return reached or self.step >= self._config.num_steps
+        return reached or self.step >= self._plan.num_steps
 
     def _train_window(
         self, stage: RunningStage, steps: CompiledSteps, progress: Progress
     ) -> dict[str, float]:
         """Trains to the next progress line, and returns the means that it tells."""
-        log_every, num_steps = self._config.log_every, self._config.num_steps
+        log_every, num_steps = self._plan.log_every, self._plan.num_steps
         alone = jax.process_count() == 1
         while True:
             if alone or self.step % log_every == 0:
@@ -190,7 +182,7 @@ class TrainingRun:
 
     def _evaluate(self, stage: RunningStage, progress: Progress) -> None:
         """Evaluates the task itself, with the trained number of WRITE steps, and saves."""
-        config, target = self._config, self._stages[-1]
+        plan, target = self._plan, self._plan.target
         k = target.model.config.num_write_steps
         with self._stopping.interruptible():
             by_k = evaluate_params(
@@ -198,8 +190,8 @@ class TrainingRun:
                 self._state.params,
                 target.task,
                 [k],
-                num_samples=config.num_eval_samples,
-                batch_size=config.batch_size,
+                num_samples=plan.num_eval_samples,
+                batch_size=plan.batch_size,
                 mesh=self._devices.mesh,
             )
         results = {name: value for name, value in by_k[k].items() if isinstance(value, float)}
@@ -207,8 +199,7 @@ class TrainingRun:
         progress.scalars("evaluation", self.step, results)
         self._host.exact_match = results["exact_match"]
         self._host.evaluation_due = False
-        sign = -1 if config.best_metric in LOWER_IS_BETTER else 1
-        self._save(stage, results | {"score": sign * results[config.best_metric]})
+        self._save(stage, results | {"score": plan.score(results)})
         progress.restart_clock(self.step)
 
     def _save(self, stage: RunningStage, metrics: Mapping[str, float] | None) -> None:
@@ -226,16 +217,8 @@ class TrainingRun:
         self._stopping.to_save = False
 
 
-def state_shapes(config: ConfigDict, model: MemoryModel) -> TrainState:
-    """The shapes and dtypes of a run's state, for which nothing is drawn or read."""
-    optimizer = make_optimizer(build_optimizer_config(config))
-    make = lambda: init_state(model.init(jax.random.key(0)), optimizer, config.frozen)
-    return jax.eval_shape(make)
-
-
-def _first_state(config: ConfigDict, model: MemoryModel, devices: Devices) -> TrainState:
+def _first_state(plan: RunPlan, devices: Devices) -> TrainState:
     """Makes the state of step 0 on the CPU, which may have room that no device has; splits it."""
-    optimizer = make_optimizer(build_optimizer_config(config))
     with jax.default_device(hosts.cpu()):
-        state = start_state(config, model, optimizer)
+        state = start_state(plan)
     return sharding.place(state, sharding.shardings(state, devices.mesh))

@@ -1,24 +1,57 @@
-"""The folder of a run: its config.json and its tokenizer."""
+"""The folder of a run: what marks it, its config.json and its tokenizer."""
 
 import pathlib
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from experiments.configs.default import get_config
 from experiments.program import files, hosts
-from experiments.run.saved_run import EXPORTED
+from experiments.run.plan import RunPlan
 from gradmem_jax.checks import require
 from gradmem_jax.storage.checkpoint import saved_steps
 from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer
 
+# What experiments.export writes in place of checkpoints, and where it describes a pretrained
+# language model, whose parameters are among those of the run.
+PARAMS, EXPORTED, LM = "params.safetensors", "exported.json", "lm"
 
-def flat_fields(config: ConfigDict) -> dict[str, Any]:
-    """The fields of a configuration by their whole names, with the values that config.json has."""
-    return files.flatten(files.to_json(config.to_dict()))
+# Fields that may change when a run goes on.
+_MAY_CHANGE = (
+    "num_steps",
+    "final_num_write_steps",
+    "stop_at_exact_match",
+    "skip_nonfinite",
+    "init_from",
+    "init_checkpoint",
+    "mesh",
+    "num_micro_batches",
+    "cpu_devices",
+)
 
 
-def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
+def is_run(folder: str | pathlib.Path) -> bool:
+    """Whether a folder is that of a run, begun or finished, or of an exported one.
+
+    A pretrained language model has a config.json too, but of other fields.
+    """
+    folder = pathlib.Path(folder)
+    if any((folder / name).exists() for name in ("checkpoints", PARAMS, EXPORTED)):
+        return True
+    try:
+        fields = files.read_json(folder / "config.json")
+    except ValueError:
+        return False
+    return isinstance(fields, dict) and {"model", "data", "num_steps"} <= fields.keys()
+
+
+def require_no_run(flag: str, path: str) -> None:
+    """Refuses a run where a pretrained language model is wanted."""
+    require(
+        not is_run(path),
+        f"--{flag}={path} is a run; name the files of a pretrained language model.",
+    )
+
+
+def check_workdir(workdir: pathlib.Path, plan: RunPlan) -> None:
     """Writes config.json, or refuses a workdir of an export, or of another configuration.
 
     A run that began before a field was there has the field's default. What a start left that came
@@ -34,26 +67,15 @@ def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
     steps = saved_steps(workdir / "checkpoints")
     has_results = bool(steps) or (workdir / "metrics.json").exists()
     if earlier and has_results:
-        defaults = get_config(config.method, config.task, bool(config.pretrained))
-        current, default = flat_fields(config), flat_fields(defaults)
-        ignored = (
-            *("num_steps", "final_num_write_steps", "stop_at_exact_match", "skip_nonfinite"),
-            *("init_from", "init_checkpoint", "mesh", "num_micro_batches", "cpu_devices"),
-        )
-        different = [
-            name
-            for name in {*earlier, *current}
-            if name.partition(".")[0] not in ignored
-            and earlier.get(name, default.get(name)) != current.get(name)
-        ]
+        different = _different(earlier, plan)
         require(
             not different,
-            f"{workdir} holds a run with other values of {sorted(different)}; choose another "
+            f"{workdir} holds a run with other values of {different}; choose another "
             "--workdir, or the same configuration to go on.",
         )
     require(
-        not steps or config.num_steps >= steps[-1],
-        f"num_steps={config.num_steps} is less than the {max(steps, default=0)} steps that "
+        not steps or plan.num_steps >= steps[-1],
+        f"num_steps={plan.num_steps} is less than the {max(steps, default=0)} steps that "
         f"{workdir} was trained for; give so many or more, or choose another --workdir.",
     )
     if not hosts.is_first():
@@ -61,7 +83,19 @@ def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
     made_tokenizer = not (earlier.get("data.tokenizer_path") or earlier.get("pretrained"))
     if earlier and not has_results and made_tokenizer:
         (workdir / "tokenizer.json").unlink(missing_ok=True)
-    files.write_json(path, config.to_dict())
+    files.write_json(path, plan.fields)
+
+
+def _different(earlier: dict[str, Any], plan: RunPlan) -> list[str]:
+    """Whole names of the fields in which a plan is not what a run began with."""
+    defaults = get_config(plan.method, plan.task_name, bool(plan.start.pretrained)).to_dict()
+    default, current = files.flatten(files.to_json(defaults)), files.flatten(plan.fields)
+    return sorted(
+        name
+        for name in {*earlier, *current}
+        if name.partition(".")[0] not in _MAY_CHANGE
+        and earlier.get(name, default.get(name)) != current.get(name)
+    )
 
 
 def save_tokenizer(workdir: pathlib.Path, task: Any) -> None:

@@ -83,7 +83,10 @@ def sample_products(setting: Setting) -> SampleProducts:
     whole = forward_products(lm, prefix + context, s.context_tokens)
     first_layer = dataclasses.replace(lm, num_layers=1)
     heads = (lm.num_heads + 2 * lm.kv_heads) * lm.head_size
-    among = lambda length: forward_products(first_layer, length, 0).attention
+
+    def among(length: int) -> int:
+        return forward_products(first_layer, length, 0).attention
+
     seen = 4 * lm.num_heads * lm.head_size * context * prefix
     within_context = Products(2 * context * lm.width * heads, among(context))
     write = Products(

@@ -27,7 +27,7 @@ from gradmem_jax.memory.gradmem import GradMem
 from gradmem_jax.memory.interface import kv_cache_floats, memory_floats
 from gradmem_jax.parallel import sharding
 from gradmem_jax.training.optimizer import OptimizerConfig, make_optimizer
-from gradmem_jax.training.step import init_state, jit_train_step
+from gradmem_jax.training.step import TrainState, init_state, jit_train_step
 from gradmem_jax.trees import Params
 
 _SHORTEST = 0.3  # seconds that the timed calls take together, at least
@@ -65,7 +65,10 @@ def measure_step(setting: Setting) -> dict[str, Any]:
     model, optimizer = GradMem(setting.model_config()), make_optimizer(OptimizerConfig())
     mesh = _mesh(setting)
     batch = jax.device_put(setting.batch(), sharding.batch_sharding(mesh))
-    init = lambda: init_state(model.init(jax.random.key(0)), optimizer)
+
+    def init() -> TrainState:
+        return init_state(model.init(jax.random.key(0)), optimizer)
+
     where = sharding.shardings(jax.eval_shape(init), mesh)
     state = jax.jit(init, out_shardings=where)()
     step = jit_train_step(model, optimizer, state, mesh, setting.micro_batches)
@@ -114,13 +117,12 @@ def measure_break_even(setting: Setting) -> dict[str, Any]:
     model = GradMem(setting.model_config())
     params = jax.jit(model.init)(jax.random.key(0))
     require(setting.cpu_devices == 1, "break-even is measured on one device.")
-    jit = lambda write: jax.jit(lambda *args: write(*args)[0])
-    write, read = jit(model.write_memory), jax.jit(model.read_memory)
+    write, read = _jit_first(model.write_memory), jax.jit(model.read_memory)
     memory = write(params, context_ids)
 
     full = FullContext(FullContextConfig(lm=setting.lm_config()))
     lm_params = {"lm": params["lm"]}
-    prefill = jit(full.write_memory)
+    prefill = _jit_first(full.write_memory)
     kept = prefill(lm_params, context_ids)
     cache = make_cache(kept.keys, kept.values, kept.length, setting.query_tokens)
 
@@ -145,6 +147,15 @@ def measure_break_even(setting: Setting) -> dict[str, Any]:
         "memory_bytes": memory_floats(memory) * memory.dtype.itemsize,
         "cache_bytes": kv_cache_floats(setting.lm_config(), setting.context_tokens) * float_size,
     }
+
+
+def _jit_first(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiles a function for the first of its results."""
+
+    def first(*arguments: Any) -> Any:
+        return function(*arguments)[0]
+
+    return jax.jit(first)
 
 
 def measure_matmul(setting: Setting) -> dict[str, Any]:

@@ -84,8 +84,9 @@ def run(torch: Any, official: Any, transformers: Any, arguments: Any) -> dict[st
     setting, device = json.loads(arguments.setting), arguments.device
     torch.manual_seed(0)
     shape = (setting["batch_size"], setting["query_tokens"])
-    draw = lambda *shape: torch.randint(1, setting["vocab_size"], shape).to(device)
-    contexts, queries = draw(shape[0], setting["context_tokens"]), draw(*shape)
+    vocab_size = setting["vocab_size"]
+    contexts = torch.randint(1, vocab_size, (shape[0], setting["context_tokens"])).to(device)
+    queries = torch.randint(1, vocab_size, shape).to(device)
     labels = queries.clone()
     labels[:, :-TARGET_TOKENS] = IGNORE
     inputs = {"context_input_ids": contexts, "query_input_ids": queries}

@@ -108,7 +108,10 @@ class Setting:
     def batch(self) -> dict[str, np.ndarray]:
         """Random ids without padding; the last tokens of a query are its target."""
         rng = np.random.default_rng(0)
-        draw = lambda *shape: np.asarray(rng.integers(1, self.vocab_size, shape), np.int32)
+
+        def draw(*shape: int) -> np.ndarray:
+            return np.asarray(rng.integers(1, self.vocab_size, shape), np.int32)
+
         queries = draw(self.batch_size, self.queries_per_context, self.query_tokens)
         is_target = np.arange(self.query_tokens) >= self.query_tokens - _TARGET_TOKENS
         return {

@@ -26,12 +26,12 @@ def _runs(
 ) -> list[Run]:
     """Runs of a method over N, chained as in the paper, with three seeds."""
     options = {"curriculum.num_pairs": ()} | (overrides or {})
-    run = lambda n: Run(
-        f"{name}_n{n}", f"experiments/configs/kv_paper.py:{method}_n{n}{numbers}", options
-    )
+    config = f"experiments/configs/kv_paper.py:{method}_n"
+    runs = {n: Run(f"{name}_n{n}", f"{config}{n}{numbers}", options) for n in num_pairs}
     first = FIRST_PAIRS.get(method, 32)
-    alone = [run(n) for n in num_pairs if n < first]
-    return seeds([*alone, *chain([run(n) for n in num_pairs if n >= first])], range(3))
+    alone = [run for n, run in runs.items() if n < first]
+    chained = chain([run for n, run in runs.items() if n >= first])
+    return seeds([*alone, *chained], range(3))
 
 
 def get_runs() -> list[Run]:

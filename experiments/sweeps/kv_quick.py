@@ -27,8 +27,6 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 def get_runs() -> list[Run]:
     """Returns the runs."""
-    return [
-        *seeds([Run("demo", CONFIG)], range(3)),
-        *(Run(name, CONFIG, fields) for name, fields in CHANGES.items()),
-        *(Run(method, CONFIG + method) for method in ("rmt", "full_context")),
-    ]
+    demos = seeds([Run("demo", CONFIG)], range(3))
+    changed = [Run(name, CONFIG, fields) for name, fields in CHANGES.items()]
+    return demos + changed + [Run(method, CONFIG + method) for method in ("rmt", "full_context")]

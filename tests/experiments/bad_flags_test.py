@@ -14,14 +14,14 @@ from experiments.answers.answering import choose_contexts
 from experiments.answers.contexts import Context, encode_context, read_contexts
 from experiments.answers.open_model import open_model
 from experiments.answers.write_traces import make_optimizer
-from experiments.configs.arguments import parse_row
+from experiments.configs import kv_paper
 from experiments.program.startup import integers
-from experiments.run.curriculum import build_stages
+from experiments.run.build import build
 from experiments.run.devices import find_devices
 from experiments.speed.growth import parse_sweeps
 from experiments.speed.setting import Setting
-from experiments.sweep import select
 from experiments.sweeps.run_list import Run
+from experiments.sweeps.sweep_file import select
 from gradmem_jax.storage.checkpoint import restore_params
 from gradmem_jax.storage.memory_file import Header, StoredContext
 from gradmem_jax.tokenizers.text_tokenizer import character_tokenizer
@@ -75,7 +75,7 @@ class BadFlagsTest(parameterized.TestCase):
                 TRIED["overrides"] += 1
                 self.assertIn(field, str(error))
                 return
-            sound("overrides", lambda: (build_stages(config), find_devices(config)))
+            sound("overrides", lambda: find_devices(build(config)))
 
         values()
         numbers = [field for field, value in fields.items() if type(value) in (int, float)]
@@ -113,7 +113,7 @@ class BadFlagsTest(parameterized.TestCase):
         @examples(80)
         @given(st.text("n8k_2m-x. ", max_size=8) | st.text(max_size=8))
         def rows(text):
-            sound("flags", lambda: parse_row(text))
+            sound("flags", lambda: kv_paper.ARGUMENTS.parse(text))
 
         @examples(80)
         @given(st.text("adamsg:0123.e-", max_size=10) | st.text(max_size=8))
@@ -122,7 +122,7 @@ class BadFlagsTest(parameterized.TestCase):
 
         rows(), optimizers()
         for bad in ("", "n", "n8_", "n8_n8", "x_n8", "k2", "n8__k2", "N8", "n-8"):
-            refused("flags", lambda bad=bad: parse_row(bad))
+            refused("flags", lambda bad=bad: kv_paper.ARGUMENTS.parse(bad))
         for bad in ("", "adam", "adam:", "adam:-1", "sgd:nan", "sgd:1e999", "adam:0", "rms:1"):
             refused("flags", lambda bad=bad: make_optimizer(bad, np.ones((3, 2))))
 

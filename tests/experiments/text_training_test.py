@@ -11,7 +11,6 @@ from unittest import mock
 import chex
 import jax
 import numpy as np
-import optax
 import pytest
 from absl.testing import absltest, parameterized
 
@@ -20,16 +19,14 @@ from experiments.answers.answering import answer
 from experiments.answers.open_model import open_model
 from experiments.configs import babi_small, text_paper
 from experiments.run import initial_state
-from experiments.run.build import build_model, build_optimizer_config, build_task
+from experiments.run.build import build
 from experiments.run.compiled_steps import CompiledSteps
-from experiments.run.curriculum import build_stages
 from experiments.run.devices import find_devices
 from experiments.run.stage import RunningStage
 from gradmem_jax import save_pretrained
 from gradmem_jax.data.babi.task import BabiConfig
 from gradmem_jax.lm.pretrained.load import Pretrained
 from gradmem_jax.storage import checkpoint
-from gradmem_jax.training.optimizer import make_optimizer
 from tests.small import small_model, small_params
 
 SMALL = {"lm.width": 8, "lm.num_layers": 1, "lm.num_heads": 2}
@@ -81,10 +78,10 @@ class TextTrainingTest(parameterized.TestCase):
         started = {"init_from": str(self.folder / "run"), "data.data_dir": str(other)}
         config = self.tiny(babi_small.get_config("qa1_gradmem_k2"), **small | started)
         with self.assertLogs("experiments", "INFO") as logs:
-            state = initial_state.start_state(config, build_model(config), optax.sgd(0.1))
+            state = initial_state.start_state(build(config))
         self.assertRegex("\n".join(logs.output), "other ids of tokens; new are 1: Alps")
         before = open_model(str(self.folder / "run"), {"checkpoint_name": "best"})
-        now = build_task(config).tokenizer
+        now = build(config).target.task.tokenizer
         words = ("Ann", "bridge", ".", "?")
         self.assertNotEqual(*(int(t.encode("Ann")[0]) for t in (before.tokenizer, now)))
         for word in words:
@@ -123,24 +120,23 @@ class TextTrainingTest(parameterized.TestCase):
     def test_steps_of_all_lengths_are_compiled_ahead(self):
         config = self.tiny(babi_small.get_config("qa1_full_context"), **SMALL)
         config.curriculum.max_context_tokens = ()
-        stages, devices = build_stages(config), find_devices(config)
-        model, task, _ = stages[0]
-        optimizer = make_optimizer(build_optimizer_config(config))
-        start = lambda: initial_state.start_state(config, model, optimizer)
-        self.assertEqual(task.context_buckets, (8, 24))
+        plan = build(config)
+        devices = find_devices(plan)
+        self.assertEqual(plan.target.task.context_buckets, (8, 24))
         with self.assertLogs("experiments", "INFO") as logs:
-            with CompiledSteps(config, devices, start()) as steps:
-                stage = RunningStage(config, stages, 0, devices, steps)
+            with CompiledSteps(plan, devices, initial_state.start_state(plan)) as steps:
+                stage = RunningStage(plan, 0, devices, steps)
             self.assertLen(re.findall(r"contexts of (?:8|24)", "\n".join(logs.output)), 2)
             waited = steps.seconds
             for _ in range(4):
-                stage.step(start(), stage.next_batch())
+                stage.step(initial_state.start_state(plan), stage.next_batch())
         self.assertLen(logs.output, 2)
         self.assertEqual(steps.seconds, waited)
 
     def test_a_new_stage_compiles_first(self):
         config = self.tiny(babi_small.get_config("qa1_full_context"), **SMALL)
-        steps = CompiledSteps(config, find_devices(config), {})
+        plan = build(config)
+        steps = CompiledSteps(plan, find_devices(plan), {})
         go_on, compiled = threading.Event(), []
 
         def compile_step(model, batch, name):
@@ -205,23 +201,23 @@ class TextTrainingTest(parameterized.TestCase):
         )
         path = {"pretrained": str(self.folder / "lm")}
         with self.assertRaisesRegex(ValueError, "the tokenizer has .* ids, pretrained="):
-            build_model(self.tiny(text_paper.get_config("qa1_rmt"), **path))
+            build(self.tiny(text_paper.get_config("qa1_rmt"), **path))
         with self.assertRaisesRegex(ValueError, "method='mamba' needs a MambaConfig"):
-            build_model(self.tiny(text_paper.get_config("qa1_mamba"), **path))
+            build(self.tiny(text_paper.get_config("qa1_mamba"), **path))
         with self.assertRaisesRegex(ValueError, "there is no tokenizer /nowhere"):
-            build_model(self.tiny(text_paper.get_config("qa1_rmt"), pretrained="/nowhere"))
+            build(self.tiny(text_paper.get_config("qa1_rmt"), pretrained="/nowhere"))
 
     def test_curriculum_needs_pairs(self):
         config = self.tiny(
             babi_small.get_config("qa1_gradmem_k1"), **{"curriculum.num_pairs": (1,)}
         )
         with self.assertRaisesRegex(ValueError, "task 'babi' has no num_pairs"):
-            build_stages(config)
+            build(config)
 
     def test_curriculum_over_context_lengths(self):
         lengths = {"curriculum.max_context_tokens": (8, 0), "curriculum.exact_match": 0.0}
         config = self.tiny(babi_small.get_config("qa1_full_context"), **SMALL, **lengths)
-        short, whole = (stage.task.source("train") for stage in build_stages(config))
+        short, whole = (stage.task.source("train") for stage in build(config).stages)
         self.assertLess(len(short), len(whole))
         self.assertLessEqual(max(short.context_lengths), 8)
         with self.assertLogs("experiments", "INFO") as logs:
@@ -244,23 +240,7 @@ class TextTrainingTest(parameterized.TestCase):
     def test_curricula_that_are_none(self, changes, message):
         config = self.tiny(babi_small.get_config("qa1_gradmem_k1"), **changes)
         with self.assertRaisesRegex(ValueError, message):
-            build_stages(config)
-
-    @parameterized.parameters(
-        *(f"qa{i}_{method}" for i in (1, 5) for method in ("gradmem_k2", "rmt", "mamba")),
-        *(f"squad_{method}" for method in ("gradmem_k1", "gradmem_k5", "armt", "full_context")),
-        *(f"lm_{method}" for method in ("gradmem_k2", "rmt", "mamba", "full_context", "limited")),
-        *("spans16_gradmem_k2_m2", "spans8_gradmem_k1_m1", "spans32_gradmem_k2_m2_frozen"),
-    )
-    def test_cells_of_the_paper(self, cell):
-        config = text_paper.get_config(cell)
-        self.assertEqual(config.best_metric == "read_loss", cell.startswith("lm"))
-        self.assertEqual(bool(config.frozen), cell.startswith("spans"))
-
-    @parameterized.parameters("qa_gradmem", "squad", "lm_gradmem_2", "spans_rmt", "squad_lstm")
-    def test_cells_that_are_none(self, cell):
-        with self.assertRaisesRegex(ValueError, "must look like"):
-            text_paper.get_config(cell)
+            build(config)
 
 
 if __name__ == "__main__":

@@ -4,70 +4,25 @@ import itertools
 import json
 import pathlib
 import re
-import shutil
 import time
 from unittest import mock
 
 import chex
 import jax
 import numpy as np
-import optax
 import pytest
 from absl.testing import absltest, parameterized
 
 from experiments import train
-from experiments.configs import default, kv_paper, kv_quick, kv_scaling, kv_small
-from experiments.program import files
-from experiments.run import initial_state, progress, training_run, workdir
-from experiments.run.build import build_model, build_optimizer_config, build_task, one_query
+from experiments.run import initial_state, progress, training_run
+from experiments.run.build import build
 from experiments.run.compiled_steps import CompiledSteps
-from experiments.run.curriculum import build_stages
 from experiments.run.devices import find_devices
-from experiments.run.evaluation import evaluate_params
+from experiments.run.evaluation import evaluate_params, one_query
 from experiments.run.nonfinite import NonFiniteError, load_batch
 from experiments.run.stage import RunningStage
 from gradmem_jax.storage import checkpoint
-from gradmem_jax.training.optimizer import make_optimizer
-from gradmem_jax.training.step import init_state, step_params
-from tests.small import small_params
-
-
-def tiny_config(method="gradmem", **changes):
-    config = default.get_config(method)
-    config.num_steps = 8
-    config.batch_size = 8
-    config.log_every = 2
-    config.evaluate_every = 4
-    config.num_eval_samples = 24
-    config.final_num_write_steps = (0, 1)
-    config.lm.width = 8
-    config.lm.num_layers = 1
-    if "num_heads" in config.lm:
-        config.lm.num_heads = 2
-    config.lm.init = "fan_in"
-    config.model.num_write_steps = 1
-    if "num_memory_tokens" in config.model:
-        config.model.num_memory_tokens = 2
-    config.data.num_pairs = 2
-    config.data.key_length = 1
-    config.data.value_length = 1
-    config.data.alphabet_size = 8
-    config.optimizer.learning_rate = 1e-2
-    config.optimizer.warmup_steps = 2
-    config.update_from_flattened_dict(changes)
-    return config
-
-
-def random_run(folder, config, scores=(0.0,)):
-    """A run that was stopped before its first step, with a checkpoint for each score."""
-    folder.mkdir()
-    workdir.check_workdir(folder, config)
-    config = config.copy_and_resolve_references()
-    with checkpoint.open_checkpoints(folder / "checkpoints") as checkpoints:
-        for step, score in enumerate(scores, 1):
-            state = initial_state.start_state(config, build_model(config), optax.identity())
-            checkpoint.save(checkpoints, step, state, {}, {"score": score})
-            config.seed += 1
+from tests.experiments.tiny_run import target_stage, tiny_config
 
 
 class Killed(BaseException):
@@ -123,7 +78,7 @@ class TrainTest(parameterized.TestCase):
         self.assertEqual(again["steps"], 8)
         self.assertEqual(again["by_num_write_steps"], summary["by_num_write_steps"])
 
-        (model, task, _), devices = target_stage(config), find_devices(config)
+        (model, task, _), devices = target_stage(config), find_devices(build(config))
         _, params = checkpoint.restore_params(
             self.folder / "run" / "checkpoints", "best", mesh=devices.mesh
         )
@@ -188,7 +143,7 @@ class TrainTest(parameterized.TestCase):
             chex.assert_trees_all_equal(
                 self.params("straight", which), self.params("killed", which)
             )
-        initial = initial_state.start_state(config, *model_and_optimizer(config)).params
+        initial = initial_state.start_state(build(config)).params
         moved = np.abs(initial["lm"]["embedding"] - self.params("killed")[1]["lm"]["embedding"])
         self.assertGreater(moved.max(), 1e-3)
 
@@ -211,113 +166,6 @@ class TrainTest(parameterized.TestCase):
         self.assertEqual(summary["steps"], 4)
         config.stop_at_exact_match = 1.0  # a higher bar, and the run goes on
         self.assertEqual(train.train(config, self.folder / "run")["steps"], 8)
-
-    def test_stages_share_compiled_steps(self):
-        config = tiny_config()
-        devices = find_devices(config)
-        state = initial_state.start_state(config, *model_and_optimizer(config))
-        steps = self.enterContext(CompiledSteps(config, devices, state))
-        stage = lambda changes: RunningStage(
-            config, build_stages(tiny_config(**changes)), 0, devices, steps
-        )
-        with self.assertLogs("experiments", "INFO") as logs:
-            for changes in ({}, {}, {"model.num_write_steps": 2}, {"data.num_pairs": 3}, {}):
-                stage(changes)
-        self.assertLen(logs.output, 3)
-
-    def test_batches_and_the_order_of_samples(self):
-        for shuffle in (False, True):
-            config = tiny_config(shuffle=shuffle, **{"data.num_samples": 64})
-            stage = RunningStage(
-                config, build_stages(config), 0, find_devices(config), mock.MagicMock()
-            )
-            batch, source = stage.next_batch(), target_stage(config).task.source("train")
-            self.assertEqual(batch["index"].tolist() == list(range(8)), not shuffle)
-            for i, index in enumerate(batch["index"]):
-                for name in ("context_ids", "query_ids", "labels", "value_mask"):
-                    np.testing.assert_array_equal(batch[name][i], source[index][name])
-
-    def test_what_data_and_optimizer_take_from_the_run(self):
-        one, other = (build_task(tiny_config(seed=seed)).source("train")[0] for seed in (3, 4))
-        self.assertFalse(np.array_equal(one["context_ids"], other["context_ids"]))
-        self.assertEqual(build_optimizer_config(tiny_config(num_steps=77)).num_steps, 77)
-
-    def test_dropout_is_drawn_by_the_seed_of_the_run(self):
-        config = tiny_config(
-            "rmt",
-            **{
-                "seed": 3,
-                "frozen": ("^lm/",),
-                "model.write_lora_rank": 2,
-                "model.write_lora_dropout": 0.5,
-                "optimizer.warmup_steps": 0,
-                "optimizer.weight_decay": 0.0,
-            },
-        )
-        model, optimizer = model_and_optimizer(config)
-        params, devices = small_params(model), find_devices(config)
-        state = init_state(params, optimizer, config.frozen)
-        with CompiledSteps(config, devices, state) as steps:
-            stage = RunningStage(config, build_stages(config), 0, devices, steps)
-            after, _ = stage.step(state, stage.next_batch())
-        inputs = lambda params: params["write_lora"]["layers_0"]["up"]["a"]
-        left_out = np.asarray(inputs(step_params(model, params, 0, 3)) == 0)
-        self.assertBetween(left_out.sum(), 1, left_out.size - 1)
-        np.testing.assert_array_equal(inputs(after.params) == inputs(params), left_out)
-
-    def test_start_from_another_run(self):
-        random_run(self.folder / "first", tiny_config(), scores=(1.0, 0.0))
-        config = tiny_config(init_from=str(self.folder / "first"), num_steps=2, evaluate_every=2)
-        state = initial_state.start_state(config, *model_and_optimizer(config))
-        chex.assert_trees_all_equal(state.params, self.params("first", "best")[1])
-        self.assertEqual(int(state.step), 0)
-        other = tiny_config(**{"init_from": str(self.folder / "first"), "lm.width": 16})
-        with self.assertRaisesRegex(
-            ValueError, r"\['initial_memory', 'lm', .* do not fit this.* otherwise: lm.width=\d+\."
-        ):
-            initial_state.start_state(other, *model_and_optimizer(other))
-        other = tiny_config(**{"init_from": str(self.folder / "first"), "data.alphabet_size": 9})
-        with self.assertRaisesRegex(
-            ValueError, r"\['lm', 'write_head'\] .* do not fit.* its vocabulary\."
-        ):
-            initial_state.start_state(other, *model_and_optimizer(other))
-        adapted = tiny_config(
-            **{"init_from": str(self.folder / "first"), "model.write_lora_rank": 2}
-        )
-        with self.assertLogs("experiments", "INFO") as logs:
-            params = initial_state.start_state(adapted, *model_and_optimizer(adapted)).params
-        self.assertIn("has no write_lora: they start anew", logs.output[-1])
-        chex.assert_trees_all_equal({name: params[name] for name in state.params}, state.params)
-        random_run(self.folder / "adapted", adapted)
-        less = tiny_config(init_from=str(self.folder / "adapted"))
-        with self.assertRaisesRegex(ValueError, r"\['write_lora'\] .* do not fit this"):
-            initial_state.start_state(less, *model_and_optimizer(less))
-        latest = tiny_config(init_from=str(self.folder / "first"), init_checkpoint="latest")
-        chex.assert_trees_all_equal(
-            initial_state.start_state(latest, *model_and_optimizer(latest)).params,
-            self.params("first", "latest")[1],
-        )
-        latest.init_checkpoint = "7"
-        with self.assertRaisesRegex(ValueError, r"no checkpoint '7'; it has steps \[1, 2\]"):
-            initial_state.start_state(latest, *model_and_optimizer(latest))
-        missing = tiny_config(init_from=str(self.folder / "nowhere"))
-        with self.assertRaisesRegex(ValueError, "no checkpoints in"):
-            initial_state.start_state(missing, *model_and_optimizer(missing))
-
-        self.assertEqual(train.train(config, self.folder / "second")["steps"], config.num_steps)
-        shutil.rmtree(self.folder / "first")  # a run that goes on needs nothing of it
-        config.num_steps += 2
-        summary = train.train(config, self.folder / "second")
-        self.assertEqual(summary["steps"], config.num_steps)
-
-    def test_start_from_the_language_model_of_another_method(self):
-        random_run(self.folder / "first", tiny_config("rmt"))
-        config = tiny_config(init_from=str(self.folder / "first"))
-        params = initial_state.start_state(config, *model_and_optimizer(config)).params
-        trained = self.params("first", "best")[1]
-        chex.assert_trees_all_equal(params["lm"], trained["lm"])
-        np.testing.assert_array_equal(params["write_head"], trained["lm"]["head"])
-        self.assertIn("initial_memory", params)
 
     def test_divergence_stops_and_keeps_the_batch(self):
         config = tiny_config(**{"optimizer.learning_rate": 1e38, "optimizer.warmup_steps": 0})
@@ -348,7 +196,7 @@ class TrainTest(parameterized.TestCase):
             }
         )
         self.assertEqual(train.train(config, self.folder / "run")["steps"], 2)
-        start = initial_state.start_state(config, *model_and_optimizer(config))
+        start = initial_state.start_state(build(config))
         _, params = self.params("run")
         jax.tree.map(np.testing.assert_array_equal, params["lm"], start.params["lm"])
 
@@ -379,31 +227,6 @@ class TrainTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "write_optimizer.name='sgd' needs"):
             train.train(tiny_config("rmt", **{"write_optimizer.name": "sgd"}), self.folder / "o")
 
-    def test_workdir_of_another_run_is_refused(self):
-        (self.folder / "run").mkdir()
-        workdir.check_workdir(self.folder / "run", tiny_config(**{"lm.width": 16}))
-        workdir.check_workdir(self.folder / "run", tiny_config())  # nothing was trained before
-        (self.folder / "run" / "checkpoints" / "4").mkdir(parents=True)
-        others = {"num_steps": 80, "mesh.fsdp": 2, "init_checkpoint": "latest", "init_from": "x"}
-        others |= {"num_micro_batches": 4, "cpu_devices": 1}
-        workdir.check_workdir(self.folder / "run", tiny_config(**others))
-        with self.assertRaisesRegex(ValueError, r"other values of \['lm.width'\]"):
-            workdir.check_workdir(self.folder / "run", tiny_config(**{"lm.width": 16}))
-        with self.assertRaisesRegex(ValueError, "num_steps=3 is less than the 4 steps that"):
-            workdir.check_workdir(self.folder / "run", tiny_config(num_steps=3))
-
-    def test_a_run_from_before_a_field_was_there_goes_on_with_its_default(self):
-        path = self.folder / "run" / "config.json"
-        (path.parent / "checkpoints" / "4").mkdir(parents=True)
-        earlier = files.to_json(tiny_config().to_dict())
-        del earlier["optimizer"]["name"]
-        path.write_text(json.dumps(earlier))
-        muon = tiny_config(**{"optimizer.name": "muon"})
-        with self.assertRaisesRegex(ValueError, r"other values of \['optimizer.name'\]"):
-            workdir.check_workdir(self.folder / "run", muon)
-        workdir.check_workdir(self.folder / "run", tiny_config())
-        self.assertEqual(json.loads(path.read_text())["optimizer"]["name"], "adamw")
-
     @parameterized.parameters(
         ({"batch_size": 6}, "batch_size=6 must be a multiple of the 8 parts"),
         ({"num_micro_batches": 2}, "8 / 8 samples .* num_micro_batches=2; use fewer"),
@@ -433,39 +256,6 @@ class TrainTest(parameterized.TestCase):
         ):
             train.train(tiny_config(**changes), self.folder / "run")
 
-    @parameterized.parameters(
-        (kv_quick, None),
-        (kv_quick, "rmt"),
-        (kv_quick, "full_context"),
-        (kv_paper, "full_context_n64_k1"),
-        (kv_paper, "n96_k5"),
-        (kv_paper, "rmt_n32_k3"),
-        (kv_paper, "kv_prefix_n8_k2"),
-        (kv_paper, "n8_k2_m4"),
-        (kv_small, "gradmem_n8_k2_t4"),
-        (kv_small, "ttt_linear_n4"),
-        (kv_scaling, "n16"),
-        (default, None),
-    )
-    def test_configs_can_be_built(self, module, argument):
-        config = module.get_config(argument) if argument else module.get_config()
-        *_, target = build_stages(config)
-        self.assertEqual(target.task.num_pairs, config.data.num_pairs)
-
-    @parameterized.parameters(
-        ("n5_k2", "no gradmem row N=5"),
-        ("mamba_n8_k2", "no mamba row N=8, K=2"),
-        ("n8_k2_m3", "m=3 is none of"),
-        ("mamba_n8_m4", "has no memory tokens"),
-        *(
-            (text, "must look like")
-            for text in ("k2", "n8_k2_", "n8n8", "lstm_n8", "n8_n4", "n8_t2")
-        ),
-    )
-    def test_config_arguments_are_checked(self, argument, message):
-        with self.assertRaisesRegex(ValueError, message):
-            kv_paper.get_config(argument)
-
     def test_segments(self):
         summary = self.learn(tiny_config(**{"data.num_segments": 2}))
         by_segment = summary["by_num_write_steps"][1]["exact_match_by_segment"]
@@ -474,15 +264,6 @@ class TrainTest(parameterized.TestCase):
         lines = (self.folder / "run" / "answers.txt").read_text().splitlines()
         for line in lines[:2]:  # a pair each
             self.assertRegex(line, r"^context  !.:.!\|?$")
-
-
-def target_stage(config):
-    return build_stages(config)[-1]
-
-
-def model_and_optimizer(config):
-    model = target_stage(config).model
-    return model, make_optimizer(build_optimizer_config(config))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The trained model that is part of the repository: it opens, and answers from memory alone."""
 
+import dataclasses
 import pathlib
 import re
 
@@ -9,9 +10,8 @@ from absl.testing import absltest
 
 from experiments.answers.answering import answer
 from experiments.answers.open_model import open_model
-from experiments.run.build import build_task, one_query
-from experiments.run.evaluation import evaluate_params
-from experiments.run.saved_run import run_config
+from experiments.run.evaluation import evaluate_params, one_query
+from experiments.run.saved_run import SavedRun
 from tests.shared_data import data_dir
 
 FOLDER = pathlib.Path(__file__).parents[2] / "experiments/models/babi_qa2"
@@ -49,11 +49,10 @@ class TrainedModelTest(absltest.TestCase):
         self.assertEqual(answers(story, questions.split("' '")), ["garden", "office", "Mary"])
 
     def test_published_questions(self):
-        config = run_config(FOLDER)
         short = {"varied_copies": 0, "max_context_tokens": 64, "data_dir": str(data_dir() / "babi")}
-        config.data.update(short)
         opened = open_model(str(FOLDER), {})
-        task = one_query(build_task(config))
+        whole = SavedRun(FOLDER).plan.target.task
+        task = one_query(dataclasses.replace(whole, **short))
         (row,) = evaluate_params(
             opened.model, opened.params, task, [2], num_samples=100, split="test"
         ).values()

@@ -11,7 +11,6 @@ from unittest import mock
 import chex
 import jax
 import numpy as np
-import optax
 from absl.testing import absltest, parameterized
 
 import gradmem_jax
@@ -21,13 +20,12 @@ from experiments.answers.open_model import WRITE_LEARNING_RATES, open_model, reo
 from experiments.answers.writing import report, save_written, write_contexts
 from experiments.configs import default
 from experiments.run import initial_state
-from experiments.run.build import build_model
-from experiments.run.saved_run import check_paths, run_config, run_params
+from experiments.run.build import build
 from experiments.run.workdir import check_workdir
 from gradmem_jax.lm.pretrained.load import Pretrained, save_pretrained
 from gradmem_jax.storage.memory_file import load_memory, read_header
 from gradmem_jax.tokenizers.text_tokenizer import word_tokenizer
-from tests.experiments.train_test import random_run, tiny_config
+from tests.experiments.tiny_run import random_run, tiny_config
 from tests.programs import start
 from tests.small import numpy_params, small_model
 
@@ -126,9 +124,8 @@ class WriteAskTest(parameterized.TestCase):
         self.assertEqual(self.ask(*QUESTIONS), answers)
         run, exported = (open_model(path, {}).params for path in (self.run_path, str(out)))
         chex.assert_trees_all_equal(run, exported)
-        config = tiny_config(init_from=str(out))
-        state = initial_state.start_state(config, build_model(config), optax.identity())
-        chex.assert_trees_all_equal(dict(state.params), run)
+        plan = build(tiny_config(init_from=str(out)))
+        chex.assert_trees_all_equal(dict(initial_state.start_params(plan)), run)
 
         self.assertEqual(start("export", *arguments, "--dtype=float16").returncode, 0)
         half = open_model(str(out), {"checkpoint_name": "1"}).params
@@ -144,7 +141,7 @@ class WriteAskTest(parameterized.TestCase):
         with self.assertRaisesRegex(
             ValueError, r"what experiments.export made .*init_from=\S+exported"
         ):
-            check_workdir(out, config)
+            check_workdir(out, plan)
 
     def test_an_exported_run_needs_no_files_of_its_language_model(self):
         folder = self.out.parent
@@ -306,39 +303,6 @@ class WriteAskTest(parameterized.TestCase):
         self.write(self.words_path, ["the cat"], {"num_memory_tokens": 3, "num_write_steps": 1})
         with self.assertRaisesRegex(ValueError, "was written with {'num_mem.* is a run, .*no such"):
             self.ask("the cat", model=self.run_path)
-
-    @parameterized.parameters(
-        {"pretrained": "st/model.bin"},
-        {"data.tokenizer_path": "st/tok.bin"},
-    )
-    def test_relative_paths_of_a_run_opened_elsewhere(self, **changes):
-        config = default.get_config("gradmem", "squad", pretrained=True)
-        config.update_from_flattened_dict(changes)
-        ((name, path),) = changes.items()
-        check_workdir(self.out.parent, config)
-        message = f"no {path} in .*/config.json has {name}='{path}', which is relative to"
-        with self.assertRaisesRegex(ValueError, message):
-            run_config(self.out.parent)
-        with self.assertRaisesRegex(ValueError, "has data.data_dir='drawn.txt', which is relative"):
-            check_paths(self.out.parent, {"data.data_dir": "drawn.txt"})
-        check_paths(self.out.parent, {"a": "/nowhere", "b": "", "c": "experiments"})
-
-    def test_damaged_configurations(self):
-        whole = json.loads(pathlib.Path(self.run_path, "config.json").read_text())
-        less = lambda name: {key: value for key, value in whole.items() if key != name}
-        for fields, message in (
-            *(([], "method, .* missing"), (3, "missing"), (None, "missing"), ({}, "missing")),
-            *((less(n), f"run: {n} missing") for n in ("method", "task", "data", "final_split")),
-            (whole | {"model": []}, "run: model missing or of another type; copy"),
-            (whole | {"write_optimizer": {"name": ""}}, "run: write_optimizer.arguments missing"),
-        ):
-            (self.out.parent / "config.json").write_text(json.dumps(fields))
-            with self.assertRaisesRegex(ValueError, f"config.json is not the .*{message}"):
-                run_config(self.out.parent)
-        (self.out.parent / "params.safetensors").touch()
-        (self.out.parent / "exported.json").write_text("{}")
-        with self.assertRaisesRegex(ValueError, "exported.json has no step; export the run again"):
-            run_params(self.out.parent)
 
     @parameterized.parameters(
         ("folder", {}, "config.json"),

@@ -75,6 +75,10 @@ def read_config_file(file: pathlib.Path) -> LMConfig:
         require(isinstance(theirs, dict), "it holds no object")
     except ValueError as error:
         raise ValueError(f"{file} is damaged: {error}.") from error
+    require(
+        "model_type" in theirs,
+        f"{file} has no model_type: it is not that of a language model of Hugging Face's.",
+    )
     return read_config(theirs)
 
 

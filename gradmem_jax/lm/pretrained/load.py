@@ -162,11 +162,6 @@ def from_hugging_face(
 def _find(path: pathlib.Path) -> pathlib.Path:
     """Returns a directory with a config.json, or the file that is the model."""
     require(os.path.exists(path), f"there is no {path}; give the directory or file of a model.")
-    require(
-        not _is_run(path),
-        f"{path} is a run of experiments.train, no language model alone; open it with "
-        f"experiments.answers.open_model.open_model({str(path)!r}).",
-    )
     if path.is_dir() and not (path / "config.json").is_file():
         files = sorted(path.glob("*.gguf"))
         require(
@@ -176,12 +171,6 @@ def _find(path: pathlib.Path) -> pathlib.Path:
         )
         (path,) = files
     return path
-
-
-def _is_run(path: pathlib.Path) -> bool:
-    """Whether experiments.train or experiments.export made a folder."""
-    is_trained = (path / "checkpoints").is_dir() and not any(path.glob("*.safetensors"))
-    return is_trained or (path / "exported.json").is_file()
 
 
 def _open(path: pathlib.Path) -> StoredModel:

@@ -5,7 +5,7 @@ import pathlib
 
 from absl.testing import absltest, parameterized
 
-from experiments.program.files import check_apart, matching_files, output_figure
+from experiments.program.files import check_apart, matching_files, output_figure, with_ending
 from tests.programs import start
 
 
@@ -54,6 +54,14 @@ class OutputsTest(parameterized.TestCase):
             done = start(program, *arguments)
             self.assertRegex(done.stderr, f"^error: .*{message}")
         self.assertEqual(text.read_text(), "the cat")
+
+    @parameterized.parameters(
+        ("results/alpha0.5", "results/alpha0.5.png"),
+        ("results/scan", "results/scan.png"),
+        ("results/scan.json", "results/scan.png"),
+    )
+    def test_endings_leave_other_dots(self, path, want):
+        self.assertEqual(with_ending(pathlib.Path(path), ".png"), pathlib.Path(want))
 
 
 if __name__ == "__main__":

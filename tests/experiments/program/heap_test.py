@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 
 _COUNT_ARENAS = """
 import ctypes, threading
-from experiments.heap import share_arenas
+from experiments.program.heap import share_arenas
 if {shared}:
     assert share_arenas()
 libc = ctypes.CDLL(None)
@@ -31,7 +31,7 @@ libc.fclose(out)
 
 _GIVE_BACK = """
 import ctypes, resource
-from experiments.heap import give_back
+from experiments.program.heap import give_back
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 resident = lambda: int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()

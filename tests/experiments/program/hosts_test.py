@@ -15,12 +15,12 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from experiments import train
-from experiments.program import hosts
+from experiments.program import files, hosts
 from experiments.run.nonfinite import save_batch
 from experiments.run.stopping import EXIT_STOPPED, Stopped, catch_signals
 from gradmem_jax.storage import checkpoint
 from tests.experiments.programs_test import start_training
-from tests.experiments.train_test import tiny_config
+from tests.experiments.tiny_run import tiny_config
 
 ROOT = pathlib.Path(__file__).parents[3]
 # In the processes and, beside them, in this one. 13 samples are not a multiple of anything.
@@ -84,7 +84,7 @@ class ProcessesTest(parameterized.TestCase):
         self.assertNotIn("step 3/6", second)
         lines = re.findall(r"step (\d)/6 .* loss (\d+\.\d+) \|", first)
         self.assertEqual([step for step, _ in lines], ["3", "6"])
-        written = train.reporting.read_json(self.folder / "two" / "metrics.json")
+        written = files.read_json(self.folder / "two" / "metrics.json")
         self.assertEqual(written["best_step"], summary["best_step"])
         for k, results in summary["by_num_write_steps"].items():
             got = written["by_num_write_steps"][str(k)]

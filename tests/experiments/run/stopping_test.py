@@ -21,7 +21,7 @@ from absl.testing import absltest, parameterized
 
 from experiments import train
 from experiments.run import training_run, workdir
-from experiments.run.build import build_model
+from experiments.run.build import build
 from experiments.run.compiled_steps import CompiledSteps
 from experiments.run.nonfinite import (
     NonFiniteError,
@@ -36,7 +36,7 @@ from gradmem_jax.data.pipeline import make_iterator
 from gradmem_jax.storage import checkpoint
 from gradmem_jax.training.step import init_state, step_params
 from tests.experiments.programs_test import start_training
-from tests.experiments.train_test import target_stage, tiny_config
+from tests.experiments.tiny_run import target_stage, tiny_config
 from tests.programs import start
 from tests.small import small_params
 from tests.storage.kill_in_save import NUM_EVENTS, TEMPORARY
@@ -276,9 +276,10 @@ class StoppingTest(parameterized.TestCase):
         adapters = {"write_lora_rank": 2, "write_lora_dropout": 0.5, "write_lora_alpha": 64.0}
         changes = {f"model.{name}": value for name, value in adapters.items()}
         config = tiny_config("rmt", seed=3, **changes)
-        model, run = build_model(config, num_write_steps=2), self.folder / "run"
+        plan, run = build(config), self.folder / "run"
+        model = plan.model_with(num_write_steps=2)
         run.mkdir()
-        workdir.check_workdir(run, config)
+        workdir.check_workdir(run, plan)
         params = small_params(model)
         with checkpoint.open_checkpoints(run / "checkpoints") as checkpoints:
             state = init_state(params, optax.identity())

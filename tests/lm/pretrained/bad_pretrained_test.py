@@ -280,7 +280,10 @@ class BadPretrainedTest(parameterized.TestCase):
         exported.mkdir()
         (exported / "exported.json").write_text("{}")
         for folder in (trained, exported):
-            with self.assertRaisesRegex(ValueError, "is a run of experiments.train, .*open_model"):
+            with self.assertRaisesRegex(ValueError, "has no config.json and 0 .gguf files"):
+                load_pretrained(folder)
+            (folder / "config.json").write_text('{"model": {}, "data": {}, "num_steps": 8}')
+            with self.assertRaisesRegex(ValueError, "config.json has no model_type: it is not"):
                 load_pretrained(folder)
 
 

@@ -8,10 +8,9 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from experiments import report
 from experiments.configs import default
 from experiments.program.files import to_json
-from experiments.results import figures, finished_runs, paper_results
+from experiments.results import figures, finished_runs, page, paper_results
 from gradmem_jax.methods import METHODS
 from tests.programs import start
 
@@ -68,7 +67,7 @@ class ReportTest(parameterized.TestCase):
             (folder / "metrics.json").write_text(json.dumps(made))
 
     def report(self):
-        text = report.write_report(self.root, self.out)
+        text = page.write_report(self.root, self.out)
         self.assertEqual((self.out.parent / "results.md").read_text(), text)
         for file in re.findall(r"\]\((.+?)\)", text):
             self.assertStartsWith((self.out.parent / file).read_bytes(), PNG)
@@ -170,7 +169,7 @@ class ReportTest(parameterized.TestCase):
         drawn = {}
         keep = lambda path, values, **options: drawn.update({path.name: (values, options)})
         with mock.patch.object(figures, "panels", keep):
-            report.write_report(self.root, self.out)
+            page.write_report(self.root, self.out)
         values, options = drawn["results_sizes.png"]
         deviation = statistics.stdev([40, 60])
         self.assertEqual(values[""]["GradMem, K = 2"], {4: (50.0, deviation)})
@@ -226,7 +225,7 @@ class ReportTest(parameterized.TestCase):
         ("lstm", {}, "lstm"),
     )
     def test_labels(self, method, changes, expected):
-        self.assertEqual(report.label(make_config(method, **changes)), expected)
+        self.assertEqual(finished_runs.label(make_config(method, **changes)), expected)
 
     @parameterized.parameters(
         ("gradmem", {"data.num_pairs": 96, "model.num_write_steps": 5}, 88.4),
@@ -250,11 +249,11 @@ class ReportTest(parameterized.TestCase):
     def test_only_some_runs(self):
         self.add("table_a", 0.5)
         self.add("other_b", 0.7, **{"data.num_pairs": 8})
-        text = report.write_report(self.root, self.out, only="^table")
+        text = page.write_report(self.root, self.out, only="^table")
         self.assertIn("'--only=^table'", text)
         self.assertEqual(cells(text, "exact match, %"), ["exact match, %", "N = 4"])
         with self.assertRaisesRegex(ValueError, r"--only='\(' is not a regular expression"):
-            report.write_report(self.root, self.out, only="(")
+            page.write_report(self.root, self.out, only="(")
 
     def test_exact_match_by_segment(self):
         changes = {"data.num_pairs": 8, "data.num_segments": 4, "model.num_write_steps": 2}

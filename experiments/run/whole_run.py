@@ -1,0 +1,84 @@
+"""A whole run, from its lock to its metrics.json."""
+
+import contextlib
+import pathlib
+from typing import Any
+
+import jax
+
+from experiments.program import files, formatting, hosts, locks
+from experiments.program.console import log
+from experiments.run.compiled_steps import CompiledSteps
+from experiments.run.devices import Devices, find_devices
+from experiments.run.final_report import final_report
+from experiments.run.initial_state import state_shapes
+from experiments.run.plan import RunPlan
+from experiments.run.progress import Progress
+from experiments.run.stopping import Stopping, catch_signals
+from experiments.run.training_run import TrainingRun
+from experiments.run.workdir import check_workdir, save_tokenizer
+from gradmem_jax.checks import require
+from gradmem_jax.storage import checkpoint
+
+
+def train(plan: RunPlan, workdir: pathlib.Path) -> dict[str, Any]:
+    """Trains, or goes on training, and evaluates the best checkpoint.
+
+    Args:
+        plan: of the run.
+        workdir: its folder.
+
+    Returns:
+        What is written to metrics.json.
+
+    Raises:
+        ValueError: the plan fits neither the devices nor the workdir, before anything is compiled.
+        NonFiniteError: training diverged.
+        Stopped: by a signal; what was trained is saved in a checkpoint.
+        CheckpointError: a checkpoint could not be written or read.
+    """
+    devices = find_devices(plan)
+    if hosts.is_first():
+        files.output_folder("workdir", workdir)
+    lock = workdir / "train.lock"
+    alone = jax.process_count() == 1
+    hold = locks.hold(lock) if hosts.is_first() else contextlib.nullcontext()
+    with hold as held, catch_signals(None if alone else hosts.largest) as stopping:
+        require(
+            bool(hosts.from_first(held is not None)),
+            f"{workdir} is being trained by {locks.holder(lock)}; stop that first, or choose "
+            "another --workdir.",
+        )
+        return _train(plan, workdir, devices, stopping)
+
+
+def _train(
+    plan: RunPlan, workdir: pathlib.Path, devices: Devices, stopping: Stopping
+) -> dict[str, Any]:
+    """Trains in a workdir that nobody else works on."""
+    check_workdir(workdir, plan)
+    if hosts.is_first():
+        save_tokenizer(workdir, plan.target.task)
+    shapes = state_shapes(plan)
+    with (
+        checkpoint.open_checkpoints(workdir / "checkpoints") as checkpoints,
+        CompiledSteps(plan, devices, shapes) as steps,
+    ):
+        run = TrainingRun(plan, workdir, devices, stopping, checkpoints, shapes)
+        first_step = run.step
+        with Progress(
+            workdir, plan.num_steps, plan.batch_size, run.step, write=hosts.is_first()
+        ) as progress:
+            run.train(steps, progress)
+    with stopping.interruptible():
+        summary = final_report(plan, workdir, devices)
+    summary |= {"skipped_steps": run.skipped_steps, "steps": run.step, "devices": devices.names}
+    times = {"seconds": run.seconds, "compile_seconds": steps.seconds}
+    path = workdir / "metrics.json"
+    if run.step == first_step and path.exists():  # those of the training still hold
+        times |= {k: v for k, v in files.read_json(path).items() if k in times}
+    summary |= times
+    if hosts.is_first():
+        files.write_json(path, summary)
+    log.info("%d steps, %s in all", run.step, formatting.minutes(summary["seconds"]))
+    return summary

@@ -1,0 +1,23 @@
+"""Metrics, durations and tables as text."""
+
+from absl.testing import absltest, parameterized
+
+from experiments.program import formatting
+
+
+class FormattingTest(parameterized.TestCase):
+    @parameterized.parameters((59.6, "1:00"), (245, "4:05"), (3600, "1:00:00"), (7445, "2:04:05"))
+    def test_minutes(self, seconds, want):
+        self.assertEqual(formatting.minutes(seconds), want)
+
+    def test_markdown(self):
+        table = formatting.markdown(["size", "s"], [[1, 0.12345], [None, 12345.6]])
+        self.assertEqual(table, "| size | s |\n| --- | ---: |\n| 1 | 0.123 |\n|  | 12346 |")
+
+    def test_whole_numbers_are_whole(self):
+        text = formatting.describe({"step": 2, "write_loss": 2.0})
+        self.assertEqual(text, "step 2, write loss 2.0000")
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,90 @@
+"""Runs on disk: their plan, also of runs from before a field was there, and what is refused."""
+
+import json
+import pathlib
+
+from absl.testing import absltest, parameterized
+
+from experiments.configs import default
+from experiments.program import files
+from experiments.run.build import build
+from experiments.run.saved_run import SavedRun, check_paths
+from tests.experiments.tiny_run import tiny_config
+
+
+class SavedRunTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(self.create_tempdir().full_path)
+
+    def open(self, fields):
+        files.write_json(self.folder / "config.json", fields)
+        return SavedRun(self.folder)
+
+    def test_the_plan_is_that_of_the_configuration(self):
+        config = tiny_config(
+            **{
+                "frozen": ("^lm/",),
+                "curriculum.num_pairs": (1, 2),
+                "write_optimizer.name": "sgd",
+                "write_optimizer.arguments": {"learning_rate": 0.1},
+            }
+        )
+        plan, saved = build(config), self.open(config.to_dict()).plan
+        self.assertEqual(saved.fields, plan.fields)
+        self.assertEqual(saved.frozen, ("^lm/",))
+        self.assertEqual(saved.optimizer, plan.optimizer)
+        self.assertEqual(saved.target.model.config, plan.target.model.config)
+        self.assertEqual([s.task for s in saved.stages], [s.task for s in plan.stages])
+
+    def test_a_run_of_another_version_of_the_code(self):
+        fields = files.to_json(tiny_config(final_split="test").to_dict())
+        for name in ("cpu_devices", "best_metric", "mesh", "skip_nonfinite"):
+            del fields[name]
+        del fields["curriculum"]["max_context_tokens"]
+        del fields["optimizer"]["name"]
+        fields["optimizer"]["momentum"] = 0.5
+        fields["a_field_that_is_gone"] = 3
+        plan = self.open(fields).plan
+        self.assertEqual(plan.best_metric, "exact_match")
+        self.assertEqual(plan.optimizer.name, "adamw")
+        self.assertEqual(plan.final_split, "test")
+        with self.assertRaisesRegex(ValueError, "not the configuration of a run: mesh missing or"):
+            _ = self.open(fields | {"mesh": 3}).plan
+
+    @parameterized.parameters(
+        {"pretrained": "st/model.bin"},
+        {"data.tokenizer_path": "st/tok.bin"},
+    )
+    def test_relative_paths_of_a_run_opened_elsewhere(self, **changes):
+        config = default.get_config("gradmem", "squad", pretrained=True)
+        config.update_from_flattened_dict(changes)
+        ((name, path),) = changes.items()
+        files.write_json(self.folder / "config.json", config.to_dict())
+        message = f"no {path} in .*/config.json has {name}='{path}', which is relative to"
+        with self.assertRaisesRegex(ValueError, message):
+            _ = SavedRun(self.folder).plan
+        with self.assertRaisesRegex(ValueError, "has data.data_dir='drawn.txt', which is relative"):
+            check_paths(self.folder, {"data.data_dir": "drawn.txt"})
+        check_paths(self.folder, {"a": "/nowhere", "b": "", "c": "experiments"})
+
+    def test_damaged_configurations(self):
+        whole = files.to_json(tiny_config().to_dict())
+        less = lambda name: {key: value for key, value in whole.items() if key != name}
+        for fields, message in (
+            *(([], "method, .* missing"), (3, "missing"), (None, "missing"), ({}, "missing")),
+            *((less(n), f"run: {n} missing") for n in ("method", "task", "data", "final_split")),
+            (whole | {"model": []}, "run: model missing or of another type; copy"),
+            (whole | {"write_optimizer": {"name": ""}}, "run: write_optimizer.arguments missing"),
+        ):
+            (self.folder / "config.json").write_text(json.dumps(fields))
+            with self.assertRaisesRegex(ValueError, f"config.json is not the .*{message}"):
+                _ = SavedRun(self.folder).plan
+        (self.folder / "params.safetensors").touch()
+        (self.folder / "exported.json").write_text("{}")
+        with self.assertRaisesRegex(ValueError, "exported.json has no step; export the run again"):
+            SavedRun(self.folder).params()
+
+
+if __name__ == "__main__":
+    absltest.main()
