@@ -33,8 +33,8 @@ from absl import flags  # noqa: E402
 
 from experiments.program import heap  # noqa: E402
 
+_MOST_MIB = 2048  # so two workers, and the programs they start, fit into a laptop's 8 GB
 _PEAKS = []  # MiB, of this process or of all workers
-_MOST_MIB = 2048  # two workers and their programs fit into 8 GB
 
 flags.FLAGS.mark_as_parsed()  # absltest asks a flag where temporary folders go
 
@@ -66,8 +66,11 @@ def pytest_sessionfinish(session):
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     if _IS_WORKER:
         session.config.workeroutput["peak_mib"] = peak
-    elif not _PEAKS:
+        return
+    if not _PEAKS:
         _PEAKS.append(peak)
+    if max(_PEAKS) > _MOST_MIB and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -95,7 +98,8 @@ def _clear_trace_counts():
 
 def pytest_terminal_summary(terminalreporter):
     peaks = ", ".join(map(str, _PEAKS))
-    terminalreporter.write_line(f"peak memory of the processes that ran tests: {peaks} MiB")
+    wrong = f": ERROR, more than {_MOST_MIB}" if max(_PEAKS) > _MOST_MIB else ""
+    terminalreporter.write_line(f"MiB that tests took at most, by process: {peaks}{wrong}")
     bad_inputs = sys.modules.get("tests.bad_inputs")
     if bad_inputs:
         tried = ", ".join(f"{count} {name}" for name, count in bad_inputs.TRIED.items())

@@ -127,9 +127,8 @@ class TransformerTest(parameterized.TestCase):
         class OwnConfig(GPT2Config):
             pass
 
-        with self.assertRaisesRegex(
-            ValueError, "OwnConfig has no .* LlamaConfig, .*architecture.md"
-        ):
+        message = "lm=OwnConfig has no .* LlamaConfig, .*architecture.md"
+        with self.assertRaisesRegex(ValueError, message):
             make_lm(OwnConfig(vocab_size=11))
 
 
