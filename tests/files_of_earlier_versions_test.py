@@ -28,7 +28,9 @@ RUN = {  # the arguments of files_of_0_1/run beside num_steps=4
     "lm.num_heads": 2,
     "lm.mlp_width": 8,
     "data.num_pairs": 4,
+    "data.queries_per_context": 2,
     "model.num_memory_tokens": 2,
+    "model.num_write_steps": 1,
 }
 
 
@@ -75,7 +77,7 @@ class EarlierFilesTest(parameterized.TestCase):
 
     def test_run_is_evaluated(self):
         run, out = self.copy_of_run(), self.folder / "evaluation"
-        steps = ("0", "1", "2")
+        steps = ("0", "1")
         arguments = (f"--workdir={run}", f"--num_write_steps={','.join(steps)}", f"--out={out}")
         self.start("evaluate", *arguments, "--num_samples=8")
         (got,) = json.loads(out.with_suffix(".json").read_text())["by_task"].values()
@@ -86,7 +88,7 @@ class EarlierFilesTest(parameterized.TestCase):
 
     def test_run_goes_on(self):
         run = self.copy_of_run()
-        fields = (RUN | {"num_steps": 6, "final_num_write_steps": "(2,)"}).items()
+        fields = (RUN | {"num_steps": 6, "final_num_write_steps": "(1,)"}).items()
         arguments = (f"--config.{name}={value}" for name, value in fields)
         done = self.start("train", f"--workdir={run}", *arguments)
         self.assertIn("going on from step 4", done.stdout)

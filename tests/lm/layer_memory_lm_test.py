@@ -171,18 +171,21 @@ def naive_lact(c, params, embeddings, weights):
 def agree(test, run, naive, params, *inputs):
     """Compares values, and gradients of a random functional of them."""
     rng = np.random.default_rng(3)
-    value, want = jax.jit(run)(params, *inputs), naive(params, *inputs)
-    for got, expected in zip(jax.tree.leaves(value), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(got, expected, atol=1e-9)
-    directions = [rng.standard_normal(np.shape(x)) for x in jax.tree.leaves(want)]
-    total = lambda f: (
-        lambda *arguments: sum(
-            (d * x).sum() for d, x in zip(directions, jax.tree.leaves(f(*arguments)), strict=True)
-        )
-    )
-    arguments = tuple(range(1 + len(inputs)))
-    got = jax.jit(jax.grad(total(run), arguments))(params, *inputs)
-    want = jax.grad(total(naive), arguments)(params, *inputs)
+    shapes = jax.tree.leaves(jax.eval_shape(run, params, *inputs))
+    directions = [rng.standard_normal(x.shape) for x in shapes]
+
+    def gradient_and_value(f):
+        def total(*arguments):
+            value = f(*arguments)
+            leaves = jax.tree.leaves(value)
+            return sum((d * x).sum() for d, x in zip(directions, leaves, strict=True)), value
+
+        return jax.grad(total, tuple(range(1 + len(inputs))), has_aux=True)
+
+    got, value = jax.jit(gradient_and_value(run))(params, *inputs)
+    want, wanted_value = gradient_and_value(naive)(params, *inputs)
+    for one, expected in zip(jax.tree.leaves(value), jax.tree.leaves(wanted_value), strict=True):
+        np.testing.assert_allclose(one, expected, atol=1e-9)
     for path, expected in jax.tree.leaves_with_path(want):
         leaf = functools.reduce(
             lambda tree, key: tree[getattr(key, "key", getattr(key, "idx", None))], path, got

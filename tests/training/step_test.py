@@ -103,8 +103,9 @@ class LossTest(parameterized.TestCase):
         batch = small_batch(6)
         batch["labels"][0] = -100
         batch["valid"] = np.arange(6) != 4
-        whole = jax.jit(lambda p: loss_gradient(MODEL, p, batch))(PARAMS)
-        parts = jax.jit(lambda p: loss_gradient(MODEL, p, batch, 3))(PARAMS)
+        model = small_model(inner_loss_weight=0.5, num_write_steps=1)
+        whole = jax.jit(lambda p: loss_gradient(model, p, batch))(PARAMS)
+        parts = jax.jit(lambda p: loss_gradient(model, p, batch, 3))(PARAMS)
         chex.assert_trees_all_close(whole, parts, rtol=1e-4, atol=1e-6)
 
     def test_micro_batches_must_divide_the_batch(self):

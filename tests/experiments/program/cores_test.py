@@ -55,6 +55,7 @@ class CoresTest(parameterized.TestCase):
         sizes = {"num_steps": 2, "batch_size": 4, "log_every": 1, "evaluate_every": 2}
         sizes |= {"num_eval_samples": 4, "lm.width": 8, "lm.num_layers": 1, "lm.num_heads": 2}
         sizes |= {"data.num_pairs": 2, "data.queries_per_context": 1, "optimizer.warmup_steps": 0}
+        sizes |= {"model.num_write_steps": 1}
         words = [f"--config.{name}={value}" for name, value in sizes.items()]
         words += ["--config.final_num_write_steps=(0,)", *flags]
         done = start("train", f"--workdir={folder}/run", *words, devices=None)
