@@ -12,7 +12,11 @@ import shutil
 import sys
 import tempfile
 
-_FLAGS = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
+_FLAGS = [
+    "--xla_force_host_platform_device_count=8",
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_parallel_codegen_split_count=1",  # splitting costs more than a second thread gains
+]
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones do not know this flag
     _FLAGS.append("--xla_cpu_use_fusion_emitters=false")  # halves the time of compiling
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS]).strip()
