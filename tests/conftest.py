@@ -7,7 +7,6 @@ module has compiled is given up behind it.
 import gc
 import importlib.metadata
 import os
-import resource
 import shutil
 import sys
 import tempfile
@@ -36,6 +35,7 @@ import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 
 from experiments.program import heap  # noqa: E402
+from experiments.speed.reference_runner import process_peak_bytes  # noqa: E402
 
 _MOST_MIB = 2048  # so two workers, and the programs they start, fit into a laptop's 8 GB
 _PEAKS = []  # MiB, of this process or of all workers
@@ -67,7 +67,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session):
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    peak = process_peak_bytes() // 2**20
     if _IS_WORKER:
         session.config.workeroutput["peak_mib"] = peak
         return

@@ -29,7 +29,8 @@ def process_peak_bytes() -> int:
     if status.exists():  # getrusage counts what the parent held, too
         fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
         return int(fields["VmHWM"].split()[0]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def peak_mib(torch: Any, device: str) -> int:
