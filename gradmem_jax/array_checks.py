@@ -10,7 +10,7 @@ import numpy as np
 from flax.core import FrozenDict
 from flax.traverse_util import flatten_dict
 
-from gradmem_jax.checks import is_traced, plain, require, require_integer
+from gradmem_jax.checks import is_traced, require, require_integer
 
 _SHOWN = 5  # differences that a message names
 
@@ -180,16 +180,17 @@ def _shapes(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resolve_steps(
-    num_steps: int | jax.Array, max_steps: int | None
+    num_steps: Any, max_steps: int | None, batch_size: int
 ) -> tuple[int, jax.Array | None]:
     """Checks a number of WRITE steps.
 
     Args:
-        num_steps: K, perhaps traced.
+        num_steps: K, a whole number or an array of them, scalar or [B], perhaps traced.
         max_steps: its static upper bound, which a traced K needs.
+        batch_size: B.
 
     Returns:
-        The steps to compile, and K if it is traced, clipped to what they allow.
+        The steps to compile, and K of each sample, int32 [B]; None if all take these.
 
     Raises:
         ValueError: K is no whole number, negative, above its bound, or traced without one.
@@ -202,13 +203,16 @@ def resolve_steps(
             "num_steps is traced: mark it static (static_argnames='num_steps'), or give a static "
             "max_steps as its upper bound.",
         )
-        traced = jnp.asarray(num_steps)
-        require(
-            traced.shape == () and jnp.issubdtype(traced.dtype, jnp.integer),
-            f"num_steps has shape {traced.shape} and dtype {traced.dtype}; give one whole number.",
-        )
         bound = int(max_steps or 0)
-        return bound, jnp.clip(traced.astype(jnp.int32), 0, bound)
+        steps = _whole_numbers(num_steps, batch_size)
+        return bound, jnp.clip(steps.astype(jnp.int32), 0, bound)
+    if np.ndim(num_steps):
+        steps = np.asarray(_whole_numbers(num_steps, batch_size))
+        low, high = (_bounded("num_steps", int(x)) for x in (steps.min(), steps.max()))
+        require(low >= 0, f"num_steps holds {low}; it must not be negative.")
+        bound = high if max_steps is None else max_steps
+        require(high <= bound, f"num_steps holds {high}, more than max_steps={max_steps}.")
+        return bound, jax.device_put(steps.astype(np.int32))
     steps = _bounded("num_steps", require_integer("num_steps", num_steps, 0))
     require(
         max_steps is None or steps <= max_steps,
@@ -217,16 +221,62 @@ def resolve_steps(
     return steps, None
 
 
+def _whole_numbers(num_steps: Any, batch_size: int) -> Any:
+    """Returns numbers of steps [B], of a scalar or [B]."""
+    steps = as_array("num_steps", num_steps, "whole numbers")
+    require(
+        steps.shape in ((), (batch_size,)) and jnp.issubdtype(steps.dtype, jnp.integer),
+        f"num_steps has shape {steps.shape} and dtype {steps.dtype}; give one whole number, or "
+        f"one for each of the {batch_size} samples.",
+    )
+    return jnp.broadcast_to(steps, (batch_size,)) if is_traced(steps) else steps
+
+
 def _bounded(name: str, steps: int) -> int:
     require(steps < 2**31, f"{name}={steps} is more than any WRITE can take; it must be < 2**31.")
     return steps
 
 
-def check_tolerance(name: str, value: Any) -> None:
-    """Raises ValueError unless `value` is None or one number, which may be traced, but not NaN."""
-    if is_traced(value):
-        require(value.shape == (), f"{name} has shape {value.shape}; give one number.")
-    elif value is not None:
-        value = plain(name, value)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        require(is_number and not math.isnan(value), f"{name}={value!r} must be a number, or None.")
+def numbers_per_sample(
+    name: str, value: Any, batch_size: int, *, minimum: float = -math.inf
+) -> jax.Array | None:
+    """Returns one number for each sample, float [B], of one number or [B], perhaps traced.
+
+    Args:
+        name: what the numbers are called in messages.
+        value: the numbers; None stays None.
+        batch_size: B.
+        minimum: the smallest that is allowed; checked when the values are known.
+
+    Raises:
+        ValueError: `value` is something else, NaN, or too small.
+    """
+    if value is None:
+        return None
+    values = as_array(name, value, "one number, or one for each sample")
+    require(
+        values.shape in ((), (batch_size,))
+        and values.dtype != bool
+        and (jnp.issubdtype(values.dtype, jnp.number)),
+        f"{name}={value!r} must be a number, or None; or one for each of the {batch_size} samples.",
+    )
+    if not is_traced(values):
+        known = np.asarray(values, np.float64)
+        require(
+            not np.isnan(known).any() and bool((known >= minimum).all()),
+            f"{name}={value!r} must be a number"
+            + ("." if minimum == -math.inf else f", {minimum} or more."),
+        )
+    dtype = jax.dtypes.canonicalize_dtype(jnp.promote_types(values.dtype, jnp.float32))
+    return jnp.broadcast_to(jnp.asarray(values, dtype), (batch_size,))
+
+
+def check_per_sample(name: str, tree: Any, batch_size: int) -> Any:
+    """Returns a tree of arrays as it is; raises ValueError unless all are [B, ...]."""
+    shapes = [jnp.shape(x) for x in jax.tree.leaves(tree)]
+    require(
+        all(shape[:1] == (batch_size,) for shape in shapes),
+        f"{name} has arrays of shapes {shapes[:_SHOWN]}; each needs a leading axis of the "
+        f"{batch_size} samples.",
+    )
+    return jax.tree.map(jnp.asarray, tree)

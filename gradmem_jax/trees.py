@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gradmem_jax.checks import require
@@ -63,6 +64,24 @@ def join_params(trained: Params, frozen: Params) -> Params:
     if not frozen:
         return trained
     return unflatten_dict({**flatten_dict(trained), **flatten_dict(frozen)})
+
+
+def split_floats(tree: PyTree) -> tuple[PyTree, PyTree]:
+    """Splits a tree into arrays of floating numbers and others, None in the place of the rest."""
+
+    def part(wanted: bool) -> PyTree:
+        return jax.tree.map(
+            lambda x: x if jnp.issubdtype(x.dtype, jnp.inexact) == wanted else None, tree
+        )
+
+    return part(True), part(False)
+
+
+def join_floats(floats: PyTree, others: PyTree) -> PyTree:
+    """Puts together what `split_floats` split."""
+    return jax.tree.map(
+        lambda x, y: y if x is None else x, floats, others, is_leaf=lambda x: x is None
+    )
 
 
 def path_name(path: Any) -> str:

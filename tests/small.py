@@ -1,16 +1,21 @@
 """A model small enough to compile in no time, and token ids for it."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
 
 from gradmem_jax import RMT, GradMem, GradMemConfig, LlamaConfig, RMTConfig
 from gradmem_jax.checks import AUTOMATIC
+from gradmem_jax.memory import programs
 from gradmem_jax.memory.interface import MemoryModel
 from gradmem_jax.methods import METHODS
+from gradmem_jax.parallel import micro_batches
 
 VOCAB_SIZE = 11
 
@@ -98,3 +103,15 @@ def small_batch(batch_size: int = 3, queries: int = 2, seed: int = 0) -> dict[st
     query_ids = random_ids(seed + 1, batch_size, queries, 5)
     labels = np.where(np.arange(5) < 3, -100, query_ids)
     return {"context_ids": context_ids, "query_ids": query_ids, "labels": labels}
+
+
+@contextlib.contextmanager
+def small_parts(num_tokens: int) -> Iterator[mock.Mock]:
+    """Parts of so many tokens on CPU, for what is traced here; yields a mock that counts them."""
+    counted = mock.Mock(wraps=micro_batches.count_micro_batches)
+    with (
+        mock.patch.object(programs, "_kept", weakref.WeakKeyDictionary()),
+        mock.patch.object(micro_batches, "_CPU_TOKENS", num_tokens),
+        mock.patch.object(micro_batches, "count_micro_batches", counted),
+    ):
+        yield counted

@@ -12,9 +12,9 @@ from gradmem_jax.checks import is_traced, require
 from gradmem_jax.lm.attention import KVCache, extend_capacity, make_cache
 from gradmem_jax.lm.transformer import TransformerConfig
 from gradmem_jax.losses import IGNORE, mean_per_sample, token_losses
-from gradmem_jax.memory.inner_loop import WriteInfo
+from gradmem_jax.memory.inner_loop import WriteInfo, WriteSettings, steps_to_take
 from gradmem_jax.memory.interface import Memory, MemoryConfig, MemoryModel
-from gradmem_jax.parallel.micro_batches import write_in_parts
+from gradmem_jax.memory.programs import shared
 from gradmem_jax.trees import Params
 
 
@@ -60,61 +60,40 @@ class FullContext(MemoryModel):
 
     config: FullContextConfig
 
+    @shared
     def init(self, key: jax.Array, lm_params: Params | None = None) -> Params:
         """Draws the parameters of the language model, {"lm": ...}; see `MemoryModel.init`."""
         return {"lm": self.init_lm(key, lm_params)}
 
-    def write_memory(
+    def check_write(
+        self, params: Params, memory: Memory | None, context_ids: jax.typing.ArrayLike
+    ) -> jax.Array:
+        """Returns context_ids as int [B, S]; they must fit behind those of the memory."""
+        context_ids = super().check_write(params, memory, context_ids)
+        positions = 0 if memory is None else self.num_memory_positions(memory)
+        limit = self.config.lm.max_positions
+        check_length("context_ids", context_ids.shape[1], positions, limit)
+        return context_ids
+
+    def run_steps(
         self,
         params: Params,
         context_ids: jax.Array,
-        *,
-        memory: ContextMemory | None = None,
-        num_steps: int | jax.Array | None = None,
-        max_steps: int | None = None,
+        memory: ContextMemory | None,
+        settings: WriteSettings,
+        max_steps: int,
     ) -> tuple[ContextMemory, WriteInfo]:
-        """Runs the model over contexts and keeps its key-value cache.
-
-        Args:
-            params: parameters of `init`.
-            context_ids: int [B, S], padded on the right with `config.pad_id` to any length.
-            memory: the contexts so far, which these go on.
-            num_steps: 0 keeps nothing of these contexts, 1 or more all of them.
-            max_steps: static upper bound of a traced `num_steps`.
+        """Runs the model over contexts behind those of the memory; see `MemoryModel.run_steps`.
 
         Returns:
             The memory, and a `WriteInfo` without gradient norms. Its losses are [1, B], or [0, B]
-            when `inner_loss_weight` is 0 and nobody needs them.
-
-        Raises:
-            ValueError: wrong shapes, ids outside the vocabulary, a context longer than the model's
-                positions, or a wrong number of steps.
+            when `inner_loss_weight` is 0 and nobody needs them. 0 steps keep nothing of these
+            contexts, 1 or more all of them.
         """
-        kept = self.resolve_steps(num_steps, max_steps)[1] > 0
-        context_ids = self.check_context(params, context_ids, 0)
         batch_size, length = context_ids.shape
-        if memory is None:
-            memory = self._empty(batch_size)
-        else:
-            self.check_memory(params, memory, batch_size)
-        positions = self.num_memory_positions(memory)
-        check_length("context_ids", length, positions, self.config.lm.max_positions)
-
-        def write(context_ids: jax.Array, memory: ContextMemory) -> tuple[ContextMemory, WriteInfo]:
-            return self._write(params, context_ids, memory, kept)
-
-        return write_in_parts(write, context_ids, memory, self.num_write_parts)
-
-    def _write(
-        self,
-        params: Params,
-        context_ids: jax.Array,
-        memory: ContextMemory,
-        kept: jax.Array | bool,
-    ) -> tuple[ContextMemory, WriteInfo]:
-        """Runs the model over contexts behind those of the memory, if they are to be kept."""
-        batch_size, length = context_ids.shape
-        lengths = jnp.where(kept, self.query_lengths(context_ids), 0)
+        memory = self._empty(batch_size) if memory is None else memory
+        kept = jnp.minimum(steps_to_take(settings, max_steps, batch_size), 1)
+        lengths = jnp.where(kept > 0, self.query_lengths(context_ids), 0)
         hidden, cache = self.apply_lm(
             params,
             self.embed(params, context_ids),
@@ -128,13 +107,12 @@ class FullContext(MemoryModel):
             jnp.where((lengths > 0)[:, None], last_hidden, memory.last_hidden),
             memory.length + lengths,
         )
-        taken = jnp.full(len(lengths), kept, jnp.int32)
         losses = jnp.zeros((0, batch_size))
         if self.config.inner_loss_weight:
             before = jnp.concatenate([memory.last_hidden[:, None], hidden[:, :-1]], axis=1)
             each = self._token_losses(params, before, context_ids, memory.length)
             losses = mean_per_sample(*each)[None] * kept
-        return written, WriteInfo(losses, (), taken)
+        return written, WriteInfo(losses, (), kept)
 
     def outer_write_loss(self, info: WriteInfo) -> jax.Array:
         """The WRITE loss [B] that the outer loss may add."""

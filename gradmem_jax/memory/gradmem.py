@@ -1,28 +1,33 @@
 """GradMem: a memory written by gradient descent on the loss of reconstructing the context."""
 
 import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
 
-from gradmem_jax.array_checks import check_tolerance
-from gradmem_jax.checks import require, require_choice, require_integer, require_number
-from gradmem_jax.losses import IGNORE, mean_per_sample
+from gradmem_jax.array_checks import as_array, check_per_sample, numbers_per_sample
+from gradmem_jax.checks import AUTOMATIC, require, require_choice, require_integer, require_number
+from gradmem_jax.losses import IGNORE, mean_per_sample, token_losses
 from gradmem_jax.memory.inner_loop import (
     WriteInfo,
+    WriteSettings,
     clip_gradient,
     detached,
     gradients_of_steps,
     orders_of_steps,
+    per_sample,
     safe_norm,
     scan_steps,
 )
-from gradmem_jax.memory.meta_gradient import GradientFn
+from gradmem_jax.memory.meta_gradient import GradientFn, with_derivative_of
 from gradmem_jax.memory.prefix import PrefixConfig, PrefixMemory, WriteInputs, copy_per_sample
-from gradmem_jax.parallel.micro_batches import write_in_parts
-from gradmem_jax.trees import Params
+from gradmem_jax.memory.programs import shared
+from gradmem_jax.trees import Params, PyTree, join_floats, split_floats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +108,20 @@ class ProjectedMemory(NamedTuple):
     bias: jax.Array
 
 
+class WritePrediction(NamedTuple):
+    """What WRITE predicts of a context, for a loss of one's own.
+
+    Attributes:
+        logits: [B, S, V], position i predicts token i; float32 at least.
+        hidden: [B, S, d], final hidden states that the logits are made of.
+        labels: int [B, S], the context's ids, `losses.IGNORE` (-100) on padding.
+    """
+
+    logits: jax.Array
+    hidden: jax.Array
+    labels: jax.Array
+
+
 Memory = jax.Array | ProjectedMemory
 
 
@@ -116,6 +135,10 @@ class GradMem(PrefixMemory):
             place of plain gradient descent; it carries its own learning rate. Each sample has its
             own optimizer state, and the outer gradient passes through it. Adam needs
             `eps_root > 0` for that.
+        write_loss: what WRITE descends in place of the mean cross entropy of the context's tokens:
+            `(prediction, loss_data) -> [B]`, a `WritePrediction` and the arrays that
+            `write_memory(loss_data=...)` was given. Sample b's loss depends on row b only, and on
+            no array from outside that is differentiated: such arrays come as `loss_data`.
 
     Example:
         >>> model = GradMem(GradMemConfig(lm=LlamaConfig(vocab_size=70)))
@@ -126,6 +149,7 @@ class GradMem(PrefixMemory):
 
     config: GradMemConfig
     write_optimizer: optax.GradientTransformation | None = None
+    write_loss: Callable[["WritePrediction", PyTree], jax.Array] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -141,7 +165,30 @@ class GradMem(PrefixMemory):
             "write_optimizer carries its own learning rate: set learned_write_learning_rate="
             f"'none', not {c.learned_write_learning_rate!r}.",
         )
+        require(
+            self.write_loss is None or callable(self.write_loss),
+            f"write_loss={self.write_loss!r} must be a function (prediction, loss_data) -> [B], or "
+            "None.",
+        )
 
+    def reader(self) -> "GradMem":
+        """This model without what matters to WRITE alone; see `MemoryModel.reader`."""
+        config = dataclasses.replace(
+            self.config,
+            num_write_steps=0,
+            inner_loss_weight=0.0,
+            write_learning_rate=1.0,
+            clip_value=None,
+            clip_norm=None,
+            gradient_mode="second",
+            second_order_steps=None,
+            meta_gradient="mixed",
+        )
+        return dataclasses.replace(
+            self, config=config, write_optimizer=None, write_loss=None, num_write_parts=AUTOMATIC
+        )
+
+    @shared
     def init(self, key: jax.Array, lm_params: Params | None = None) -> Params:
         """Draws all parameters.
 
@@ -186,6 +233,7 @@ class GradMem(PrefixMemory):
         copies = copy_per_sample(params["projection"], batch_size)
         return ProjectedMemory(tokens, copies["kernel"], copies["bias"])
 
+    @shared
     def write_memory(
         self,
         params: Params,
@@ -195,103 +243,155 @@ class GradMem(PrefixMemory):
         num_steps: int | jax.Array | None = None,
         max_steps: int | None = None,
         loss_tolerance: float | jax.Array | None = None,
+        write_learning_rate: float | jax.Array | None = None,
+        loss_data: PyTree = None,
     ) -> tuple[Memory, WriteInfo]:
         """Writes contexts into memory: M <- M - alpha * dL/dM, K times (the paper's WRITE).
 
-        A sample's memory depends on its own context only, not on its batch nor on padding.
+        A sample's memory depends on its own context only, not on its batch nor on padding. It is
+        compiled once for all equal models, shapes, and numbers of steps.
 
         Args:
             params: parameters of `init`; they do not change.
             context_ids: int [B, S], padded on the right with `config.pad_id` to any length.
             memory: where to start, for writing on; M0 by default.
-            num_steps: K; `config.num_write_steps` by default. A traced value needs `max_steps`.
+            num_steps: K, one number or one for each sample [B]; `config.num_write_steps` by
+                default. A traced value needs `max_steps`.
             max_steps: static upper bound of a traced `num_steps`.
             loss_tolerance: a sample is not updated any more once its WRITE loss, in nats a token,
-                is not above this. `second_order_steps` counts from K all the same.
+                is not above this, one number or [B]. `second_order_steps` counts from K all the
+                same.
+            write_learning_rate: alpha, one number or [B], in place of the configured or the learned
+                one; it may be traced, differentiated and mapped over.
+            loss_data: arrays [B, ...] in any tree, which `write_loss` gets. The outer gradient
+                passes those of floating numbers.
 
         Returns:
             The memory [B, m, d] (or a `ProjectedMemory`), and a `WriteInfo`.
 
         Raises:
             ValueError: wrong shapes, ids outside the vocabulary, a context longer than the model's
-                positions, or a wrong number of steps.
+                positions, a wrong number of steps, or arguments that this model has no use for.
         """
-        check_tolerance("loss_tolerance", loss_tolerance)
-        steps = self.resolve_steps(num_steps, max_steps)
-        memory, context_ids = self.check_write(params, memory, context_ids)
-
-        def write(context_ids: jax.Array, memory: Memory) -> tuple[Memory, WriteInfo]:
-            return self.run_steps(params, context_ids, memory, steps, loss_tolerance)
-
-        return write_in_parts(write, context_ids, memory, self.num_write_parts)
+        require(
+            write_learning_rate is None or self.write_optimizer is None,
+            "write_learning_rate was given, but write_optimizer carries its own learning rate.",
+        )
+        require(
+            loss_data is None or self.write_loss is not None,
+            "loss_data was given, but the model has no write_loss that could use it.",
+        )
+        num_samples = len(as_array("context_ids", context_ids, "int ids of shape [B, S]"))
+        return self.write(
+            params,
+            context_ids,
+            memory,
+            num_steps,
+            max_steps,
+            loss_tolerance=numbers_per_sample("loss_tolerance", loss_tolerance, num_samples),
+            write_learning_rate=numbers_per_sample(
+                "write_learning_rate", write_learning_rate, num_samples, minimum=0
+            ),
+            loss_data=check_per_sample("loss_data", loss_data, num_samples),
+        )
 
     def run_steps(
         self,
         params: Params,
         context_ids: jax.Array,
-        memory: Memory,
-        steps: tuple[int, int | jax.Array],
-        loss_tolerance: float | jax.Array | None = None,
+        memory: Memory | None,
+        settings: WriteSettings,
+        max_steps: int,
     ) -> tuple[Memory, WriteInfo]:
-        """The inner loop: K steps of gradient descent from `memory`; see `write_memory`.
+        """K steps of gradient descent from `memory`; see `MemoryModel.run_steps`."""
+        c = self.config
+        if memory is None:
+            memory = self.initial_memory(params, len(context_ids))
+        data, discrete_data = split_floats(settings.loss_data)
+        inputs = self.write_inputs(params, memory, context_ids)._replace(loss_data=data)
+        labels = jnp.where(context_ids == c.pad_id, IGNORE, context_ids)
+        orders, orders_kept = (
+            orders_of_steps(
+                max_steps,
+                c.second_order_steps if c.gradient_mode == "second" else 0,
+                traced=settings.num_steps is not None,
+                stops=settings.loss_tolerance is not None,
+                keep_last=keep,
+            )
+            for keep in (False, c.meta_gradient == "mixed" and c.lm.remat == "none")
+        )
+        descend: Callable[..., Any] = functools.partial(self.descend, orders_kept)
+        if len(orders) < len(orders_kept) and self.write_optimizer is None:
+            # Without a gradient all steps are one loop, which is less to compile.
+            descend = with_derivative_of(functools.partial(self.descend, orders), descend)
+        rates = self.learning_rates(params, memory, settings.write_learning_rate)
+        settings = settings._replace(write_learning_rate=None, loss_data=discrete_data)
+        return descend(memory, inputs, (labels, settings), rates)
+
+    def descend(
+        self,
+        orders: Sequence[tuple[int, str]],
+        memory: Memory,
+        inputs: WriteInputs,
+        constants: tuple[jax.Array, WriteSettings],
+        rates: Any,
+    ) -> tuple[Memory, WriteInfo]:
+        """K steps of gradient descent.
 
         Args:
-            params: parameters of `init`.
-            context_ids: int [B, S].
+            orders: how the outer gradient passes them, from `orders_of_steps`.
             memory: where to start.
-            steps: from `resolve_steps`.
-            loss_tolerance: see `write_memory`.
+            inputs: what the WRITE loss depends on.
+            constants: labels int [B, S], and settings; nothing is differentiated for them.
+            rates: alpha, a tree like `memory`.
         """
         c = self.config
-        inputs = self.write_inputs(params, memory, context_ids)
-        labels = jnp.where(context_ids == c.pad_id, IGNORE, context_ids)
+        _, settings = constants
 
         def step(gradient_fn: GradientFn, carry: Any) -> tuple[Any, Any]:
             """M <- M - alpha * dL/dM."""
             memory, state = carry
-            losses, gradient = gradient_fn(memory, inputs, labels)
+            losses, gradient = gradient_fn(memory, inputs, constants)
             norms = jax.tree.map(safe_norm, jax.lax.stop_gradient(gradient))
             gradient = clip_gradient(gradient, c.clip_value, c.clip_norm)
-            return self.update(params, memory, gradient, state), (losses, norms)
+            return self.update(memory, gradient, state, rates), (losses, norms)
 
-        bound, num_steps = steps
-        traced = None if isinstance(num_steps, int) else num_steps
-        orders = orders_of_steps(
-            bound,
-            c.second_order_steps if c.gradient_mode == "second" else 0,
-            differentiable_loss=c.inner_loss_weight > 0,
-            traced=traced is not None,
-            stops=loss_tolerance is not None,
-            keep_last=c.meta_gradient == "mixed" and c.lm.remat == "none",
-        )
         (memory, _), info = scan_steps(
             detached(step) if c.gradient_mode == "none" else step,
             (memory, self.init_update(memory)),
             gradients_of_steps(self.write_losses, orders, mixed=c.meta_gradient == "mixed"),
-            num_steps=traced,
+            num_steps=settings.num_steps,
             second_order_steps=c.second_order_steps,
-            loss_tolerance=loss_tolerance,
+            loss_tolerance=settings.loss_tolerance,
         )
-        if not c.inner_loss_weight:
-            info = info._replace(losses=jax.lax.stop_gradient(info.losses))
         return memory, info
 
-    def write_losses(self, memory: Memory, inputs: WriteInputs, labels: jax.Array) -> jax.Array:
+    def write_losses(
+        self, memory: Memory, inputs: WriteInputs, constants: tuple[jax.Array, WriteSettings]
+    ) -> jax.Array:
         """The WRITE loss L(M; C) of each sample [B]: mean cross entropy of the context's tokens.
 
         Args:
             memory: a memory of B samples.
             inputs: from `write_inputs`.
-            labels: int [B, S], the context's ids, `IGNORE` on padding.
+            constants: labels int [B, S], the context's ids, `IGNORE` on padding; and settings.
         """
-        return mean_per_sample(self.context_token_losses(memory, inputs, labels), labels)
+        labels, settings = constants
+        hidden = self.context_hidden(memory, inputs)
+        logits = self.write_logits(inputs.params, hidden)
+        if self.write_loss is None:
+            return mean_per_sample(token_losses(logits, labels), labels)
+        data = join_floats(inputs.loss_data, settings.loss_data)
+        losses = self.write_loss(WritePrediction(logits, hidden, labels), data)
+        chex.assert_shape(losses, (len(labels),), custom_message="write_loss must return [B]")
+        return losses
 
     def init_update(self, memory: Memory) -> Any:
         """First state of `update`: that of `write_optimizer` for each sample, if there is one."""
         return None if self.write_optimizer is None else jax.vmap(self.write_optimizer.init)(memory)
 
     def update(
-        self, params: Params, memory: Memory, gradient: Memory, state: Any
+        self, memory: Memory, gradient: Memory, state: Any, rates: Any
     ) -> tuple[Memory, Any]:
         """M - alpha * gradient, or what `write_optimizer` makes of it, and the next state."""
         if self.write_optimizer is not None:
@@ -301,11 +401,19 @@ class GradMem(PrefixMemory):
         def descend(x: jax.Array, rate: jax.typing.ArrayLike, g: jax.Array) -> jax.Array:
             return (x - rate * g).astype(x.dtype)
 
-        return jax.tree.map(descend, memory, self.learning_rates(params, memory), gradient), state
+        return jax.tree.map(descend, memory, rates, gradient), state
 
-    def learning_rates(self, params: Params, memory: Memory) -> Any:
-        """Alpha of every array of a memory, broadcastable to it; a tree like `memory`."""
+    def learning_rates(self, params: Params, memory: Memory, given: jax.Array | None = None) -> Any:
+        """Alpha of every array of a memory, broadcastable to it; a tree like `memory`.
+
+        Args:
+            params: parameters of `init`.
+            memory: a memory of B samples.
+            given: alpha of each sample [B], in place of the model's own.
+        """
         c = self.config
+        if given is not None:
+            return jax.tree.map(lambda x: per_sample(given.astype(x.dtype), x), memory)
         if c.learned_write_learning_rate == "none":
             return jax.tree.map(lambda _: c.write_learning_rate, memory)
         rates = jax.tree.map(jnp.exp, params["log_write_learning_rate"])

@@ -31,8 +31,7 @@ class WriteInfo(NamedTuple):
 
     Attributes:
         losses: WRITE loss in nats a token: [K, B] for GradMem; of other methods `write_memory` says
-            what they are. GradMem's are constants to the outer gradient unless
-            `config.inner_loss_weight` is above 0; `outer_write_loss` is then differentiable.
+            what they are. The outer gradient passes them; that costs nothing if they are not used.
         gradient_norms: [K, B] for each array of the memory, norm of its gradient before clipping;
             constants to the outer gradient.
         num_steps: int32 [B], updates made. Rows of steps that nobody evaluated are 0.
@@ -41,6 +40,29 @@ class WriteInfo(NamedTuple):
     losses: jax.Array
     gradient_norms: PyTree
     num_steps: jax.Array
+
+
+class WriteSettings(NamedTuple):
+    """What a WRITE is told beside its contexts, for each sample; None where nothing is said.
+
+    Attributes:
+        num_steps: int32 [B], K of each sample; None takes all steps that are compiled.
+        loss_tolerance: [B], see `GradMem.write_memory`.
+        write_learning_rate: [B], alpha in place of the model's.
+        loss_data: pytree of arrays [B, ...] for the model's `write_loss`.
+    """
+
+    num_steps: jax.Array | None = None
+    loss_tolerance: jax.Array | None = None
+    write_learning_rate: jax.Array | None = None
+    loss_data: PyTree = None
+
+
+def steps_to_take(settings: WriteSettings, max_steps: int, batch_size: int) -> jax.Array:
+    """K of each sample, int32 [B]: that of the settings, or all that are compiled."""
+    if settings.num_steps is None:
+        return jnp.full(batch_size, max_steps, jnp.int32)
+    return settings.num_steps
 
 
 def safe_norm(x: jax.Array) -> jax.Array:
@@ -108,7 +130,7 @@ def scan_steps(
     *,
     num_steps: jax.Array | None = None,
     second_order_steps: int | None = None,
-    loss_tolerance: jax.Array | float | None = None,
+    loss_tolerance: jax.Array | None = None,
 ) -> tuple[PyTree, WriteInfo]:
     """Runs the steps of a WRITE, one `lax.scan` for each kind of gradient.
 
@@ -117,11 +139,11 @@ def scan_steps(
         carry: memory and optimizer state, leaves [B, ...].
         gradient_fns: (number of steps, gradient that they descend) in their order, see
             `gradients_of_steps`.
-        num_steps: traced int32 scalar, how many of the steps to take; None takes all.
-        second_order_steps: of a traced `num_steps`, how many of the last ones keep the derivative
-            of their gradient; None means all.
-        loss_tolerance: a sample stops before the first step at which its loss is not above this;
-            None never stops.
+        num_steps: int32 [B], how many of the steps each sample takes; None takes all.
+        second_order_steps: of `num_steps`, how many of the last ones keep the derivative of their
+            gradient; None means all.
+        loss_tolerance: [B], a sample stops before the first step at which its loss is not above
+            this; None never stops.
 
     Returns:
         The last carry, and a `WriteInfo`.
@@ -140,7 +162,7 @@ def scan_steps(
                 gradient_fn = _constant_if(k < num_steps - second_order_steps, gradient_fn)
             after, row = step(gradient_fn, before)
             if loss_tolerance is not None:
-                active = active & (row[0] > loss_tolerance)
+                active = active & (row[0] > loss_tolerance.astype(row[0].dtype))
             if may_stop:
                 after = _select(active, after, before)
             return (after, active, num_taken + active), row
@@ -179,7 +201,7 @@ def _select(active: jax.Array, new: PyTree, old: PyTree) -> PyTree:
 
 
 def _constant_if(is_constant: jax.Array, gradient_fn: GradientFn) -> GradientFn:
-    """The same, its gradient a constant to the outer gradient where a traced bool is true."""
+    """The same, its gradient a constant to the outer gradient where bool [B] is true."""
 
     def losses_and_gradient(
         memory: PyTree, inputs: PyTree, constants: PyTree
@@ -187,7 +209,7 @@ def _constant_if(is_constant: jax.Array, gradient_fn: GradientFn) -> GradientFn:
         losses, gradient = gradient_fn(memory, inputs, constants)
 
         def cut(g: jax.Array) -> jax.Array:
-            return jnp.where(is_constant, jax.lax.stop_gradient(g), g)
+            return jnp.where(per_sample(is_constant, g), jax.lax.stop_gradient(g), g)
 
         return losses, jax.tree.map(cut, gradient)
 
@@ -198,7 +220,6 @@ def orders_of_steps(
     num_steps: int,
     second_order_steps: int | None = None,
     *,
-    differentiable_loss: bool = False,
     traced: bool = False,
     stops: bool = False,
     keep_last: bool = False,
@@ -208,27 +229,22 @@ def orders_of_steps(
     Args:
         num_steps: K, or its bound.
         second_order_steps: how many of the last steps are second order; None means all.
-        differentiable_loss: whether the outer loss uses the last step's WRITE loss.
         traced: whether K is traced: any step may be second order, and any may be the last.
         stops: whether samples may stop at a tolerance: any step may be the last.
         keep_last: whether the last step may keep its linearised gradient; it does with
             `MAX_STEPS_TO_KEEP_LAST` second-order steps or fewer.
 
     Returns:
-        (number of steps, order) of each run that is not empty, in order: "first",
-        "first_with_loss", "second" and "second_kept".
+        (number of steps, order) of each run that is not empty, in order: "first", "second" and
+        "second_kept".
     """
     second = num_steps if second_order_steps is None else min(second_order_steps, num_steps)
     if traced and second:
         second = num_steps
-    with_loss = 0
-    if differentiable_loss:
-        with_loss = num_steps - second if traced or stops else int(second == 0 and num_steps > 0)
     may_keep = keep_last and not traced and not stops
     kept = int(may_keep and 0 < second <= MAX_STEPS_TO_KEEP_LAST)
     runs = [
-        (num_steps - second - with_loss, "first"),
-        (with_loss, "first_with_loss"),
+        (num_steps - second, "first"),
         (second - kept, "second"),
         (kept, "second_kept"),
     ]
@@ -247,7 +263,6 @@ def gradients_of_steps(
     """
     functions = {
         "first": first_order(loss_fn),
-        "first_with_loss": first_order(loss_fn, differentiable_losses=True),
         "second": second_order(loss_fn) if mixed else reverse_over_reverse(loss_fn),
         "second_kept": second_order(loss_fn, keep=True),
     }

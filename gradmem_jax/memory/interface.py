@@ -1,8 +1,8 @@
 """What every way of writing a memory answers: `init`, `write_memory`, `read_memory`."""
 
 import dataclasses
-import functools
 import typing
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -30,7 +30,9 @@ from gradmem_jax.lm.families import make_lm
 from gradmem_jax.lm.language_model import LMConfig
 from gradmem_jax.lm.transformer import TransformerConfig
 from gradmem_jax.losses import IGNORE, token_losses
-from gradmem_jax.memory.inner_loop import WriteInfo
+from gradmem_jax.memory.inner_loop import WriteInfo, WriteSettings
+from gradmem_jax.memory.programs import kept, program, shared
+from gradmem_jax.parallel.micro_batches import write_in_parts
 from gradmem_jax.trees import Params
 
 
@@ -121,9 +123,24 @@ def swap_batch_and_layers(tree: Any) -> Any:
     return jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tree)
 
 
-@functools.lru_cache(maxsize=64)
-def _param_shapes(model: "MemoryModel") -> Params:
-    return jax.eval_shape(lambda: model.init(jax.random.key(0)))
+def _write(
+    model: "MemoryModel",
+    params: Params,
+    context_ids: jax.Array,
+    memory: Memory | None,
+    settings: WriteSettings,
+    *,
+    max_steps: int,
+) -> tuple[Memory, WriteInfo]:
+    def run(context_ids: jax.Array, memory: Memory, settings: WriteSettings) -> Any:
+        return model.run_steps(params, context_ids, memory, settings, max_steps)
+
+    return write_in_parts(run, context_ids, memory, settings, model.num_write_parts)
+
+
+def _read(model: "MemoryModel", params: Params, memory: Memory, query_ids: jax.Array) -> jax.Array:
+    read = model.read_logits if query_ids.ndim == 2 else model.read_several
+    return read(params, memory, query_ids)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,6 +231,7 @@ class MemoryModel:
         """
         raise NotImplementedError
 
+    @shared
     def write_memory(
         self,
         params: Params,
@@ -225,21 +243,69 @@ class MemoryModel:
     ) -> tuple[Memory, WriteInfo]:
         """Writes contexts into memory (the paper's WRITE).
 
-        A sample's memory depends on its own context only, not on its batch nor on padding.
+        A sample's memory depends on its own context only, not on its batch nor on padding. It is
+        compiled once for all equal models, shapes, and numbers of steps.
 
         Args:
             params: parameters of `init`; they do not change.
             context_ids: int [B, S], padded on the right with `config.pad_id` to any length.
             memory: where to start, for writing on; an empty memory by default.
-            num_steps: K; `config.num_write_steps` by default. A traced value needs `max_steps`.
+            num_steps: K, one number or one for each sample [B]; `config.num_write_steps` by
+                default. A traced value needs `max_steps`.
             max_steps: static upper bound of a traced `num_steps`.
 
         Returns:
-            The memory, and a `WriteInfo`.
+            The memory, and a `WriteInfo`; `run_steps` says what is in it.
 
         Raises:
             ValueError: wrong shapes, ids outside the vocabulary, a context longer than the model's
                 positions, or a wrong number of steps.
+        """
+        return self.write(params, context_ids, memory, num_steps, max_steps)
+
+    def write(
+        self,
+        params: Params,
+        context_ids: jax.typing.ArrayLike,
+        memory: Memory | None,
+        num_steps: int | jax.Array | None,
+        max_steps: int | None,
+        **settings: Any,
+    ) -> tuple[Memory, WriteInfo]:
+        """Checks the arguments of `write_memory`, and calls `run_steps` on parts of the batch.
+
+        Args:
+            params: see `write_memory`.
+            context_ids: see `write_memory`.
+            memory: see `write_memory`.
+            num_steps: see `write_memory`.
+            max_steps: see `write_memory`.
+            **settings: other fields of `WriteSettings`.
+        """
+        num_steps = self.config.num_write_steps if num_steps is None else num_steps
+        context_ids = self.check_write(params, memory, context_ids)
+        max_steps, steps = resolve_steps(num_steps, max_steps, len(context_ids))
+        write = program(_write, self, static_argnames=("max_steps",))
+        return write(
+            params, context_ids, memory, WriteSettings(steps, **settings), max_steps=max_steps
+        )
+
+    def run_steps(
+        self,
+        params: Params,
+        context_ids: jax.Array,
+        memory: Memory | None,
+        settings: WriteSettings,
+        max_steps: int,
+    ) -> tuple[Memory, WriteInfo]:
+        """Writes contexts, the arguments being right; what a way of writing has to say.
+
+        Args:
+            params: parameters of `init`.
+            context_ids: int [B, S], a batch or a part of it.
+            memory: where to start; None is an empty memory.
+            settings: numbers of steps, if samples differ, and what else the writer takes.
+            max_steps: steps to compile, and to take if `settings` has no number.
         """
         raise NotImplementedError
 
@@ -324,27 +390,15 @@ class MemoryModel:
         hidden, state = self.apply_lm(params, self.embed(params, ids[:, None]), cache=state)
         return self.apply_lm(params, hidden[:, 0], method="unembed"), state
 
-    def resolve_steps(
-        self, num_steps: int | jax.Array | None, max_steps: int | None
-    ) -> tuple[int, int | jax.Array]:
-        """Checks a number of WRITE steps, `config.num_write_steps` if it is None.
-
-        Returns:
-            The steps to compile, and how many of them to take: the same number, or a traced one.
-
-        Raises:
-            ValueError: see `array_checks.resolve_steps`.
-        """
-        num_steps = self.config.num_write_steps if num_steps is None else num_steps
-        steps, traced_steps = resolve_steps(num_steps, max_steps)
-        return steps, steps if traced_steps is None else traced_steps
-
     def query_lengths(self, query_ids: jax.Array) -> jax.Array:
         """Tokens of each query without its padding: int32 [B] of int [B, Q]."""
         return (query_ids != self.config.pad_id).sum(axis=1).astype(jnp.int32)
 
+    @shared
     def read_memory(self, params: Params, memory: Memory, query_ids: jax.Array) -> jax.Array:
         """Predicts the tokens of queries from memory alone (the paper's READ).
+
+        It is compiled once for all models that read alike (`reader`), and shapes.
 
         Args:
             params: parameters of `init`.
@@ -359,9 +413,14 @@ class MemoryModel:
             ValueError: wrong shapes, or ids outside the vocabulary.
         """
         query_ids = self.check_read(params, memory, query_ids)
-        if query_ids.ndim == 2:
-            return self.read_logits(params, memory, query_ids)[0]
-        return self.read_several(params, memory, query_ids)[0]
+        return program(_read, self.reader())(params, memory, query_ids)
+
+    def reader(self) -> "MemoryModel":
+        """This model without what matters to WRITE alone: models that read alike have equal ones.
+
+        Its parameters have the same shapes.
+        """
+        return self
 
     def read_several(
         self,
@@ -390,13 +449,39 @@ class MemoryModel:
 
     def check_params(self, params: Params) -> None:
         """Raises ValueError unless `params` are those of `init`; there may be more beside them."""
-        check_params(self.own_params(params) or params, _param_shapes(self))
+        check_params(self.own_params(params) or params, self.param_shapes())
 
     def own_params(self, params: Params) -> Params:
         """The parameters without what stands beside those of `init`."""
         if not isinstance(params, dict):
             return params
-        return {name: params[name] for name in _param_shapes(self) if name in params}
+        return {name: params[name] for name in self.param_shapes() if name in params}
+
+    def param_shapes(self) -> Params:
+        """Shapes of the parameters of `init`."""
+
+        def evaluate(model: Callable[[], MemoryModel]) -> Params:
+            return jax.eval_shape(lambda: model().init(jax.random.key(0)))
+
+        return kept(self.reader(), "param_shapes", evaluate)
+
+    def check_write(
+        self, params: Params, memory: Memory | None, context_ids: jax.typing.ArrayLike
+    ) -> jax.Array:
+        """Returns context_ids as int [B, S], or refuses them, the parameters or the memory.
+
+        Args:
+            params: parameters of `init`.
+            memory: where to start; None is an empty memory.
+            context_ids: int [B, S].
+
+        Raises:
+            ValueError: wrong shapes, ids outside the vocabulary, or a context too long.
+        """
+        context_ids = self.check_context(params, context_ids, self.write_positions)
+        if memory is not None:
+            self.check_memory(params, memory, len(context_ids))
+        return context_ids
 
     def check_context(
         self, params: Params, context_ids: jax.typing.ArrayLike, positions: int

@@ -15,6 +15,7 @@ from gradmem_jax.lm.attention import make_cache
 from gradmem_jax.lm.transformer import TransformerConfig
 from gradmem_jax.memory.gradmem import GradMem, GradMemConfig
 from gradmem_jax.memory.prefix import Prefix, copy_per_sample
+from gradmem_jax.memory.programs import shared
 from gradmem_jax.trees import Params
 
 
@@ -72,6 +73,7 @@ class KVPrefix(GradMem):
         """Names of the groups of control tokens: those behind the memory only."""
         return ("write_end", "read_end")
 
+    @shared
     def init(self, key: jax.Array, lm_params: Params | None = None) -> Params:
         """Draws all parameters: those of GradMem, "initial_memory" being {"keys", "values"}."""
         check_key(key)

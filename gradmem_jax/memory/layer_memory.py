@@ -11,9 +11,9 @@ from gradmem_jax.array_checks import check_key, check_memory
 from gradmem_jax.checks import require_integer, require_number
 from gradmem_jax.lm.armt import AssociativeFields, adopt_transformer
 from gradmem_jax.lm.attention import extend_capacity
-from gradmem_jax.memory.inner_loop import WriteInfo, step_if
+from gradmem_jax.memory.inner_loop import WriteInfo, WriteSettings, step_if, steps_to_take
 from gradmem_jax.memory.interface import Memory, MemoryConfig, MemoryModel, swap_batch_and_layers
-from gradmem_jax.parallel.micro_batches import write_in_parts
+from gradmem_jax.memory.programs import shared
 from gradmem_jax.trees import Params
 
 
@@ -77,6 +77,7 @@ class LayerMemory(MemoryModel):
 
     config: LayerMemoryConfig
 
+    @shared
     def init(self, key: jax.Array, lm_params: Params | None = None) -> Params:
         """Draws all parameters.
 
@@ -114,50 +115,19 @@ class LayerMemory(MemoryModel):
             lm_params = adopt_transformer(super().init_lm(key), lm_params)
         return super().init_lm(key, lm_params)
 
-    def write_memory(
-        self,
-        params: Params,
-        context_ids: jax.Array,
-        *,
-        memory: Memory | None = None,
-        num_steps: int | jax.Array | None = None,
-        max_steps: int | None = None,
-    ) -> tuple[Memory, WriteInfo]:
-        """Writes contexts by K passes over them; see `MemoryModel.write_memory`.
-
-        Args:
-            params: parameters of `init`.
-            context_ids: int [B, S], padded on the right with `config.pad_id` to any length.
-            memory: where to start, for writing on; the layers' first memory by default.
-            num_steps: K; `config.num_write_steps` by default. A traced value needs `max_steps`.
-            max_steps: static upper bound of a traced `num_steps`.
-
-        Returns:
-            The memory, leaves [B, L, ...], and a `WriteInfo` without losses and gradient norms.
-
-        Raises:
-            ValueError: wrong shapes, ids outside the vocabulary, a context longer than the model's
-                positions, or a wrong number of steps.
-        """
-        steps, last = self.resolve_steps(num_steps, max_steps)
-        context_ids = self.check_context(params, context_ids, self.write_positions)
-        if memory is not None:
-            self.check_memory(params, memory, len(context_ids))
-
-        def write(context_ids: jax.Array, memory: Memory | None) -> tuple[Memory, WriteInfo]:
-            return self._write(params, context_ids, memory, steps, last)
-
-        return write_in_parts(write, context_ids, memory, self.num_write_parts)
-
-    def _write(
+    def run_steps(
         self,
         params: Params,
         context_ids: jax.Array,
         memory: Memory | None,
-        steps: int,
-        last: int | jax.Array,
+        settings: WriteSettings,
+        max_steps: int,
     ) -> tuple[Memory, WriteInfo]:
-        """Makes `last` of at most `steps` passes."""
+        """K passes over the contexts; see `MemoryModel.run_steps`.
+
+        Returns:
+            The memory, leaves [B, L, ...], and a `WriteInfo` without losses and gradient norms.
+        """
         c = self.config
         batch_size = len(context_ids)
         if memory is None:
@@ -184,12 +154,20 @@ class LayerMemory(MemoryModel):
             )
             return new, None
 
-        def maybe_pass(memory: Memory, k: jax.Array) -> tuple[Memory, None]:
-            return step_if(k < last, one_pass, memory, k)
+        taken = steps_to_take(settings, max_steps, batch_size)
 
-        passes = one_pass if isinstance(last, int) else maybe_pass
-        written, _ = jax.lax.scan(passes, start, jnp.arange(steps))
-        taken = jnp.full(batch_size, last, jnp.int32)
+        def pass_of_some(memory: Memory, k: jax.Array) -> tuple[Memory, None]:
+            def keep(new: jax.Array, old: jax.Array) -> jax.Array:
+                goes_on = (k < taken).reshape(1, -1, *[1] * (new.ndim - 2))
+                return jnp.where(goes_on, new, old)
+
+            return jax.tree.map(keep, one_pass(memory, k)[0], memory), None
+
+        def maybe_pass(memory: Memory, k: jax.Array) -> tuple[Memory, None]:
+            return step_if((k < taken).any(), pass_of_some, memory, k)
+
+        passes = one_pass if settings.num_steps is None else maybe_pass
+        written, _ = jax.lax.scan(passes, start, jnp.arange(max_steps))
         return swap_batch_and_layers(written), WriteInfo(jnp.zeros((0, batch_size)), (), taken)
 
     def check_memory(self, params: Params, memory: Memory, batch_size: int) -> None:

@@ -8,6 +8,8 @@ Three functions take a loss and return `(memory, inputs, constants) -> (losses [
 - `reverse_over_reverse` is exact and saves what JAX saves;
 - `first_order` takes the gradient for a constant.
 
+The losses are differentiated exactly by all three, and for nothing if nobody uses them.
+
 Mixed mode: for cotangents u of the gradient and w of the losses L the pullback is
 
     u_memory, u_inputs = d/de [ d/d(memory, inputs) sum_b (1 + e w_b) L_b(memory + e u, inputs) ]
@@ -52,23 +54,21 @@ def reverse_over_reverse(loss_fn: LossFn) -> GradientFn:
     return losses_and_gradient
 
 
-def first_order(loss_fn: LossFn, *, differentiable_losses: bool = False) -> GradientFn:
+def first_order(loss_fn: LossFn) -> GradientFn:
     """Losses and their gradient, which is a constant to the outer gradient.
 
     Args:
         loss_fn: see `reverse_over_reverse`.
-        differentiable_losses: whether the outer gradient passes the losses, which costs a second
-            forward pass.
     """
     evaluate = reverse_over_reverse(loss_fn)
 
     def losses_and_gradient(
         memory: PyTree, inputs: PyTree, constants: PyTree
     ) -> tuple[jax.Array, PyTree]:
-        losses, gradient = evaluate(*jax.lax.stop_gradient((memory, inputs)), constants)
-        if differentiable_losses:
-            losses = loss_fn(memory, inputs, constants)
-        return losses, gradient
+        _, gradient = evaluate(*jax.lax.stop_gradient((memory, inputs)), constants)
+        # XLA finds the forward pass of the gradient equal to this one. A derivative that is asked
+        # for computes it again; one that is not leaves nothing behind.
+        return jax.checkpoint(loss_fn)(memory, inputs, constants), gradient
 
     return losses_and_gradient
 
@@ -120,6 +120,27 @@ def second_order(loss_fn: LossFn, *, keep: bool = False) -> GradientFn:
     else:
         losses_and_gradient.defvjp(forward, backward)
     return losses_and_gradient
+
+
+def with_derivative_of(
+    function: Callable[..., PyTree], other: Callable[..., PyTree]
+) -> Callable[..., PyTree]:
+    """`function`, but where it is differentiated `other`, which returns the same.
+
+    Args:
+        function: a function of pytrees of arrays; it closes over nothing that is differentiated.
+        other: the same, computed in the way that suits a backward pass.
+    """
+    either = jax.custom_vjp(function)
+
+    def forward(*args: PyTree) -> tuple[PyTree, Any]:
+        return jax.vjp(other, *args)
+
+    def backward(pullback: Any, cotangent: PyTree) -> tuple[PyTree, ...]:
+        return pullback(cotangent)
+
+    either.defvjp(forward, backward)
+    return either
 
 
 def _weighted_gradients(loss_fn: LossFn, inputs: PyTree, constants: PyTree) -> Callable[..., Any]:

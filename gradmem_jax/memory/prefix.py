@@ -79,11 +79,13 @@ class WriteInputs(NamedTuple):
         params: parameters as WRITE sees them.
         embeddings: [B, S, d], those of the context.
         partial_attention: of its tokens to themselves in the first layer, if that is known.
+        loss_data: floating arrays [B, ...] for a WRITE loss of one's own.
     """
 
     params: Params
     embeddings: jax.Array
     partial_attention: PartialAttention | None = None
+    loss_data: PyTree = None
 
 
 class Prefix(NamedTuple):
@@ -219,29 +221,6 @@ class PrefixMemory(MemoryModel):
         """Raises ValueError unless `memory` is one of this model, for `batch_size` samples."""
         check_memory(memory, jax.eval_shape(lambda: self.initial_memory(params, batch_size)))
 
-    def check_write(
-        self, params: Params, memory: Memory | None, context_ids: jax.typing.ArrayLike
-    ) -> tuple[Memory, jax.Array]:
-        """Checks the input of a WRITE.
-
-        Args:
-            params: parameters of `init`.
-            memory: where to start; None means M0.
-            context_ids: int [B, S].
-
-        Returns:
-            The memory to start from, and int [B, S].
-
-        Raises:
-            ValueError: wrong shapes, or ids outside the vocabulary.
-        """
-        context_ids = self.check_context(params, context_ids, self.write_positions)
-        batch_size = context_ids.shape[0]
-        if memory is None:
-            return self.initial_memory(params, batch_size), context_ids
-        self.check_memory(params, memory, batch_size)
-        return memory, context_ids
-
     def num_memory_positions(self, memory: Memory) -> int:
         """Positions before the first query token."""
         del memory
@@ -338,23 +317,31 @@ class PrefixMemory(MemoryModel):
         )
         return inputs._replace(partial_attention=attention)
 
-    def predict_context(self, params: Params, hidden: jax.Array, labels: jax.Array) -> jax.Array:
-        """WRITE loss of each context token [B, S] from hidden states [B, S, d] before it."""
+    def write_logits(self, params: Params, hidden: jax.Array) -> jax.Array:
+        """What WRITE predicts [B, S, V] from hidden states [B, S, d] before each token."""
         if self.config.write_head:
-            logits = project_to_logits(hidden, params["write_head"])
-        else:
-            logits = self.apply_lm(params, hidden, method="unembed")
-        return token_losses(logits, labels)
+            return project_to_logits(hidden, params["write_head"])
+        return self.apply_lm(params, hidden, method="unembed")
 
     def context_token_losses(
         self, memory: Memory, inputs: WriteInputs, labels: jax.Array
     ) -> jax.Array:
-        """WRITE loss of each context token [B, S]; the last prefix position predicts the first.
+        """WRITE loss of each context token [B, S].
 
         Args:
             memory: a memory of B samples.
             inputs: from `write_inputs`.
             labels: int [B, S], the context's ids, `IGNORE` on padding.
+        """
+        hidden = self.context_hidden(memory, inputs)
+        return token_losses(self.write_logits(inputs.params, hidden), labels)
+
+    def context_hidden(self, memory: Memory, inputs: WriteInputs) -> jax.Array:
+        """Hidden states [B, S, d] before each token; the last prefix position predicts the first.
+
+        Args:
+            memory: a memory of B samples.
+            inputs: from `write_inputs`.
         """
         prefix = self.prefix(inputs.params, memory, "write")
         embeddings = jnp.concatenate([prefix.embeddings, inputs.embeddings[:, :-1]], axis=1)
@@ -364,5 +351,4 @@ class PrefixMemory(MemoryModel):
             cache=None if prefix.cache is None else self._cache(prefix, embeddings.shape[1]),
             partial_attention=inputs.partial_attention,
         )
-        hidden = hidden[:, prefix.embeddings.shape[1] - 1 :]
-        return self.predict_context(inputs.params, hidden, labels)
+        return hidden[:, prefix.embeddings.shape[1] - 1 :]

@@ -62,7 +62,7 @@ def reconstruct(
     def shares(right: np.ndarray) -> np.ndarray:
         return (right & real).sum(axis=1) / np.maximum(real.sum(axis=1), 1)
 
-    logits = jax.jit(view.read_memory)(seen, memory, context_ids)
+    logits = view.read_memory(seen, memory, context_ids)
     token_accuracy = shares(np.asarray(logits[:, :-1].argmax(-1) == context_ids))
     length = context_ids.shape[1]
     nothing = jnp.full((len(context_ids), 1), model.config.pad_id, jnp.int32)

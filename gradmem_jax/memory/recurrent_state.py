@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from gradmem_jax.array_checks import check_memory
-from gradmem_jax.memory.inner_loop import WriteInfo
+from gradmem_jax.memory.inner_loop import WriteInfo, WriteSettings, steps_to_take
 from gradmem_jax.memory.interface import Memory, MemoryConfig, MemoryModel, swap_batch_and_layers
-from gradmem_jax.parallel.micro_batches import write_in_parts
+from gradmem_jax.memory.programs import shared
 from gradmem_jax.trees import Params
 
 
@@ -47,52 +47,33 @@ class StateSpace(MemoryModel):
 
     config: StateSpaceConfig
 
+    @shared
     def init(self, key: jax.Array, lm_params: Params | None = None) -> Params:
         """Draws the parameters of the language model, {"lm": ...}; see `MemoryModel.init`."""
         return {"lm": self.init_lm(key, lm_params)}
 
-    def write_memory(
+    def run_steps(
         self,
         params: Params,
         context_ids: jax.Array,
-        *,
-        memory: StateMemory | None = None,
-        num_steps: int | jax.Array | None = None,
-        max_steps: int | None = None,
+        memory: StateMemory | None,
+        settings: WriteSettings,
+        max_steps: int,
     ) -> tuple[StateMemory, WriteInfo]:
-        """Runs the model over contexts and keeps its state; see `MemoryModel.write_memory`.
-
-        Args:
-            params: parameters of `init`.
-            context_ids: int [B, S], padded on the right with `config.pad_id` to any length.
-            memory: the state to go on from; the model's first one by default.
-            num_steps: 0 reads nothing of these contexts, 1 or more all of them.
-            max_steps: static upper bound of a traced `num_steps`.
+        """One pass over the contexts, whose state is kept; see `MemoryModel.run_steps`.
 
         Returns:
-            The memory, and a `WriteInfo` without losses and gradient norms.
-
-        Raises:
-            ValueError: wrong shapes, ids outside the vocabulary, or a wrong number of steps.
+            The memory, and a `WriteInfo` without losses and gradient norms. 0 steps read nothing of
+            these contexts, 1 or more all of them.
         """
-        kept = self.resolve_steps(num_steps, max_steps)[1] > 0
-        context_ids = self.check_context(params, context_ids, self.write_positions)
-        if memory is not None:
-            self.check_memory(params, memory, len(context_ids))
-
-        def write(
-            context_ids: jax.Array, memory: StateMemory | None
-        ) -> tuple[StateMemory, WriteInfo]:
-            written = self._run(params, context_ids, memory, kept)
-            taken = jnp.full(len(context_ids), kept, jnp.int32)
-            return written, WriteInfo(jnp.zeros((0, len(context_ids))), (), taken)
-
-        return write_in_parts(write, context_ids, memory, self.num_write_parts)
+        kept = jnp.minimum(steps_to_take(settings, max_steps, len(context_ids)), 1)
+        written = self._run(params, context_ids, memory, kept > 0)
+        return written, WriteInfo(jnp.zeros((0, len(context_ids))), (), kept)
 
     def check_memory(self, params: Params, memory: Memory, batch_size: int) -> None:
         """Raises ValueError unless `memory` is one of this model, for `batch_size` samples."""
         ids = jax.ShapeDtypeStruct((batch_size, 1), jnp.int32)
-        check_memory(memory, jax.eval_shape(self._run, params, ids, None, True))
+        check_memory(memory, jax.eval_shape(self._run, params, ids, None))
 
     def num_memory_positions(self, memory: Memory) -> int:
         """No positions: the model has none."""
@@ -127,9 +108,10 @@ class StateSpace(MemoryModel):
         params: Params,
         context_ids: jax.Array,
         memory: StateMemory | None,
-        kept: jax.Array | bool,
+        kept: jax.Array | None = None,
     ) -> StateMemory:
-        real = (context_ids != self.config.pad_id) & kept
+        real = context_ids != self.config.pad_id
+        real = real if kept is None else real & kept[:, None]
         hidden, state = self.apply_lm(
             params,
             self.embed(params, context_ids),

@@ -11,11 +11,17 @@ import jax
 import jax.numpy as jnp
 
 from gradmem_jax.checks import require_choice
-from gradmem_jax.losses import IGNORE, mean_per_sample
-from gradmem_jax.memory.inner_loop import WriteInfo, step_if
+from gradmem_jax.losses import IGNORE, mean_per_sample, token_losses
+from gradmem_jax.memory.inner_loop import (
+    WriteInfo,
+    WriteSettings,
+    per_sample,
+    step_if,
+    steps_to_take,
+)
 from gradmem_jax.memory.interface import Memory
 from gradmem_jax.memory.prefix import PrefixConfig, PrefixMemory
-from gradmem_jax.parallel.micro_batches import write_in_parts
+from gradmem_jax.memory.programs import shared
 from gradmem_jax.trees import Params
 
 _LAYER_NORM_EPSILON = 1e-5
@@ -69,6 +75,7 @@ class RMT(PrefixMemory):
 
     config: RMTConfig
 
+    @shared
     def init(self, key: jax.Array, lm_params: Params | None = None) -> Params:
         """Draws all parameters.
 
@@ -121,56 +128,26 @@ class RMT(PrefixMemory):
             seen["read_projection"] = params["projection"]
         return view, seen
 
-    def write_memory(
+    def run_steps(
         self,
         params: Params,
         context_ids: jax.Array,
-        *,
-        memory: Memory | None = None,
-        num_steps: int | jax.Array | None = None,
-        max_steps: int | None = None,
+        memory: Memory | None,
+        settings: WriteSettings,
+        max_steps: int,
     ) -> tuple[Memory, WriteInfo]:
-        """Writes contexts into memory by K forward passes.
-
-        A sample's memory depends on its own context only, not on its batch nor on padding.
-
-        Args:
-            params: parameters of `init`.
-            context_ids: int [B, S], padded on the right with `config.pad_id` to any length.
-            memory: where to start, for writing on; M0 by default.
-            num_steps: K; `config.num_write_steps` by default. A traced value needs `max_steps`.
-            max_steps: static upper bound of a traced `num_steps`.
+        """K forward passes over the contexts; see `MemoryModel.run_steps`.
 
         Returns:
             The memory [B, m, d], and a `WriteInfo` without gradient norms. Its losses are
             [K + 1, B], the last row measured on the returned memory, or [0, B] when
             `inner_loss_weight` is 0 and nobody needs them.
-
-        Raises:
-            ValueError: wrong shapes, ids outside the vocabulary, a context longer than the model's
-                positions, or a wrong number of steps.
         """
-        steps, last = self.resolve_steps(num_steps, max_steps)
-        from_initial = memory is None
-        memory, context_ids = self.check_write(params, memory, context_ids)
-
-        def write(context_ids: jax.Array, memory: Memory) -> tuple[Memory, WriteInfo]:
-            return self._write(params, context_ids, memory, steps, last, from_initial)
-
-        return write_in_parts(write, context_ids, memory, self.num_write_parts)
-
-    def _write(
-        self,
-        params: Params,
-        context_ids: jax.Array,
-        start: jax.Array,
-        steps: int,
-        last: int | jax.Array,
-        from_initial: bool,
-    ) -> tuple[Memory, WriteInfo]:
-        """Makes `last` of at most `steps` passes; M0 is no memory to add to."""
         c = self.config
         batch_size = context_ids.shape[0]
+        from_initial = memory is None  # which is no memory to add to
+        start = self.initial_memory(params, batch_size) if memory is None else memory
+        last = steps_to_take(settings, max_steps, batch_size)
         params = self.write_params(params)
         embeddings = self.embed(params, context_ids)
         real = context_ids != c.pad_id
@@ -188,19 +165,20 @@ class RMT(PrefixMemory):
                 new = jnp.where((k > 0) | (not from_initial), added, new)
             if c.inner_loss_weight:
                 before = hidden[:, prefix.shape[1] - 1 : -suffix.shape[1] - 1]
-                losses = mean_per_sample(self.predict_context(params, before, labels), labels)
+                losses = token_losses(self.write_logits(params, before), labels)
+                losses = mean_per_sample(losses, labels)
             else:
                 losses = jnp.zeros(batch_size)
-            return jnp.where(k < last, new, memory), jnp.where(k <= last, losses, 0)
+            new = jnp.where(per_sample(k < last, new), new, memory)
+            return new, jnp.where(k <= last, losses, 0)
 
         def maybe_pass(memory: jax.Array, k: jax.Array) -> tuple[jax.Array, Any]:
-            return step_if(k < last + with_losses, one_pass, memory, k)
+            return step_if((k < last + with_losses).any(), one_pass, memory, k)
 
         with_losses = bool(c.inner_loss_weight)
-        passes = one_pass if isinstance(last, int) else maybe_pass
-        written, losses = jax.lax.scan(passes, start, jnp.arange(steps + with_losses))
-        taken = jnp.full(batch_size, last, jnp.int32)
-        return written, WriteInfo(losses if with_losses else losses[:0], (), taken)
+        passes = one_pass if settings.num_steps is None else maybe_pass
+        written, losses = jax.lax.scan(passes, start, jnp.arange(max_steps + with_losses))
+        return written, WriteInfo(losses if with_losses else losses[:0], (), last)
 
     def outer_write_loss(self, info: WriteInfo) -> jax.Array:
         """The WRITE loss [B] that the outer loss may add: the mean over memories after a pass."""

@@ -5,10 +5,9 @@ from typing import ClassVar
 
 import jax
 
-from gradmem_jax.array_checks import check_tolerance
 from gradmem_jax.checks import require_choice, require_integer
 from gradmem_jax.memory.gradmem import GradMem, GradMemConfig
-from gradmem_jax.memory.inner_loop import WriteInfo
+from gradmem_jax.memory.inner_loop import WriteInfo, WriteSettings
 from gradmem_jax.memory.interface import Memory
 from gradmem_jax.memory.prefix import PrefixConfig
 from gradmem_jax.memory.rmt import RMT, RMTConfig
@@ -55,25 +54,17 @@ class WarmStart(GradMem):
         config = RMTConfig(**same, memory_projection=c.memory_projection)
         return RMT(config, num_write_parts=self.num_write_parts)
 
-    def write_memory(
+    def run_steps(
         self,
         params: Params,
         context_ids: jax.Array,
-        *,
-        memory: Memory | None = None,
-        num_steps: int | jax.Array | None = None,
-        max_steps: int | None = None,
-        loss_tolerance: jax.Array | float | None = None,
+        memory: Memory | None,
+        settings: WriteSettings,
+        max_steps: int,
     ) -> tuple[Memory, WriteInfo]:
-        """Forward passes, then gradient steps; see `GradMem.write_memory` for the arguments."""
-        check_tolerance("loss_tolerance", loss_tolerance)
-        self.resolve_steps(num_steps, max_steps)  # refuses before the forward passes are traced
-        memory, _ = self.forward_writer.write_memory(params, context_ids, memory=memory)
-        return super().write_memory(
-            params,
-            context_ids,
-            memory=memory,
-            num_steps=num_steps,
-            max_steps=max_steps,
-            loss_tolerance=loss_tolerance,
+        """Forward passes, then gradient steps; see `GradMem.run_steps`."""
+        passes = self.config.num_forward_passes
+        memory, _ = self.forward_writer.run_steps(
+            params, context_ids, memory, WriteSettings(), passes
         )
+        return super().run_steps(params, context_ids, memory, settings, max_steps)

@@ -88,9 +88,10 @@ def sum_over_parts(
 
 
 def write_in_parts(
-    write: Callable[[jax.Array, Any], tuple[Any, Any]],
+    write: Callable[..., tuple[Any, Any]],
     context_ids: jax.Array,
     memory: Any,
+    settings: Any,
     num_write_parts: int,
 ) -> tuple[Any, Any]:
     """Writes contexts part by part.
@@ -98,15 +99,16 @@ def write_in_parts(
     Sample i goes into part i % n of n, so that every part lies on all devices if the batch does.
 
     Args:
-        write: `(context_ids, memory) -> (memory, info)`; leaves of a memory are [B, ...], of an
-            info [..., B].
+        write: `(context_ids, memory, settings) -> (memory, info)`; leaves of a memory are
+            [B, ...], of an info [..., B].
         context_ids: int [B, S].
         memory: where to start, or None.
+        settings: more arrays [B, ...], or None.
         num_write_parts: how many parts, see `count_micro_batches`.
     """
     batch_size, length = context_ids.shape
 
-    def write_parts(batch: tuple[jax.Array, Any], num_parts: int) -> tuple[Any, Any]:
+    def write_parts(batch: tuple[jax.Array, Any, Any], num_parts: int) -> tuple[Any, Any]:
         if num_parts == 1:
             return write(*batch)
         parts = jax.tree.map(
@@ -124,7 +126,7 @@ def write_in_parts(
     count = functools.partial(
         count_micro_batches, num_write_parts, rows, length, name="num_write_parts"
     )
-    return _by_platform(write_parts, (context_ids, memory), count)
+    return _by_platform(write_parts, (context_ids, memory, settings), count)
 
 
 def _by_platform(

@@ -1,7 +1,6 @@
 """What holds for every way of writing a memory."""
 
 import functools
-from unittest import mock
 
 import chex
 import jax
@@ -13,7 +12,7 @@ from gradmem_jax import memory_floats
 from gradmem_jax.losses import token_losses
 from gradmem_jax.methods import METHODS
 from gradmem_jax.parallel import micro_batches
-from tests.small import VOCAB_SIZE, random_ids, small_batch, small_params, small_writer
+from tests.small import VOCAB_SIZE, random_ids, small_batch, small_params, small_parts, small_writer
 
 BATCH = small_batch()
 CONTEXT, QUERIES = BATCH["context_ids"], BATCH["query_ids"].copy()
@@ -66,11 +65,7 @@ class ContractTest(parameterized.TestCase):
         first, _ = write(params, CONTEXT, num_steps=1)
         more = random_ids(8, 3, 9)
         want = write(params, more, memory=first, num_steps=2)
-        counted = mock.Mock(wraps=micro_batches.count_micro_batches)
-        with (
-            mock.patch.object(micro_batches, "_CPU_TOKENS", 9),
-            mock.patch.object(micro_batches, "count_micro_batches", counted),
-        ):
+        with small_parts(9) as counted:
             self.assertEqual(micro_batches.count_micro_batches(-1, *more.shape), 3)
             write_again = functools.partial(model.write_memory, max_steps=MAX_STEPS)
             got = jax.jit(write_again)(params, more, memory=first, num_steps=2)
@@ -78,10 +73,7 @@ class ContractTest(parameterized.TestCase):
         # LaCT makes updates orthogonal, which makes rounding errors larger.
         chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-4 if name == "lact" else 1e-5)
         for bad in (CONTEXT - 1, CONTEXT + VOCAB_SIZE):
-            with (
-                mock.patch.object(micro_batches, "_CPU_TOKENS", 9),
-                self.assertRaisesRegex(ValueError, "holds ids from"),
-            ):
+            with small_parts(9), self.assertRaisesRegex(ValueError, "holds ids from"):
                 model.write_memory(params, bad)
 
     def test_no_steps_leave_no_trace_of_the_context(self, name):

@@ -2,7 +2,6 @@
 
 import functools
 import re
-from unittest import mock
 
 import chex
 import flax
@@ -17,8 +16,7 @@ import gradmem_jax
 from gradmem_jax import GradMem, GradMemConfig, LlamaConfig, ProjectedMemory
 from gradmem_jax.losses import token_losses
 from gradmem_jax.memory.inner_loop import clip_gradient
-from gradmem_jax.parallel import micro_batches
-from tests.small import random_ids, small_model, small_params, small_writer
+from tests.small import random_ids, small_model, small_params, small_parts, small_writer
 
 MODEL = small_model(write_learning_rate=1.0)
 PARAMS = small_params(MODEL)
@@ -219,7 +217,7 @@ class OptionsTest(parameterized.TestCase):
         head = params["write_head"] if write_head else params["lm"]["head"]
         hidden = jnp.asarray(np.random.default_rng(0).normal(size=(8, 9, 8)), jnp.bfloat16)
         exact = np.float64(hidden) @ np.float64(head.astype(jnp.bfloat16))
-        losses = model.predict_context(params, hidden, CONTEXT)
+        losses = token_losses(model.write_logits(params, hidden), CONTEXT)
         close(losses, token_losses(exact, CONTEXT), rtol=1e-6, atol=1e-6)
 
 
@@ -292,11 +290,7 @@ class TransformationsTest(parameterized.TestCase):
             ),
             "pmap": lambda ids: jax.pmap(write)(ids.reshape(num_devices, 4, 9)),
         }[transformation]
-        counted = mock.Mock(wraps=micro_batches.count_micro_batches)
-        with (
-            mock.patch.object(micro_batches, "_CPU_TOKENS", 18),
-            mock.patch.object(micro_batches, "count_micro_batches", counted),
-        ):
+        with small_parts(18) as counted:
             memory = transformed(jax.device_put(contexts, NamedSharding(mesh, rows)))
         self.assertEqual({call.args for call in counted.call_args_list}, {(-1, 4, 9)})
         close(memory.reshape(-1, 3, 8), jax.jit(write)(contexts))

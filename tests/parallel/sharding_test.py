@@ -1,7 +1,6 @@
 """Layouts on eight simulated devices: equal numbers, memory per device, restoring elsewhere."""
 
 import pathlib
-from unittest import mock
 
 import chex
 import jax
@@ -12,12 +11,19 @@ from absl.testing import absltest, parameterized
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gradmem_jax.methods import METHODS
-from gradmem_jax.parallel import micro_batches, sharding
+from gradmem_jax.parallel import sharding
 from gradmem_jax.parallel.sharding import MeshConfig, make_mesh
 from gradmem_jax.storage import checkpoint
 from gradmem_jax.training.optimizer import OptimizerConfig, make_optimizer
 from gradmem_jax.training.step import init_state, make_train_step
-from tests.small import random_ids, small_batch, small_model, small_params, small_writer
+from tests.small import (
+    random_ids,
+    small_batch,
+    small_model,
+    small_params,
+    small_parts,
+    small_writer,
+)
 
 LM = dict(vocab_size=16, width=16, num_heads=4, num_kv_heads=2, mlp_width=24)
 MODEL = small_model(lm=LM, num_write_steps=1, inner_loss_weight=0.5)
@@ -112,7 +118,7 @@ class LayoutTest(parameterized.TestCase):
         write = jax.jit(lambda params, ids: MODEL.write_memory(params, ids)[0], out_shardings=rows)
         params = small_params(MODEL)
         want = np.asarray(MODEL.write_memory(params, ids)[0])
-        with mock.patch.object(micro_batches, "_CPU_TOKENS", 9):
+        with small_parts(9):
             compiled = write.lower(params, sharding.place(ids, rows)).compile()
         got = compiled(params, sharding.place(ids, rows))
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
