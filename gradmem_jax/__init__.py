@@ -12,7 +12,7 @@ from gradmem_jax.lm.pretrained.load import Pretrained, load_config, load_pretrai
 from gradmem_jax.lm.ttt_linear import TTTLinearConfig
 from gradmem_jax.memory.full_context import ContextMemory, FullContext, FullContextConfig
 from gradmem_jax.memory.generate import generate
-from gradmem_jax.memory.gradmem import GradMem, GradMemConfig, ProjectedMemory
+from gradmem_jax.memory.gradmem import GradMem, GradMemConfig, ProjectedMemory, WritePrediction
 from gradmem_jax.memory.inner_loop import WriteInfo
 from gradmem_jax.memory.interface import MemoryModel, kv_cache_floats, memory_floats
 from gradmem_jax.memory.kv_prefix import KVMemory, KVPrefix, KVPrefixConfig
@@ -60,6 +60,7 @@ __all__ = [
     "WarmStart",
     "WarmStartConfig",
     "WriteInfo",
+    "WritePrediction",
     "generate",
     "kv_cache_floats",
     "load_config",

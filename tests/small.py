@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -110,7 +109,7 @@ def small_parts(num_tokens: int) -> Iterator[mock.Mock]:
     """Parts of so many tokens on CPU, for what is traced here; yields a mock that counts them."""
     counted = mock.Mock(wraps=micro_batches.count_micro_batches)
     with (
-        mock.patch.object(programs, "_kept", weakref.WeakKeyDictionary()),
+        mock.patch.object(programs, "_values_of", lambda _: {}),
         mock.patch.object(micro_batches, "_CPU_TOKENS", num_tokens),
         mock.patch.object(micro_batches, "count_micro_batches", counted),
     ):

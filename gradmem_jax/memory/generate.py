@@ -73,7 +73,7 @@ def generate(
     inside = any(is_traced(x) for x in jax.tree.leaves((arrays, unused)))
     decode = _compiled("any" if inside else platform_of(arrays))
     draws = temperature >= float(jnp.finfo(jnp.float32).tiny)
-    return decode(model, max_new_tokens, stop, draws, *arrays)
+    return decode(model.reader(), max_new_tokens, stop, draws, *arrays)
 
 
 @functools.cache

@@ -347,6 +347,9 @@ class GradMem(PrefixMemory):
         """
         c = self.config
         _, settings = constants
+        # Without the optimizer, which may close over what is traced: the loss outlives this call.
+        loss_fn = dataclasses.replace(self, write_optimizer=None).write_losses
+        mixed = c.meta_gradient == "mixed"
 
         def step(gradient_fn: GradientFn, carry: Any) -> tuple[Any, Any]:
             """M <- M - alpha * dL/dM."""
@@ -359,7 +362,7 @@ class GradMem(PrefixMemory):
         (memory, _), info = scan_steps(
             detached(step) if c.gradient_mode == "none" else step,
             (memory, self.init_update(memory)),
-            gradients_of_steps(self.write_losses, orders, mixed=c.meta_gradient == "mixed"),
+            gradients_of_steps(loss_fn, orders, mixed=mixed),
             num_steps=settings.num_steps,
             second_order_steps=c.second_order_steps,
             loss_tolerance=settings.loss_tolerance,

@@ -2,7 +2,6 @@
 
 import dataclasses
 import typing
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -192,7 +191,8 @@ class MemoryModel:
         if lm_params is None:
             return draw()["params"]
         check_params(lm_params, jax.eval_shape(draw)["params"])
-        return jax.tree.map(lambda x: jnp.asarray(x, self.config.lm.param_dtype), lm_params)
+        # A copy: training donates parameters, and those given are not to be deleted with them.
+        return jax.tree.map(lambda x: jnp.array(x, self.config.lm.param_dtype), lm_params)
 
     def apply_lm(self, params: Params, *args: Any, **kwargs: Any) -> Any:
         """Calls the language model, or the `method` of it, with its part of the parameters."""
@@ -459,11 +459,12 @@ class MemoryModel:
 
     def param_shapes(self) -> Params:
         """Shapes of the parameters of `init`."""
+        reader = self.reader()
 
-        def evaluate(model: Callable[[], MemoryModel]) -> Params:
-            return jax.eval_shape(lambda: model().init(jax.random.key(0)))
+        def evaluate() -> Params:
+            return jax.eval_shape(lambda: reader.init(jax.random.key(0)))
 
-        return kept(self.reader(), "param_shapes", evaluate)
+        return kept(reader, "param_shapes", evaluate)
 
     def check_write(
         self, params: Params, memory: Memory | None, context_ids: jax.typing.ArrayLike

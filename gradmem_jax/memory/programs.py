@@ -2,31 +2,27 @@
 
 Two models are equal if their fields are: the same numbers and names, the same optimizer object. JAX
 keeps what it compiled by the function object, and a bound method is a new one each time. So here is
-one function for all equal models. A model of plain values is kept, 64 of them at most; one that
-holds functions, which may hold arrays of a transformation in progress, is not kept alive.
+one function for all equal models, for as many as `MAX_MODELS` of them.
 """
 
 import dataclasses
 import functools
 import types
 import typing
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-_MAX_MODELS = 64
-_Kept = tuple[Callable[[], Any], dict[Any, Any]]  # the model, and what was made for it
-_kept: weakref.WeakKeyDictionary[Any, _Kept] = weakref.WeakKeyDictionary()
+from gradmem_jax.checks import is_traced
+
+MAX_MODELS = 64
 _Method = typing.TypeVar("_Method", bound=Callable[..., Any])
 
 
 def shared(method: _Method) -> _Method:
-    """Makes a method one object for all equal models, so that `jax.jit(model.method)` is too.
-
-    Models that hold functions have a new bound method each time, as usual.
-    """
+    """Makes a method one object for all equal models, so that `jax.jit(model.method)` is too."""
     return typing.cast(_Method, _Shared(method))
 
 
@@ -39,14 +35,9 @@ class _Shared:
     def __get__(self, model: Any, owner: type | None = None) -> Any:
         if model is None:
             return self._function
-        if not _is_plain(model):
+        if not _may_keep(model):
             return types.MethodType(self._function, model)
-        return _bound_method(self._function, model)
-
-
-@functools.lru_cache(maxsize=4 * _MAX_MODELS)
-def _bound_method(function: Callable[..., Any], model: Any) -> types.MethodType:
-    return types.MethodType(function, model)
+        return kept(model, self._function, lambda: types.MethodType(self._function, model))
 
 
 def program(
@@ -62,41 +53,42 @@ def program(
     Returns:
         The compiled function of the other arguments.
     """
-
-    def make(model: Callable[[], Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def call(*args: Any, **options: Any) -> Any:
-            return function(model(), *args, **options)
-
-        return jax.jit(call, static_argnames=static_argnames)
-
-    return kept(model, function, make)
+    bound = functools.partial(function, model)
+    if not _may_keep(model):
+        return bound
+    name = (function, "program")
+    return kept(model, name, lambda: jax.jit(bound, static_argnames=static_argnames))
 
 
-def kept(model: Any, name: Any, make: Callable[[Callable[[], Any]], Any]) -> Any:
+def kept(model: Any, name: Any, make: Callable[[], Any]) -> Any:
     """Returns what was made under this name for an equal model, or makes it.
 
     Args:
-        model: the model.
+        model: a model that may be kept alive.
         name: anything hashable.
-        make: gets a function that returns the model; what it makes must not hold the model itself,
-            which would never be freed.
+        make: makes it.
     """
-    if _is_plain(model):
-        model = _first_equal(model)
-    alive, values = _kept.setdefault(model, (weakref.ref(model), {}))
+    values = _values_of(model)
     if name not in values:
-        values[name] = make(alive)
+        values[name] = make()
     return values[name]
 
 
-@functools.lru_cache(maxsize=_MAX_MODELS)
-def _first_equal(model: Any) -> Any:
-    """Keeps a model, and returns it for every equal one."""
-    return model
+@functools.lru_cache(maxsize=MAX_MODELS)
+def _values_of(model: Any) -> dict[Any, Any]:
+    """What was made for a model, by name."""
+    del model
+    return {}
 
 
-def _is_plain(model: Any) -> bool:
-    """Whether a model's fields are its configuration and plain values."""
+def _may_keep(model: Any) -> bool:
+    """Whether a model may outlive its user.
+
+    One that holds functions, an optimizer for one, may not inside of a transformation: they may
+    hold arrays of it.
+    """
     others = (field.name for field in dataclasses.fields(model) if field.name != "config")
-    return all(isinstance(getattr(model, name), bool | int | float | str | None) for name in others)
+    is_plain = all(
+        isinstance(getattr(model, name), bool | int | float | str | None) for name in others
+    )
+    return is_plain or not is_traced(jax.lax.iota(jnp.int32, 1))

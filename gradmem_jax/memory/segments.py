@@ -4,11 +4,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gradmem_jax.array_checks import as_array, check_ids
-from gradmem_jax.checks import require_instance
+from gradmem_jax.checks import is_traced, require_instance
 from gradmem_jax.memory.inner_loop import WriteInfo, per_sample
 from gradmem_jax.memory.interface import Memory, MemoryModel
+from gradmem_jax.memory.programs import program
 from gradmem_jax.trees import Params
 
 
@@ -48,13 +50,32 @@ def write_context(
     context_ids = check_ids("context_ids", context_ids, ("B", "T", "S"), c.lm.vocab_size, c.pad_id)
     shape = jax.ShapeDtypeStruct((len(context_ids), context_ids.shape[2]), jnp.int32)
     jax.eval_shape(lambda ids: model.write_memory(params, ids, memory=memory, **options), shape)
+    num_steps = options.get("num_steps")
+    if num_steps is not None and np.ndim(num_steps) and not is_traced(num_steps):
+        options.setdefault("max_steps", int(np.max(num_steps)))
+    static = tuple((name, x) for name, x in options.items() if isinstance(x, int))
+    arrays = {name: x for name, x in options.items() if not isinstance(x, int)}
+    write = program(_write_segments, model, static_argnames=("static",))
+    return write(params, context_ids, memory, arrays, static=static)
+
+
+def _write_segments(
+    model: MemoryModel,
+    params: Params,
+    context_ids: jax.Array,
+    memory: Memory | None,
+    arrays: dict[str, Any],
+    *,
+    static: tuple[tuple[str, int], ...],
+) -> tuple[Memory, WriteInfo]:
+    options = arrays | dict(static)
     segments = jnp.moveaxis(context_ids, 1, 0)
 
     def write(memory: Memory | None, ids: jax.Array) -> tuple[Memory, WriteInfo]:
         new, info = model.write_memory(params, ids, memory=memory, **options)
         if _shapes(new) != _shapes(memory):
             return new, info
-        written = (ids != c.pad_id).any(axis=1)
+        written = (ids != model.config.pad_id).any(axis=1)
 
         def keep(new: jax.Array, old: jax.Array) -> jax.Array:
             return jnp.where(per_sample(written, new), new, old)
