@@ -45,6 +45,8 @@ class LMConfig:
     """
 
     keeps: ClassVar[str] = "keys and values"
+    # Fields that a memory does not depend on: how parameters start, and what is recomputed.
+    not_in_read: ClassVar[tuple[str, ...]] = ("init", "init_std", "remat")
 
     vocab_size: int
     width: int = 128

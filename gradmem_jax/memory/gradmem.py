@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import chex
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from gradmem_jax.array_checks import as_array, check_per_sample, numbers_per_sample
-from gradmem_jax.checks import AUTOMATIC, require, require_choice, require_integer, require_number
+from gradmem_jax.checks import require, require_choice, require_integer, require_number
 from gradmem_jax.losses import IGNORE, mean_per_sample, token_losses
 from gradmem_jax.memory.inner_loop import (
     WriteInfo,
@@ -60,6 +60,16 @@ class GradMemConfig(PrefixConfig):
             unless `lm.remat` says that memory is short) or "reverse" (plain reverse over reverse).
             Both give the same numbers.
     """
+
+    not_in_read: ClassVar[tuple[str, ...]] = (
+        *PrefixConfig.not_in_read,
+        "write_learning_rate",
+        "clip_value",
+        "clip_norm",
+        "gradient_mode",
+        "second_order_steps",
+        "meta_gradient",
+    )
 
     num_write_steps: int = 5
     write_learning_rate: float = 0.4
@@ -171,22 +181,9 @@ class GradMem(PrefixMemory):
             "None.",
         )
 
-    def reader(self) -> "GradMem":
+    def reader(self) -> Self:
         """This model without what matters to WRITE alone; see `MemoryModel.reader`."""
-        config = dataclasses.replace(
-            self.config,
-            num_write_steps=0,
-            inner_loss_weight=0.0,
-            write_learning_rate=1.0,
-            clip_value=None,
-            clip_norm=None,
-            gradient_mode="second",
-            second_order_steps=None,
-            meta_gradient="mixed",
-        )
-        return dataclasses.replace(
-            self, config=config, write_optimizer=None, write_loss=None, num_write_parts=AUTOMATIC
-        )
+        return dataclasses.replace(super().reader(), write_optimizer=None, write_loss=None)
 
     @shared
     def init(self, key: jax.Array, lm_params: Params | None = None) -> Params:

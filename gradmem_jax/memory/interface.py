@@ -49,6 +49,12 @@ class MemoryConfig:
     model_name: ClassVar[str | None] = None  # the class it is for; a base of that refuses it
     has_write_loss: ClassVar[bool] = False
     lm_keeps: ClassVar[str] = "keys and values"
+    # Fields that READ of a memory does not depend on: how parameters start, and how WRITE runs.
+    not_in_read: ClassVar[tuple[str, ...]] = (
+        "memory_init_std",
+        "num_write_steps",
+        "inner_loss_weight",
+    )
 
     lm: LMConfig
     num_write_steps: int = 1
@@ -415,12 +421,15 @@ class MemoryModel:
         query_ids = self.check_read(params, memory, query_ids)
         return program(_read, self.reader())(params, memory, query_ids)
 
-    def reader(self) -> "MemoryModel":
+    def reader(self) -> typing.Self:
         """This model without what matters to WRITE alone: models that read alike have equal ones.
 
         Its parameters have the same shapes.
         """
-        return self
+        c = self.config
+        defaults = {x.name: x.default for x in dataclasses.fields(c) if x.name in c.not_in_read}
+        config = dataclasses.replace(c, **typing.cast(dict[str, Any], defaults))
+        return dataclasses.replace(self, config=config, num_write_parts=AUTOMATIC)
 
     def read_several(
         self,

@@ -25,6 +25,7 @@ class WarmStartConfig(GradMemConfig):
     """
 
     model_name: ClassVar[str] = "WarmStart"
+    not_in_read: ClassVar[tuple[str, ...]] = (*GradMemConfig.not_in_read, "num_forward_passes")
 
     num_forward_passes: int = 1
 

@@ -11,23 +11,6 @@ import numpy as np
 from gradmem_jax.memory.interface import MemoryModel
 from gradmem_jax.trees import Params, named_leaves
 
-# Fields that say how parameters start and how WRITE runs; READ does not know them.
-_NOT_IN_READ = (
-    "init",
-    "init_std",
-    "memory_init_std",
-    "remat",
-    "num_write_steps",
-    "inner_loss_weight",
-    "write_learning_rate",
-    "clip_value",
-    "clip_norm",
-    "gradient_mode",
-    "second_order_steps",
-    "meta_gradient",
-    "num_forward_passes",
-)
-
 
 class Fingerprint(NamedTuple):
     """What a memory is tied to. Equal on every device and in every process.
@@ -72,13 +55,11 @@ def describe_config(model: MemoryModel, *, with_defaults: bool = True) -> dict[s
     return {"model": type(model).__name__} | fields("", model.config)
 
 
-def read_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `describe_config` that READ depends on."""
-    return {
-        name: value
-        for name, value in config.items()
-        if name.removeprefix("lm.") not in _NOT_IN_READ
-    }
+def read_fields(config: Mapping[str, Any], model: MemoryModel) -> dict[str, Any]:
+    """The fields of `describe_config` that READ of this model depends on."""
+    c = model.config
+    left_out = {*c.not_in_read, *(f"lm.{name}" for name in c.lm.not_in_read)}
+    return {name: value for name, value in config.items() if name not in left_out}
 
 
 def take_fingerprint(model: MemoryModel, params: Params) -> Fingerprint:
@@ -90,10 +71,14 @@ def take_fingerprint(model: MemoryModel, params: Params) -> Fingerprint:
         model: the model.
         params: its parameters, on the host or on any device.
     """
-    config = json.dumps(read_fields(describe_config(model, with_defaults=False)), sort_keys=True)
+    fields = read_fields(describe_config(model, with_defaults=False), model)
+    config = json.dumps(fields, sort_keys=True)
     hashes = []
     for name, leaf in named_leaves(params).items():
         values = np.ascontiguousarray(leaf)
         kind = f"{name} {values.dtype} {values.shape}"
         hashes.append(hash_bytes(kind.encode(), values.reshape(-1).view(np.uint8).data))
-    return Fingerprint(hash_bytes(config.encode()), hash_bytes("".join(hashes).encode()))
+    return Fingerprint(
+        hash_bytes(config.encode()),
+        hash_bytes("".join(hashes).encode()),
+    )

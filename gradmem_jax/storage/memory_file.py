@@ -254,7 +254,7 @@ def _check_model(
 ) -> None:
     known = fingerprint or take_fingerprint(model, params)
     if known.config != header.fingerprint.config:
-        stored, here = read_fields(header.config), read_fields(describe_config(model))
+        stored, here = (read_fields(x, model) for x in (header.config, describe_config(model)))
         different = [
             f"{name} {stored.get(name)!r} in the file, {here.get(name)!r} here"
             for name in {**stored, **here}
