@@ -114,3 +114,19 @@ def small_parts(num_tokens: int) -> Iterator[mock.Mock]:
         mock.patch.object(micro_batches, "count_micro_batches", counted),
     ):
         yield counted
+
+
+@contextlib.contextmanager
+def compiles() -> Iterator[list[str]]:
+    """Yields a list that gets an entry for each program that XLA compiles."""
+    names: list[str] = []
+
+    def listen(event: str, *_: Any, **__: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield names
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)

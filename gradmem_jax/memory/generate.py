@@ -1,11 +1,12 @@
 """Decoding from memory: greedy, or drawn from the model's distribution."""
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gradmem_jax.array_checks import check_key, check_length
 from gradmem_jax.checks import is_traced, require, require_instance, require_integer, require_number
@@ -21,13 +22,17 @@ def generate(
     query_ids: jax.typing.ArrayLike,
     max_new_tokens: int,
     *,
-    stop_id: int | None = None,
-    temperature: float = 0.0,
+    stop_id: int | Sequence[int] | None = None,
+    temperature: float | jax.Array = 0.0,
+    top_k: int | jax.Array | None = None,
+    top_p: float | jax.Array | None = None,
     key: jax.Array | None = None,
 ) -> jax.Array:
     """Continues queries, from memory alone; compiled once for each shape.
 
-    The WRITE is not repeated: the same memory serves any number of calls.
+    The WRITE is not repeated: the same memory serves any number of calls. What comes back can be
+    put behind its query and continued again: `config.pad_id` is never among the tokens, and fills
+    only what is behind a stop.
 
     Args:
         model: the model.
@@ -35,10 +40,14 @@ def generate(
         memory: what `write_memory` returned for B samples.
         query_ids: int [B, Q] or [B, R, Q], padded on the right with `config.pad_id`.
         max_new_tokens: T, how many tokens to add.
-        stop_id: after this token a sample is filled with `config.pad_id`; decoding ends when all
-            have stopped.
+        stop_id: after this token, or one of these, a sample is filled with `config.pad_id`;
+            decoding ends when all have stopped. `config.pad_id` may be one of them.
         temperature: 0 takes the most probable token, as what float32 takes for 0 does; 1 draws from
-            the model's distribution.
+            the model's distribution. It may be traced.
+        top_k: draw from the k most probable tokens, and those as probable as the last of them. It
+            may be traced.
+        top_p: draw from the fewest tokens that have this probability together, after `top_k`. It
+            may be traced.
         key: a JAX random key, needed to draw.
 
     Returns:
@@ -46,63 +55,122 @@ def generate(
 
     Raises:
         ValueError: wrong shapes, ids outside the vocabulary, too many tokens for the model, a
-            negative temperature, or one without a key.
+            negative temperature, one above 0 without a key, `top_k` below 1, or `top_p` outside
+            (0, 1].
     """
     require_instance("model", model, MemoryModel)
     max_new_tokens = require_integer("max_new_tokens", max_new_tokens, 1)
     c = model.config
-    stop = -1 if stop_id is None else require_integer("stop_id", stop_id, 0)
+    stops = _check_stops(stop_id, c.lm.vocab_size)
+    draws = is_traced(temperature)
+    if not draws:
+        temperature = require_number("temperature", temperature)
+        require(temperature >= 0, f"temperature={temperature} must not be negative.")
+        draws = temperature >= float(jnp.finfo(jnp.float32).tiny)
     require(
-        stop < c.lm.vocab_size,
-        f"stop_id={stop_id} is outside the vocabulary of {c.lm.vocab_size} ids.",
-    )
-    temperature = require_number("temperature", temperature)
-    require(temperature >= 0, f"temperature={temperature} must not be negative.")
-    require(
-        temperature == 0 or key is not None,
+        not draws or key is not None,
         f"temperature={temperature} draws tokens: give a key, such as jax.random.key(0).",
     )
+    if top_k is not None and not is_traced(top_k):
+        top_k = min(require_integer("top_k", top_k, 1), c.lm.vocab_size)
+    if top_p is not None and not is_traced(top_p):
+        top_p = require_number("top_p", top_p, above=0)
+        require(top_p <= 1, f"top_p={top_p} must be in (0, 1], a probability.")
     if key is not None:
         check_key(key)
     ids = model.check_read(params, memory, query_ids)
     length = ids.shape[-1] + max_new_tokens
     positions = model.num_memory_positions(memory)
     check_length("query_ids with max_new_tokens", length, positions, c.lm.max_positions)
-    unused = jax.random.key(0)
-    arrays = (params, memory, ids, unused if key is None else key, temperature)
-    inside = any(is_traced(x) for x in jax.tree.leaves((arrays, unused)))
-    decode = _compiled("any" if inside else platform_of(arrays))
-    draws = temperature >= float(jnp.finfo(jnp.float32).tiny)
-    return decode(model.reader(), max_new_tokens, stop, draws, *arrays)
+    drawing = None
+    if draws:
+        limits = (_on_device(x) for x in (temperature, top_k, top_p))
+        drawing = _Drawing(jnp.asarray(key), *limits)
+    arrays = (params, memory, ids, jax.device_put(stops), drawing)
+    inside = any(is_traced(x) for x in jax.tree.leaves(arrays))
+    decode = _compiled("any" if inside else platform_of((params, memory)))
+    return decode(model.reader(), max_new_tokens, *arrays)
+
+
+class _Drawing(NamedTuple):
+    """How tokens are drawn; see `generate`."""
+
+    key: jax.Array
+    temperature: jax.Array
+    top_k: jax.Array | None
+    top_p: jax.Array | None
+
+    def choose(self, key: jax.Array, logits: jax.Array) -> jax.Array:
+        """Draws a token of each row of logits [..., V]: int [...]."""
+        below = logits - logits.max(axis=-1, keepdims=True)  # none overflows, however cold
+        temperature = self.temperature.astype(below.dtype)
+        scaled = below / jnp.maximum(temperature, jnp.finfo(jnp.float32).tiny)
+        scaled = _keep_most_probable(scaled, self.top_k, self.top_p)
+        return jax.random.categorical(key, scaled)
+
+
+def _check_stops(stop_id: int | Sequence[int] | None, vocab_size: int) -> np.ndarray:
+    """Returns the ids to stop at, int32 [n]; or raises ValueError."""
+    given = stop_id if isinstance(stop_id, Sequence | np.ndarray) else (stop_id,)
+    stops = [require_integer("stop_id", x, 0) for x in given if x is not None]
+    require(
+        all(stop < vocab_size for stop in stops),
+        f"stop_id={stop_id} is outside the vocabulary of {vocab_size} ids.",
+    )
+    return np.array(stops, np.int32)
+
+
+def _on_device(value: Any) -> Any:
+    return jax.device_put(np.float32(value)) if isinstance(value, int | float) else value
+
+
+def _keep_most_probable(
+    logits: jax.Array, top_k: jax.Array | None, top_p: jax.Array | None
+) -> jax.Array:
+    """Logits [..., V], -inf where a token is not among the most probable ones."""
+    if top_k is None and top_p is None:
+        return logits
+    ordered = jnp.sort(logits, axis=-1, descending=True)
+    if top_k is not None:
+        rank = jnp.arange(logits.shape[-1]).astype(jnp.float32)
+        ordered = jnp.where(rank < jnp.maximum(top_k, 1).astype(jnp.float32), ordered, -jnp.inf)
+    if top_p is not None:
+        probabilities = jax.nn.softmax(ordered, axis=-1)
+        before = jnp.cumsum(probabilities, axis=-1) - probabilities
+        share = jnp.maximum(top_p.astype(before.dtype), jnp.finfo(before.dtype).tiny)
+        ordered = jnp.where(before < share, ordered, -jnp.inf)
+    least = jnp.where(ordered > -jnp.inf, ordered, jnp.inf).min(axis=-1, keepdims=True)
+    return jnp.where(logits >= least, logits, -jnp.inf)
 
 
 @functools.cache
 def _compiled(platform: str) -> Any:
     """`_generate`, compiled; on CPU so that it does not copy the cache twice a token."""
     options = compiler_options(FEWER_COPIES) if platform == "cpu" else None
-    return jax.jit(_generate, static_argnums=(0, 1, 2, 3), compiler_options=options)
+    return jax.jit(_generate, static_argnums=(0, 1), compiler_options=options)
 
 
 def _generate(
     model: MemoryModel,
     max_new_tokens: int,
-    stop_id: int,
-    draws: bool,
     params: Params,
     memory: Memory,
     query_ids: jax.Array,
-    key: jax.Array,
-    temperature: jax.typing.ArrayLike,
+    stops: jax.Array,
+    drawing: _Drawing | None,
 ) -> jax.Array:
     pad_id = model.config.pad_id
-    keys = jax.random.split(key, max_new_tokens)
     several = query_ids.ndim == 3
     if several:  # queries first, as the states are
         logits, state = model.read_several(params, memory, query_ids, max_new_tokens)
         logits, query_ids = jnp.moveaxis(logits, 1, 0), jnp.moveaxis(query_ids, 1, 0)
-        keys = jax.vmap(lambda key: jax.random.split(key, len(query_ids)))(keys)
     else:
         logits, state = model.read_logits(params, memory, query_ids, max_new_tokens)
+    keys = None
+    if drawing is not None:
+        keys = jax.random.split(drawing.key, max_new_tokens)
+        if several:
+            keys = jax.vmap(lambda key: jax.random.split(key, len(query_ids)))(keys)
 
     def each(function: Callable[..., Any]) -> Callable[..., Any]:
         return jax.vmap(function) if several else function
@@ -116,12 +184,18 @@ def _generate(
     def advance(state: Any, ids: jax.Array) -> tuple[jax.Array, Any]:
         return model.decode_token(params, state, ids)
 
-    @each
-    def choose(key: jax.Array, logits: jax.Array) -> jax.Array:
-        if not draws:
-            return logits.argmax(-1).astype(jnp.int32)
-        below = logits - logits.max(axis=-1, keepdims=True)  # none overflows, however cold
-        return jax.random.categorical(key, below / temperature).astype(jnp.int32)
+    def choose(index: jax.Array | int, logits: jax.Array) -> jax.Array:
+        """The next tokens; the padding is none of them, unless it is a stop."""
+        is_padding = jnp.arange(logits.shape[-1]) == pad_id
+        logits = jnp.where(is_padding & (stops != pad_id).all(), -jnp.inf, logits)
+        best = logits.argmax(-1).astype(jnp.int32)
+        if drawing is None or keys is None:
+            return best
+        drawn = each(drawing.choose)(keys[index], logits).astype(jnp.int32)
+        return jnp.where(drawing.temperature < jnp.finfo(jnp.float32).tiny, best, drawn)
+
+    def has_stopped(ids: jax.Array) -> jax.Array:
+        return jnp.isin(ids, stops)
 
     def goes_on(carry: Any) -> jax.Array:
         index, done, *_ = carry
@@ -130,11 +204,10 @@ def _generate(
     def step(carry: Any) -> Any:
         index, done, tokens, state = carry
         logits, state = advance(state, tokens[index - 1])
-        ids = jnp.where(done, pad_id, choose(keys[index], logits))
-        return index + 1, done | (ids == stop_id), tokens.at[index].set(ids), state
+        ids = jnp.where(done, pad_id, choose(index, logits))
+        return index + 1, done | has_stopped(ids), tokens.at[index].set(ids), state
 
-    ids = choose(keys[0], last(logits, query_ids))
+    ids = choose(0, last(logits, query_ids))
     tokens = jnp.full((max_new_tokens, *ids.shape), pad_id, jnp.int32).at[0].set(ids)
-    carry = (1, ids == stop_id, tokens, state)
-    _, _, tokens, _ = jax.lax.while_loop(goes_on, step, carry)
+    _, _, tokens, _ = jax.lax.while_loop(goes_on, step, (1, has_stopped(ids), tokens, state))
     return tokens.T

@@ -1,5 +1,6 @@
 """Decoding with the cache against decoding without one, and against probabilities."""
 
+import functools
 import sys
 from unittest import mock
 
@@ -8,7 +9,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from gradmem_jax import generate
-from tests.small import random_ids, small_model, small_params
+from tests.small import compiles, random_ids, small_model, small_params
 
 MODEL = small_model(num_control_tokens=1, lm=dict(num_layers=2, scan_layers=True))
 PARAMS = small_params(MODEL)
@@ -23,7 +24,7 @@ def without_cache(query: np.ndarray, sample: int, count: int) -> list[int]:
         ids = np.zeros((1, 10), int)
         ids[0, : len(tokens)] = tokens
         logits = read(PARAMS, MEMORY[sample : sample + 1], ids)
-        tokens.append(int(logits[0, len(tokens)].argmax()))
+        tokens.append(int(logits[0, len(tokens), 1:].argmax()) + 1)  # padding is no token
     return tokens[len(query) :]
 
 
@@ -104,7 +105,7 @@ class GenerateTest(parameterized.TestCase):
         got = generate(MODEL, PARAMS, memory, queries, 2, temperature=2.0, key=jax.random.key(0))
         logits = read(PARAMS, MEMORY[:1], queries[:1])[0, :, -1]
         for r in range(2):
-            want = np.asarray(jax.nn.softmax(logits[r] / 2))
+            want = np.append(0, jax.nn.softmax(logits[r, 1:] / 2))
             rates = np.bincount(got[:, r, 0], minlength=len(want)) / 2000
             np.testing.assert_allclose(rates, want, atol=4 * 0.5 / np.sqrt(2000))
         self.assertGreater(len(np.unique(got[:, 0, 0])), 1)
@@ -113,7 +114,84 @@ class GenerateTest(parameterized.TestCase):
         hot = generate(MODEL, PARAMS, memory, queries, 2, temperature=1e4, key=jax.random.key(0))
         hot = np.asarray(hot)  # all tokens alike: equal ones are chance
         for one, other in ((hot[:, 0], hot[:, 1]), (hot[..., 0], hot[..., 1])):
-            self.assertAlmostEqual((one == other).mean(), 1 / 11, delta=0.03)
+            self.assertAlmostEqual((one == other).mean(), 1 / 10, delta=0.03)
+
+    @parameterized.parameters(
+        dict(top_k=1),
+        dict(top_k=4),
+        dict(top_k=99),
+        dict(top_p=0.5),
+        dict(top_p=1.0),
+        dict(top_p=1e-9),
+        dict(top_k=3, top_p=0.8),
+    )
+    def test_draws_from_the_most_probable(self, **options):
+        memory = np.repeat(MEMORY[:1], 4000, axis=0)
+        queries = np.tile([[1, 2]], (4000, 1))
+        draw = functools.partial(generate, MODEL, PARAMS, memory, queries, 1, key=jax.random.key(0))
+        got = np.asarray(draw(temperature=1.5, **options))[:, 0]
+        logits = np.float64(read(PARAMS, MEMORY[:1], queries[:1])[0, -1, 1:]) / 1.5
+        order = np.argsort(-logits)
+        chosen = order[: options.get("top_k", 10)]
+        want = np.exp(logits[chosen]) / np.exp(logits[chosen]).sum()
+        enough = np.cumsum(want) - want < options.get("top_p", 1.0)
+        chosen, want = chosen[enough], want[enough] / want[enough].sum()
+        rates = np.bincount(got, minlength=11) / 4000
+        np.testing.assert_allclose(rates[chosen + 1], want, atol=4 * 0.5 / np.sqrt(4000))
+        self.assertAlmostEqual(rates[chosen + 1].sum(), 1.0)
+        traced = jax.jit(
+            lambda *x: draw(temperature=x[0], **dict(zip(options, x[1:], strict=True)))
+        )
+        np.testing.assert_array_equal(traced(1.5, *options.values())[:, 0], got)
+
+    def test_a_traced_temperature_of_zero_is_greedy(self):
+        queries, key = random_ids(3, 3, 2, 5), jax.random.key(1)
+        draw = lambda t: generate(MODEL, PARAMS, MEMORY, queries, 4, temperature=t, key=key)
+        traced = jax.jit(draw)
+        np.testing.assert_array_equal(traced(0.0), draw(0.0))
+        np.testing.assert_array_equal(traced(0.7), draw(0.7))
+        np.testing.assert_array_equal(jax.vmap(draw)(np.array([0.0, 0.7]))[1], draw(0.7))
+
+    def test_several_stops(self):
+        queries = random_ids(3, 3, 5)
+        free = np.asarray(generate(MODEL, PARAMS, MEMORY, queries, 6))
+        stops = [int(free[0, 1]), int(free[1, 2])]
+        got = np.asarray(generate(MODEL, PARAMS, MEMORY, queries, 6, stop_id=stops))
+        for before, after in zip(free, got, strict=True):
+            hits = np.flatnonzero(np.isin(before, stops))
+            end = hits[0] + 1 if len(hits) else 6
+            np.testing.assert_array_equal(after, [*before[:end], *[0] * (6 - end)])
+
+    def test_what_is_made_can_be_asked_again(self):
+        # A head that always prefers the padding.
+        params = PARAMS | {"lm": PARAMS["lm"] | {"head": PARAMS["lm"]["head"].copy()}}
+        model = small_model(num_control_tokens=1, lm=dict(num_layers=2, scan_layers=True))
+        queries = random_ids(3, 3, 5)
+        hidden_like = np.zeros((8, 11), np.float32)
+        params["lm"]["head"] = hidden_like  # all alike: the first id, padding, would win
+        first = generate(model, params, MEMORY, queries, 3)
+        self.assertTrue((np.asarray(first) != 0).all())
+        drawn = generate(model, params, MEMORY, queries, 9, temperature=1.0, key=jax.random.key(0))
+        self.assertTrue((np.asarray(drawn) != 0).all())
+        longer = np.concatenate([queries, first], axis=1)
+        self.assertEqual(generate(model, params, MEMORY, longer, 3).shape, (3, 3))
+        stopped = generate(model, params, MEMORY, queries, 3, stop_id=0)
+        np.testing.assert_array_equal(stopped, 0)
+
+    def test_other_numbers_compile_nothing_new(self):
+        queries, key = random_ids(3, 3, 5), jax.random.key(0)
+        draw = functools.partial(generate, MODEL, PARAMS, MEMORY, queries, 2, key=key)
+        draw(temperature=0.5, top_k=3, top_p=0.5, stop_id=[1, 2])
+        with compiles() as compiled:
+            draw(temperature=0.9, top_k=5, top_p=0.7, stop_id=[3, 4])
+        self.assertEmpty(compiled)
+
+    def test_copies_nothing_that_lies_on_the_device(self):
+        params, memory, queries = jax.device_put((PARAMS, MEMORY, random_ids(3, 3, 5)))
+        want = generate(MODEL, params, memory, queries, 3)
+        with jax.transfer_guard("disallow"):
+            got = generate(MODEL, params, memory, queries, 3)
+        np.testing.assert_array_equal(got, want)
 
     def test_hardly_warm_is_greedy(self):
         queries = random_ids(3, 3, 5)
@@ -129,6 +207,10 @@ class GenerateTest(parameterized.TestCase):
         dict(max_new_tokens=0, message="max_new_tokens=0"),
         dict(max_new_tokens=40, message="positions"),
         dict(max_new_tokens=1, stop_id=11, message="stop_id=11"),
+        dict(max_new_tokens=1, stop_id=[1, 11], message=r"stop_id=\[1, 11\]"),
+        dict(max_new_tokens=1, top_k=0, message="top_k=0"),
+        dict(max_new_tokens=1, top_p=0.0, message="top_p=0.0"),
+        dict(max_new_tokens=1, top_p=1.5, message="top_p=1.5"),
     )
     def test_errors(self, message, **arguments):
         with self.assertRaisesRegex(ValueError, message):

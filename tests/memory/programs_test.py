@@ -1,6 +1,5 @@
 """What is compiled serves all equal models; what holds arrays of a transformation is not kept."""
 
-import contextlib
 import dataclasses
 import gc
 import weakref
@@ -13,28 +12,12 @@ from absl.testing import absltest, parameterized
 
 from gradmem_jax import GradMem, generate, reconstruct, write_context
 from gradmem_jax.memory import programs
-from tests.small import random_ids, small_batch, small_model, small_params, small_writer
+from tests.small import compiles, random_ids, small_batch, small_model, small_params, small_writer
 
 MODEL = small_model()
 PARAMS = small_params(MODEL)
 CONTEXT = random_ids(0, 3, 9)
 QUERY = random_ids(1, 3, 4)
-
-
-@contextlib.contextmanager
-def compiles():
-    """Yields a list that gets an entry for each program that XLA compiles."""
-    names = []
-
-    def listen(event, *_, **__):
-        if event == "/jax/core/compile/backend_compile_duration":
-            names.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield names
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def calls(model):
