@@ -9,7 +9,7 @@ Writes evaluation.json and evaluation.png into the run's folder. Example:
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from absl import flags
 
@@ -19,7 +19,7 @@ from experiments.results import figures
 from experiments.run.curriculum import describe_task, resize
 from experiments.run.evaluation import evaluate_params, one_query, table
 from experiments.run.saved_run import SavedRun, check_paths
-from gradmem_jax.checks import AUTOMATIC, DTYPES, require
+from gradmem_jax.checks import AUTOMATIC, DTYPES, Dtype, require
 from gradmem_jax.data.task import Task
 from gradmem_jax.parallel import sharding
 
@@ -74,7 +74,8 @@ def main(_: Sequence[str]) -> None:
     plan = run.plan
     model, task = plan.target.model, one_query(plan.target.task)
     if _DTYPE.value:
-        model = plan.model_with(lm=dataclasses.replace(model.config.lm, dtype=_DTYPE.value))
+        dtype = cast(Dtype, _DTYPE.value)
+        model = plan.model_with(lm=dataclasses.replace(model.config.lm, dtype=dtype))
     split = _SPLIT.value or plan.final_split
     asked = _NUM_WRITE_STEPS.value
     if asked is None:

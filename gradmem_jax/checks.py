@@ -8,11 +8,12 @@ import pathlib
 import types
 import typing
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
-DTYPES = ("float32", "bfloat16", "float16", "float64")
+Dtype = Literal["float32", "bfloat16", "float16", "float64"]
+DTYPES = typing.get_args(Dtype)
 ENABLE_X64 = 'call jax.config.update("jax_enable_x64", True) first.'
 AUTOMATIC = -1  # of a count: have it chosen
 
@@ -108,6 +109,8 @@ def require_path(name: str, value: Any) -> pathlib.Path:
 def check_fields(instance: Any) -> None:
     """Checks that the fields of a frozen dataclass have the types they are declared with.
 
+    A `Literal` must be one of its values.
+
     Scalars of numpy and JAX become Python's own, whole numbers floats where a float is declared,
     paths strings, and lists tuples where a tuple is declared, so that equal configurations are
     equal, hashable, and the same in JSON.
@@ -128,7 +131,10 @@ def check_fields(instance: Any) -> None:
             value = float(value)
         if kind is str and isinstance(value, os.PathLike):
             value = os.fspath(value)
-        require_instance(name, value, kind)
+        if typing.get_origin(kind) is typing.Literal:
+            require_choice(name, value, typing.get_args(kind))
+        else:
+            require_instance(name, value, kind)
         if value is not given:
             object.__setattr__(instance, name, value)
 

@@ -3,7 +3,7 @@
 import dataclasses
 import typing
 from collections.abc import Callable, Container
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -13,13 +13,14 @@ from experiments.program import cores
 from gradmem_jax.checks import (
     AUTOMATIC,
     DTYPES,
+    Dtype,
     check_fields,
     require,
     require_count,
     require_integer,
 )
 from gradmem_jax.data.kv_retrieval import KVRetrievalConfig
-from gradmem_jax.lm.language_model import REMAT_POLICIES
+from gradmem_jax.lm.language_model import REMAT_POLICIES, Remat
 from gradmem_jax.lm.llama import LlamaConfig
 from gradmem_jax.losses import IGNORE
 from gradmem_jax.memory.gradmem import GradMemConfig
@@ -44,7 +45,9 @@ class Setting:
     batch_size: int = _size(64, "Contexts in a batch, B.")
     write_steps: int = _size(2, "WRITE steps K.")
     num_memory_tokens: int = _size(8, "Memory tokens m.")
-    meta_gradient: str = _size("mixed", "How second order is computed.", ("mixed", "reverse"))
+    meta_gradient: Literal["mixed", "reverse"] = _size(
+        "mixed", "How second order is computed.", ("mixed", "reverse")
+    )
     micro_batches: int = _size(
         1, "Parts of a device's batch in a training step; -1: as many as suit the machine."
     )
@@ -59,8 +62,8 @@ class Setting:
     vocab_size: int = _size(_KV.vocab_size, "Its vocabulary V; default: that of KV retrieval.")
     tied_head: bool = _size(False, "Whether its head is its embedding.")
     scan_layers: bool = _size(False, "Run the layers as one scan.")
-    remat: str = _size("none", "What the backward pass recomputes.", REMAT_POLICIES)
-    dtype: str = _size("float32", "Compute dtype.", DTYPES)
+    remat: Remat = _size("none", "What the backward pass recomputes.", REMAT_POLICIES)
+    dtype: Dtype = _size("float32", "Compute dtype.", DTYPES)
     repeats: int = _size(5, "Timed calls, after one that is not; 0 only compiles.")
 
     def __post_init__(self) -> None:

@@ -6,9 +6,9 @@ import json
 import pathlib
 import re
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from gradmem_jax.checks import require, require_choice
+from gradmem_jax.checks import require
 from gradmem_jax.data.records import (
     Record,
     Records,
@@ -46,7 +46,7 @@ class SquadConfig(QuestionTask):
         test_file: development file.
     """
 
-    context: str = "paragraph"
+    context: Literal["paragraph", "sentence"] = "paragraph"
     train_file: str = "train-v1.1.json"
     test_file: str = "dev-v1.1.json"
 
@@ -58,7 +58,6 @@ class SquadConfig(QuestionTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_choice("context", self.context, ("paragraph", "sentence"))
         require(
             bool(self.train_file and self.test_file) and self.train_file != self.test_file,
             f"train_file={self.train_file!r} and test_file={self.test_file!r} must be two names; "

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -180,13 +180,12 @@ class QuestionTask(TextTask):
     """
 
     max_context_tokens: int | None = None
-    long_contexts: str = "skip"
+    long_contexts: Literal["skip", "error"] = "skip"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_context_tokens is not None:
             require_integer("max_context_tokens", self.max_context_tokens, 1)
-        require_choice("long_contexts", self.long_contexts, ("skip", "error"))
 
     def record_task(self) -> Any:
         """Returns the task with contexts of any length; see `TextTask.record_task`."""

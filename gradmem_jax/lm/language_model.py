@@ -2,25 +2,25 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from gradmem_jax.checks import (
-    DTYPES,
     ENABLE_X64,
+    Dtype,
     check_fields,
     require,
-    require_choice,
     require_integer,
     require_number,
 )
 from gradmem_jax.lm.products import dot_general, saves_products
 from gradmem_jax.trees import PyTree
 
-REMAT_POLICIES = ("none", "full", "dots")
+Remat = Literal["none", "full", "dots"]
+REMAT_POLICIES = get_args(Remat)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,28 +54,25 @@ class LMConfig:
     max_positions: int = 2048
     norm_epsilon: float = 1e-5
     tied_head: bool = False
-    init: str = "normal"
+    init: Literal["normal", "fan_in"] = "normal"
     init_std: float = 0.02
-    dtype: str = "float32"
-    param_dtype: str = "float32"
+    dtype: Dtype = "float32"
+    param_dtype: Dtype = "float32"
     scan_layers: bool = False
-    remat: str = "none"
+    remat: Remat = "none"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("dtype", "param_dtype"):
             value = getattr(self, name)
-            require_choice(name, value, DTYPES)
             require(
                 jax.dtypes.canonicalize_dtype(value) == value,
                 f"{name}={value!r} would be float32; {ENABLE_X64}",
             )
-        check_fields(self)
         for name in ("vocab_size", "width", "num_layers", "max_positions"):
             require_integer(name, getattr(self, name), 1)
         require_number("norm_epsilon", self.norm_epsilon, above=0)
         require_number("init_std", self.init_std, above=0)
-        require_choice("init", self.init, ("normal", "fan_in"))
-        require_choice("remat", self.remat, REMAT_POLICIES)
 
 
 _REMAT_POLICIES = {

@@ -111,11 +111,14 @@ class _Drawing(NamedTuple):
 
 def _check_stops(stop_id: int | Sequence[int] | None, vocab_size: int) -> np.ndarray:
     """Returns the ids to stop at, int32 [n]; or raises ValueError."""
-    given = stop_id if isinstance(stop_id, Sequence | np.ndarray) else (stop_id,)
-    stops = [require_integer("stop_id", x, 0) for x in given if x is not None]
+    if stop_id is None:
+        return np.zeros(0, np.int32)
+    is_several = isinstance(stop_id, list | tuple) or np.ndim(stop_id) == 1
+    given: Any = stop_id if is_several else [stop_id]
+    stops = [require_integer("stop_id", x, 0) for x in given]
     require(
-        all(stop < vocab_size for stop in stops),
-        f"stop_id={stop_id} is outside the vocabulary of {vocab_size} ids.",
+        len(stops) > 0 and all(stop < vocab_size for stop in stops),
+        f"stop_id={stop_id} must be one or more ids of the vocabulary of {vocab_size}.",
     )
     return np.array(stops, np.int32)
 

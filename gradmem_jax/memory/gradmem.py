@@ -3,15 +3,14 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 
-from gradmem_jax.array_checks import as_array, check_per_sample, numbers_per_sample
-from gradmem_jax.checks import require, require_choice, require_integer, require_number
+from gradmem_jax.checks import require, require_integer, require_number
 from gradmem_jax.losses import IGNORE, mean_per_sample, token_losses
 from gradmem_jax.memory.inner_loop import (
     WriteInfo,
@@ -73,25 +72,17 @@ class GradMemConfig(PrefixConfig):
 
     num_write_steps: int = 5
     write_learning_rate: float = 0.4
-    learned_write_learning_rate: str = "none"
-    memory_projection: str = "none"
+    learned_write_learning_rate: Literal["none", "shared", "token", "dimension"] = "none"
+    memory_projection: Literal["none", "proj", "per_sample"] = "none"
     clip_value: float | None = None
     clip_norm: float | None = None
-    gradient_mode: str = "second"
+    gradient_mode: Literal["second", "first", "none"] = "second"
     second_order_steps: int | None = None
-    meta_gradient: str = "mixed"
+    meta_gradient: Literal["mixed", "reverse"] = "mixed"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_number("write_learning_rate", self.write_learning_rate, above=0)
-        require_choice(
-            "learned_write_learning_rate",
-            self.learned_write_learning_rate,
-            ("none", "shared", "token", "dimension"),
-        )
-        require_choice("memory_projection", self.memory_projection, ("none", "proj", "per_sample"))
-        require_choice("gradient_mode", self.gradient_mode, ("second", "first", "none"))
-        require_choice("meta_gradient", self.meta_gradient, ("mixed", "reverse"))
         for name in ("clip_value", "clip_norm"):
             if getattr(self, name) is not None:
                 require_number(name, getattr(self, name), above=0)
@@ -278,18 +269,15 @@ class GradMem(PrefixMemory):
             loss_data is None or self.write_loss is not None,
             "loss_data was given, but the model has no write_loss that could use it.",
         )
-        num_samples = len(as_array("context_ids", context_ids, "int ids of shape [B, S]"))
         return self.write(
             params,
             context_ids,
             memory,
             num_steps,
             max_steps,
-            loss_tolerance=numbers_per_sample("loss_tolerance", loss_tolerance, num_samples),
-            write_learning_rate=numbers_per_sample(
-                "write_learning_rate", write_learning_rate, num_samples, minimum=0
-            ),
-            loss_data=check_per_sample("loss_data", loss_data, num_samples),
+            loss_tolerance=loss_tolerance,
+            write_learning_rate=write_learning_rate,
+            loss_data=loss_data,
         )
 
     def run_steps(

@@ -14,6 +14,8 @@ from gradmem_jax.array_checks import (
     check_key,
     check_length,
     check_params,
+    check_per_sample,
+    numbers_per_sample,
     resolve_steps,
 )
 from gradmem_jax.checks import (
@@ -32,7 +34,7 @@ from gradmem_jax.losses import IGNORE, token_losses
 from gradmem_jax.memory.inner_loop import WriteInfo, WriteSettings
 from gradmem_jax.memory.programs import kept, program, shared
 from gradmem_jax.parallel.micro_batches import write_in_parts
-from gradmem_jax.trees import Params
+from gradmem_jax.trees import Params, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,25 +278,28 @@ class MemoryModel:
         memory: Memory | None,
         num_steps: int | jax.Array | None,
         max_steps: int | None,
-        **settings: Any,
+        *,
+        loss_tolerance: float | jax.Array | None = None,
+        write_learning_rate: float | jax.Array | None = None,
+        loss_data: PyTree = None,
     ) -> tuple[Memory, WriteInfo]:
         """Checks the arguments of `write_memory`, and calls `run_steps` on parts of the batch.
 
-        Args:
-            params: see `write_memory`.
-            context_ids: see `write_memory`.
-            memory: see `write_memory`.
-            num_steps: see `write_memory`.
-            max_steps: see `write_memory`.
-            **settings: other fields of `WriteSettings`.
+        See `write_memory`, and for the last three `GradMem.write_memory`.
         """
         num_steps = self.config.num_write_steps if num_steps is None else num_steps
         context_ids = self.check_write(params, memory, context_ids)
         max_steps, steps = resolve_steps(num_steps, max_steps, len(context_ids))
-        write = program(_write, self, static_argnames=("max_steps",))
-        return write(
-            params, context_ids, memory, WriteSettings(steps, **settings), max_steps=max_steps
+        settings = WriteSettings(
+            steps,
+            numbers_per_sample("loss_tolerance", loss_tolerance, len(context_ids)),
+            numbers_per_sample(
+                "write_learning_rate", write_learning_rate, len(context_ids), minimum=0
+            ),
+            check_per_sample("loss_data", loss_data, len(context_ids)),
         )
+        write = program(_write, self, static_argnames=("max_steps",))
+        return write(params, context_ids, memory, settings, max_steps=max_steps)
 
     def run_steps(
         self,

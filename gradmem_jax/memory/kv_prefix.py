@@ -4,13 +4,13 @@ The paper's appendix J. All but what the memory is and how it enters the model i
 """
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from gradmem_jax.array_checks import check_key
-from gradmem_jax.checks import require, require_choice
+from gradmem_jax.checks import require
 from gradmem_jax.lm.attention import make_cache
 from gradmem_jax.lm.transformer import TransformerConfig
 from gradmem_jax.memory.gradmem import GradMem, GradMemConfig
@@ -43,6 +43,8 @@ class KVPrefixConfig(GradMemConfig):
 
     lm: TransformerConfig
     num_control_tokens: int = 1
+    memory_projection: Literal["none"] = "none"
+    learned_write_learning_rate: Literal["none", "shared"] = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,10 +52,6 @@ class KVPrefixConfig(GradMemConfig):
             self.num_control_tokens >= 1,
             "num_control_tokens must be at least 1: what stands behind the keys and values "
             "predicts the first token.",
-        )
-        require_choice("memory_projection", self.memory_projection, ("none",))
-        require_choice(
-            "learned_write_learning_rate", self.learned_write_learning_rate, ("none", "shared")
         )
 
     @property

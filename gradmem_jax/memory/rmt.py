@@ -5,12 +5,11 @@ and takes the hidden states of the last m positions as the new memory; READ is t
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from gradmem_jax.checks import require_choice
 from gradmem_jax.losses import IGNORE, mean_per_sample, token_losses
 from gradmem_jax.memory.inner_loop import (
     WriteInfo,
@@ -42,12 +41,8 @@ class RMTConfig(PrefixConfig):
     """
 
     write_head: bool = False
-    memory_projection: str = "none"
+    memory_projection: Literal["none", "proj", "proj_rw"] = "none"
     memory_residual: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_choice("memory_projection", self.memory_projection, ("none", "proj", "proj_rw"))
 
 
 def linear(params: Params, x: jax.Array) -> jax.Array:

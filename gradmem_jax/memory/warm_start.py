@@ -1,11 +1,11 @@
 """GradMem that starts from a forward write: RMT's output first, gradient steps after it."""
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import jax
 
-from gradmem_jax.checks import require_choice, require_integer
+from gradmem_jax.checks import require_integer
 from gradmem_jax.memory.gradmem import GradMem, GradMemConfig
 from gradmem_jax.memory.inner_loop import WriteInfo, WriteSettings
 from gradmem_jax.memory.interface import Memory
@@ -27,12 +27,12 @@ class WarmStartConfig(GradMemConfig):
     model_name: ClassVar[str] = "WarmStart"
     not_in_read: ClassVar[tuple[str, ...]] = (*GradMemConfig.not_in_read, "num_forward_passes")
 
+    memory_projection: Literal["none", "proj"] = "none"
     num_forward_passes: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_integer("num_forward_passes", self.num_forward_passes, 1)
-        require_choice("memory_projection", self.memory_projection, ("none", "proj"))
 
 
 @dataclasses.dataclass(frozen=True)

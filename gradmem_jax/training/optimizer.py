@@ -1,7 +1,7 @@
 """The outer optimizer: AdamW or Muon with warm-up, a schedule and clipping."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import optax
@@ -10,14 +10,13 @@ from optax.contrib import MuonDimensionNumbers, muon
 from gradmem_jax.checks import (
     check_fields,
     require,
-    require_choice,
     require_integer,
     require_number,
 )
 from gradmem_jax.lm.language_model import kernel_axes, num_stacked_axes
 from gradmem_jax.trees import path_name
 
-NAMES = ("adamw", "muon")
+Name = Literal["adamw", "muon"]
 _ADAM_RMS = 0.2  # root mean square of an update of Adam, in learning rates (arXiv 2502.16982)
 _NOT_DECAYED = ("bias", "scale", "A_log")  # how the names of such parameters end
 
@@ -46,10 +45,10 @@ class OptimizerConfig:
         clip_norm: the gradient is scaled down to this global norm; None does not clip.
     """
 
-    name: str = "adamw"
+    name: Name = "adamw"
     learning_rate: float = 1e-4
     warmup_steps: int = 10_000
-    schedule: str = "constant"
+    schedule: Literal["constant", "cosine"] = "constant"
     final_learning_rate: float = 0.0
     num_steps: int = 1_000_000
     b1: float = 0.9
@@ -60,7 +59,6 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        require_choice("name", self.name, NAMES)
         require_number("learning_rate", self.learning_rate, above=0)
         require_number("final_learning_rate", self.final_learning_rate)
         require(
@@ -69,7 +67,6 @@ class OptimizerConfig:
         )
         require_integer("warmup_steps", self.warmup_steps, 0)
         require_integer("num_steps", self.num_steps, 1)
-        require_choice("schedule", self.schedule, ("constant", "cosine"))
         require(
             self.schedule != "cosine" or self.warmup_steps < self.num_steps,
             f"warmup_steps={self.warmup_steps} must be below num_steps={self.num_steps}; "
