@@ -34,6 +34,7 @@ class PrefixConfig(MemoryConfig):
     """
 
     has_write_loss: ClassVar[bool] = True
+    takes_lm_without_cache: ClassVar[bool] = True
 
     num_memory_tokens: int = 8
     write_head: bool = True
