@@ -93,7 +93,8 @@ def _check(config_class: Any, lm_class: Any) -> None:
         f"lm_class={lm_class!r} must be a subclass of {base.__name__}, as {name}.keeps={keeps!r} "
         f"says.{hint}",
     )
-    missing = [piece for piece in _PIECES if not callable(getattr(lm_class, piece, None))]
+    names = {name for base in lm_class.__mro__ for name in vars(base)}
+    missing = [piece for piece in _PIECES if piece not in names]
     require(not missing, f"{lm_class.__name__} has no method {', '.join(missing)}.")
     fields = [field.name for field in dataclasses.fields(lm_class) if field.init]
     require(

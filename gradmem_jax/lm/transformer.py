@@ -228,6 +228,12 @@ class Transformer(LanguageModel):
         if cache is None:
             return self.run_layers(embeddings, inputs, None)[0], None
         hidden, new = self.run_layers(embeddings, inputs, (cache.keys, cache.values))
+        require(
+            new is not None,
+            f"the layers of {type(self).__name__} return no keys and values to cache: have them "
+            f'return those of self_attention, or say keeps = "nothing" in '
+            f"{type(self.config).__name__}.",
+        )
         return hidden, append_to_cache(cache, *new)
 
     def first_layer_attention(

@@ -1,8 +1,9 @@
 """Language models of one's own: what WRITE, READ and decoding find is a plain forward pass's."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,16 +19,34 @@ from gradmem_jax import (
     GPTNeoXConfig,
     GradMem,
     GradMemConfig,
+    KVPrefixConfig,
     LlamaConfig,
     RMTConfig,
+    WarmStart,
+    WarmStartConfig,
     generate,
+    load_memory,
+    reconstruct,
+    register_lm,
+    save_memory,
 )
-from gradmem_jax.lm.attention import rotary_frequencies, rotate
-from gradmem_jax.lm.families import make_lm, register_lm
-from gradmem_jax.lm.language_model import rms_norm, swiglu
-from gradmem_jax.lm.llama import Block, Llama
-from gradmem_jax.lm.transformer import self_attention
-from tests.small import numpy_params, random_ids, small_params
+from gradmem_jax.lm import (
+    Block,
+    Llama,
+    LMConfig,
+    Transformer,
+    TransformerConfig,
+    dense,
+    make_lm,
+    rms_norm,
+    rotary_frequencies,
+    rotate,
+    self_attention,
+    swiglu,
+)
+from gradmem_jax.parallel import sharding
+from gradmem_jax.training.step import init_state, make_train_step
+from tests.small import numpy_params, random_ids, small_batch, small_params
 
 SIZES = dict(vocab_size=11, width=8, num_layers=2, num_heads=2, max_positions=40)
 SLOPES = np.array([0.5, 0.125])
@@ -60,6 +79,14 @@ class SinkConfig(OwnConfig):
 class AlibiConfig(OwnConfig):
     def layer_options(self):
         return {"bias": lambda query, key: -jnp.array(SLOPES)[:, None, None] * (query - key)}
+
+
+@dataclasses.dataclass(frozen=True)
+class BlindConfig(OwnConfig):
+    """The first token sees nothing, others see it."""
+
+    def layer_options(self):
+        return {"mask": lambda query, key: key < query}
 
 
 class OwnBlock(Block):
@@ -117,6 +144,60 @@ class ScaledLM(Llama):
         return super().__call__(3 * embeddings, **options)
 
 
+class FeedForwardLayer(nn.Module):
+    """Mixes tokens by a mean over those before, and ignores the state."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x, inputs, state):
+        length = x.shape[1]
+        seen = jnp.tril(jnp.ones((length, length))) if inputs.mask is None else inputs.mask[:, 0]
+        mean = seen @ x / seen.sum(-1, keepdims=True)
+        return x + dense(self.config, x.shape[-1], "down")(nn.tanh(x + mean)), None
+
+
+@dataclasses.dataclass(frozen=True)
+class StatelessConfig(TransformerConfig):
+    keeps: ClassVar[str] = "nothing"
+
+
+@register_lm(StatelessConfig)
+class StatelessLM(Transformer):
+    layer_class = FeedForwardLayer
+
+
+@dataclasses.dataclass(frozen=True)
+class GRUConfig(LMConfig):
+    keeps: ClassVar[str] = "nothing"
+
+
+@register_lm(GRUConfig)
+class GRULM(nn.Module):
+    """A module of Flax that knows nothing of this library."""
+
+    config: GRUConfig
+
+    def setup(self):
+        self.table = nn.Embed(self.config.vocab_size, self.config.width)
+        self.query = nn.Dense(self.config.width)
+        self.rnn = nn.RNN(nn.GRUCell(self.config.width))
+
+    def embed(self, ids):
+        return self.table(ids)
+
+    def __call__(self, embeddings):
+        return self.rnn(self.query(embeddings))
+
+    def unembed(self, hidden):
+        return hidden @ self.head_kernel()
+
+    def head_kernel(self):
+        return 2 * self.table.embedding.T
+
+
+FEWER_SIZES = {name: SIZES[name] for name in ("vocab_size", "width", "max_positions")}
+SIZES_OF = {"gru": FEWER_SIZES, "window": SIZES}
 MODELS = {
     "llama": LlamaConfig(**SIZES),
     "gpt2": GPT2Config(**SIZES),
@@ -127,6 +208,8 @@ MODELS = {
     "alibi": AlibiConfig(**SIZES),
     "whole_prefix": WholePrefixConfig(**SIZES),
     "scaled": ScaledConfig(**SIZES),
+    "stateless": StatelessConfig(**SIZES),
+    "gru": GRUConfig(**FEWER_SIZES),
 }
 
 
@@ -185,7 +268,7 @@ def plain_logits(config, params, memory, ids):
     if isinstance(config, LlamaConfig):
         hidden = plain_llama(config, params["lm"], x)
     else:
-        hidden, _ = lm.apply(variables, x)
+        hidden, _ = lm.apply(variables, x)  # without a cache, partial attention and blocks
     return lm.apply(variables, hidden[:, memory.shape[1] - 1 :], method="unembed")
 
 
@@ -193,6 +276,21 @@ def gradmem(config, **options):
     options = {"num_memory_tokens": 3, "num_write_steps": 2, "write_head": False} | options
     model = GradMem(GradMemConfig(lm=config, write_learning_rate=2.0, **options))
     return model, small_params(model)
+
+
+@dataclasses.dataclass(frozen=True)
+class NewConfig(LMConfig):
+    pass
+
+
+@dataclasses.dataclass(frozen=True)
+class NewStateless(LMConfig):
+    keeps: ClassVar[str] = "nothing"
+
+
+@dataclasses.dataclass(frozen=True)
+class NewUnknown(LMConfig):
+    keeps: ClassVar[str] = "memories"
 
 
 class OwnModelsTest(parameterized.TestCase):
@@ -355,13 +453,112 @@ class OwnModelsTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, f"{message}.*take attends_apart = True out"):
             jax.eval_shape(model.write_memory, params, random_ids(0, 2, 7))
 
+    def test_other_ways_to_write_without_a_cache(self):
+        ids = random_ids(0, 2, 7)
+        model = RMT(RMTConfig(lm=MODELS["stateless"], num_memory_tokens=3))
+        params = small_params(model)
+        write = jax.jit(model.write_memory)
+        memory, _ = write(params, ids)
+        np.testing.assert_allclose(
+            write(params, np.pad(ids, ((0, 0), (0, 3))))[0], memory, atol=2e-5
+        )
+        for make in (
+            lambda: RMT(RMTConfig(lm=MODELS["gru"])),
+            lambda: WarmStart(WarmStartConfig(lm=MODELS["gru"])).write_positions,
+        ):
+            with self.assertRaisesRegex(ValueError, "lm=GRUConfig .* takes no positions and mask"):
+                make()
+        for config in (KVPrefixConfig, FullContextConfig):
+            with self.assertRaisesRegex(ValueError, "StatelessConfig keeps nothing of what"):
+                config(lm=MODELS["stateless"])
 
-@dataclasses.dataclass(frozen=True)
-class BlindConfig(OwnConfig):
-    """The first token sees nothing, others see it."""
+    @parameterized.parameters("gru", "window")
+    def test_memory_files(self, name):
+        model, params = gradmem(MODELS[name])
+        memory, _ = model.write_memory(params, random_ids(0, 2, 7))
+        path = self.create_tempdir().full_path + "/memory.safetensors"
+        save_memory(path, memory, model, params)
+        np.testing.assert_array_equal(load_memory(path, model, params), memory)
+        with self.assertRaisesRegex(ValueError, "lm.class '(GRU|Window)Config' in"):
+            load_memory(path, *gradmem(MODELS["llama"]))
 
-    def layer_options(self):
-        return {"mask": lambda query, key: key < query}
+        @dataclasses.dataclass(frozen=True)
+        class UnstorableConfig(type(MODELS[name])):
+            function: Any = abs
+
+        model, params = gradmem(UnstorableConfig(**SIZES_OF[name], function=sum))
+        with self.assertRaisesRegex(ValueError, "UnstorableConfig cannot be stored.*function"):
+            save_memory(path, memory, model, params)
+
+    @parameterized.parameters("gru", "window")
+    def test_a_training_step_on_a_mesh(self, name):
+        model, params = gradmem(MODELS[name], num_write_steps=1)
+        optimizer = optax.sgd(0.1)
+        batch = small_batch(8)
+        state = init_state(params, optimizer)
+        want, metrics = jax.jit(make_train_step(model, optimizer))(state, batch)
+        mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2))
+        where = sharding.shardings(state, mesh)
+        step = jax.jit(make_train_step(model, optimizer, mesh=mesh))
+        placed = sharding.place(batch, sharding.batch_sharding(mesh))
+        got, metrics_there = step(sharding.place(state, where), placed)
+        chex.assert_trees_all_close(jax.device_get(got.params), want.params, atol=2e-5)
+        np.testing.assert_allclose(metrics_there["loss"], metrics["loss"], rtol=1e-5)
+
+    def test_reading_back(self):
+        model, params = gradmem(MODELS["stateless"], write_head=True)
+        ids = random_ids(0, 2, 5)
+        memory, _ = jax.jit(model.write_memory)(params, ids)
+        self.assertEqual(reconstruct(model, params, memory, ids).ids.shape, (2, 5))
+        model, params = gradmem(MODELS["gru"], write_head=True)
+        with self.assertRaisesRegex(ValueError, "lm=GRUConfig .* set write_head=False"):
+            reconstruct(model, params, memory, ids)
+
+    def test_adapters_that_nothing_adds_are_refused(self):
+        options = dict(write_lora_rank=2, write_lora_targets=("query", "down"))
+        gradmem(MODELS["stateless"], **options)
+        with self.assertRaisesRegex(ValueError, "query would leave out an adapter of WRITE"):
+            gradmem(MODELS["gru"], **options)
+
+    def test_layers_without_keys_and_values_are_refused(self):
+        @dataclasses.dataclass(frozen=True)
+        class Config(TransformerConfig):
+            pass
+
+        register_lm(Config, StatelessLM)
+        model, params = gradmem(Config(**SIZES))
+        memory = model.initial_memory(params, 2)
+        with self.assertRaisesRegex(ValueError, 'StatelessLM return no keys .* keeps = "nothing"'):
+            generate(model, params, memory, random_ids(0, 2, 3), 2)
+
+    def test_registering(self):
+        @dataclasses.dataclass(frozen=True)
+        class Config(GRUConfig):
+            pass
+
+        self.assertIs(register_lm(Config, GRULM), GRULM)
+        self.assertIs(register_lm(Config)(GRULM), GRULM)
+
+        @dataclasses.dataclass(frozen=True)
+        class Derived(Config):
+            note: str = ""
+
+        self.assertIsInstance(make_lm(Derived(vocab_size=11)).lm, GRULM)
+        for config_class in (Config, Derived):
+            with self.assertRaisesRegex(ValueError, "has the language model GRULM already"):
+                register_lm(config_class, type("Other", (GRULM,), {}))
+
+    @parameterized.parameters(
+        (int, GRULM, "config_class=.* must be a subclass of LMConfig"),
+        (type("Plain", (GRUConfig,), {}), GRULM, "must be a subclass of LMConfig that is a data"),
+        (NewConfig, GRULM, 'must be a subclass of Transformer, as .* Say keeps = "nothing"'),
+        (NewStateless, abs, "lm_class=<built-in function abs> must be a subclass of Module"),
+        (NewStateless, nn.Module, "Module has no method embed, __call__, unembed, head_kernel"),
+        (NewUnknown, GRULM, "NewUnknown.keeps='memories' is not known; choose one of"),
+    )
+    def test_registrations_are_refused(self, config_class, lm_class, message):
+        with self.assertRaisesRegex(ValueError, message):
+            register_lm(config_class, lm_class)
 
 
 if __name__ == "__main__":
