@@ -22,6 +22,8 @@ from gradmem_jax import (
     KVPrefixConfig,
     LlamaConfig,
     RMTConfig,
+    StateSpace,
+    StateSpaceConfig,
     WarmStart,
     WarmStartConfig,
     generate,
@@ -34,6 +36,7 @@ from gradmem_jax.lm import (
     Block,
     Llama,
     LMConfig,
+    RecurrentLM,
     Transformer,
     TransformerConfig,
     dense,
@@ -98,13 +101,23 @@ class OwnBlock(Block):
         return x + swiglu(c, c.mlp_size, rms_norm(c, "mlp_norm")(x)), new
 
 
+@dataclasses.dataclass(frozen=True)
+class RelativeConfig(OwnConfig):
+    """A learned bias of each distance."""
+
+
 class OwnAttention(nn.Module):
     config: OwnConfig
 
     @nn.compact
     def __call__(self, x, inputs, state):
         c = self.config
-        options = c.layer_options()
+        if isinstance(c, RelativeConfig):
+            table = self.param("table", nn.initializers.normal(1.0), (5, c.num_heads))
+            places = lambda query, key: jnp.clip(query - key, 0, 4)[:, 0]
+            options = {"bias": lambda *at: table[places(*at)].transpose(0, 3, 1, 2)}
+        else:
+            options = c.layer_options()
         if not isinstance(c, AlibiConfig):
             frequencies = rotary_frequencies(c.head_size, c.rope_base)
             options["rotary"] = lambda x, positions: rotate(x, positions, frequencies)
@@ -142,6 +155,34 @@ class ScaledConfig(LlamaConfig):
 class ScaledLM(Llama):
     def __call__(self, embeddings, **options):
         return super().__call__(3 * embeddings, **options)
+
+
+class DecayLayer(nn.Module):
+    """A decaying sum of the tokens so far."""
+
+    config: LMConfig
+
+    @nn.compact
+    def __call__(self, x, real, state):
+        def step(total, token):
+            x, real = token
+            total = jnp.where(real[:, None], 0.5 * total + x, total)
+            return total, total
+
+        first = jnp.zeros_like(x[:, 0]) if state is None else state
+        tokens = (jnp.swapaxes(x, 0, 1), real.T)
+        state, totals = jax.lax.scan(step, first, tokens)
+        return x + dense(self.config, x.shape[-1], "down")(jnp.swapaxes(totals, 0, 1)), state
+
+
+@dataclasses.dataclass(frozen=True)
+class DecayConfig(LMConfig):
+    keeps: ClassVar[str] = "a state"
+
+
+@register_lm(DecayConfig)
+class DecayLM(RecurrentLM):
+    layer_class = DecayLayer
 
 
 class FeedForwardLayer(nn.Module):
@@ -206,6 +247,7 @@ MODELS = {
     "window_scanned": WindowConfig(**SIZES, scan_layers=True, remat="full"),
     "sink": SinkConfig(**SIZES),
     "alibi": AlibiConfig(**SIZES),
+    "relative": RelativeConfig(**SIZES),
     "whole_prefix": WholePrefixConfig(**SIZES),
     "scaled": ScaledConfig(**SIZES),
     "stateless": StatelessConfig(**SIZES),
@@ -249,6 +291,10 @@ def plain_llama(config, params, x):
         )
         q, k = (rotate(y, turned + 0 * jnp.arange(x.shape[1]), frequencies) for y in (q, k))
         k, v = (jnp.repeat(y, 2 // y.shape[2], axis=2) for y in (k, v))
+        if isinstance(config, RelativeConfig):
+            place = np.arange(x.shape[1])
+            distances = np.clip(place[:, None] - place, 0, 4)
+            added = jnp.moveaxis(p["attention"]["table"][distances], -1, 0)
         scores = jnp.einsum("bshe,bthe->bhst", q, k) / 2 + added
         weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
         y = jnp.einsum("bhst,bthe->bshe", weights, v)
@@ -351,11 +397,18 @@ class OwnModelsTest(parameterized.TestCase):
             return jax.jit(lambda x: plain_llama(config, params["lm"], x))(embeddings)
 
         plain = run("llama")
-        for name in ("window", "sink", "alibi", "whole_prefix", "scaled"):
+        for name in (
+            "window",
+            "sink",
+            "alibi",
+            "whole_prefix",
+            "scaled",
+        ):  # others say it in params
             self.assertGreater(np.abs(plain - run(name)).max(), 0.05)
 
-    def test_rmt_skips_padding(self):
-        config = RMTConfig(lm=MODELS["window"], num_memory_tokens=3)
+    @parameterized.parameters("window", "alibi", "relative")
+    def test_rmt_skips_padding(self, name):
+        config = RMTConfig(lm=MODELS[name], num_memory_tokens=3)
         model = RMT(config)
         params = small_params(model)
         ids = random_ids(0, 2, 7)
@@ -504,6 +557,19 @@ class OwnModelsTest(parameterized.TestCase):
         got, metrics_there = step(sharding.place(state, where), placed)
         chex.assert_trees_all_close(jax.device_get(got.params), want.params, atol=2e-5)
         np.testing.assert_allclose(metrics_there["loss"], metrics["loss"], rtol=1e-5)
+
+    def test_a_state(self):
+        model = StateSpace(StateSpaceConfig(lm=DecayConfig(**FEWER_SIZES, num_layers=2)))
+        params = small_params(model)
+        ids = random_ids(0, 2, 10)
+        memory, _ = jax.jit(model.write_memory)(params, np.pad(ids[:, :6], ((0, 0), (0, 2))))
+        logits = jax.jit(model.read_memory)(params, memory, ids[:, 6:])
+        everything = jax.jit(lambda ids: model.apply_lm(params, ids, method="everything"))
+        np.testing.assert_allclose(logits, everything(ids)[:, 5:], atol=2e-5)
+        joined = np.array(ids)
+        for i, token in enumerate(generate(model, params, memory, ids[:, 6:8], 2).T):
+            np.testing.assert_array_equal(everything(joined)[:, 7 + i].argmax(-1), token)
+            joined[:, 8 + i] = token
 
     def test_reading_back(self):
         model, params = gradmem(MODELS["stateless"], write_head=True)
