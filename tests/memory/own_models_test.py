@@ -147,14 +147,14 @@ class WholePrefixLM(Llama):
 
 
 @dataclasses.dataclass(frozen=True)
-class ScaledConfig(LlamaConfig):
-    """Embeddings are scaled on their way in, as Gemma's."""
+class ShiftedConfig(LlamaConfig):
+    """Embeddings are changed on their way in."""
 
 
-@register_lm(ScaledConfig)
-class ScaledLM(Llama):
+@register_lm(ShiftedConfig)
+class ShiftedLM(Llama):
     def __call__(self, embeddings, **options):
-        return super().__call__(3 * embeddings, **options)
+        return super().__call__(1 + embeddings, **options)
 
 
 class DecayLayer(nn.Module):
@@ -249,7 +249,7 @@ MODELS = {
     "alibi": AlibiConfig(**SIZES),
     "relative": RelativeConfig(**SIZES),
     "whole_prefix": WholePrefixConfig(**SIZES),
-    "scaled": ScaledConfig(**SIZES),
+    "shifted": ShiftedConfig(**SIZES),
     "stateless": StatelessConfig(**SIZES),
     "gru": GRUConfig(**FEWER_SIZES),
 }
@@ -279,7 +279,7 @@ def plain_llama(config, params, x):
     seen, added = seen_and_added(config, x.shape[1])
     frequencies = rotary_frequencies(4, config.rope_base)
     turned = 0 if isinstance(config, AlibiConfig) else jnp.arange(x.shape[1])
-    x = 3 * x if isinstance(config, ScaledConfig) else x
+    x = 1 + x if isinstance(config, ShiftedConfig) else x
     for i in range(2):
         p = params.get(f"layers_{i}")
         if p is None:
@@ -401,7 +401,7 @@ class OwnModelsTest(parameterized.TestCase):
             "sink",
             "alibi",
             "whole_prefix",
-            "scaled",
+            "shifted",
         ):  # others say it in params
             self.assertGreater(np.abs(plain - run(name)).max(), 0.05)
 
