@@ -384,7 +384,7 @@ class OwnModelsTest(parameterized.TestCase):
             lengths = (queries[:, r] > 0).sum(axis=1)
             for i, tokens in enumerate(answers[:, r].T):
                 rows = np.arange(2), lengths + i
-                np.testing.assert_array_equal(read(ids)[rows].argmax(-1), tokens)
+                np.testing.assert_array_equal(read(ids)[rows][:, 1:].argmax(-1) + 1, tokens)
                 ids[rows] = tokens
 
     def test_what_a_mask_or_a_bias_changes(self):
@@ -567,7 +567,7 @@ class OwnModelsTest(parameterized.TestCase):
         np.testing.assert_allclose(logits, everything(ids)[:, 5:], atol=2e-5)
         joined = np.array(ids)
         for i, token in enumerate(generate(model, params, memory, ids[:, 6:8], 2).T):
-            np.testing.assert_array_equal(everything(joined)[:, 7 + i].argmax(-1), token)
+            np.testing.assert_array_equal(everything(joined)[:, 7 + i, 1:].argmax(-1) + 1, token)
             joined[:, 8 + i] = token
 
     def test_reading_back(self):
