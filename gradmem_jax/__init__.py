@@ -2,6 +2,7 @@
 
 from gradmem_jax.lm.armt import AssociativeConfig
 from gradmem_jax.lm.attention import RopeScaling
+from gradmem_jax.lm.families import register_lm
 from gradmem_jax.lm.gpt2 import GPT2Config
 from gradmem_jax.lm.gpt_neox import GPTNeoXConfig
 from gradmem_jax.lm.lact import LaCTConfig
@@ -69,6 +70,7 @@ __all__ = [
     "load_pretrained",
     "memory_floats",
     "reconstruct",
+    "register_lm",
     "save_memory",
     "save_params",
     "save_pretrained",

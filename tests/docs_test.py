@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
+import gradmem_jax.lm
 from docs import figures
 from experiments.run.build import build
+from experiments.run.build_model import build_model, build_task
 from experiments.sweeps.sweep_file import select
 from gradmem_jax.data.squad import SquadConfig
+from gradmem_jax.methods import METHODS
 from tests.programs import start
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -137,6 +140,25 @@ class DocsTest(parameterized.TestCase):
         self.assertEqual(dict(names["mesh"].shape), {"data": 1, "fsdp": 4, "tensor": 2})
         self.assertFalse(names["state"].params["lm"]["embedding"].is_fully_replicated)
         self.assertTrue(callable(names["step"]))
+
+    def test_python_code_of_own_models(self):
+        self.addCleanup(METHODS.pop, "gradmem_window", None)
+        names = self.run_page("own_models.md")
+        self.assertEqual(names["memory"].shape, (4, 2, 16))
+        self.assertEqual(names["answers"].shape, (4, 5))
+        self.assertEqual(names["gru_answers"].shape, (4, 2, 5))
+        config = names["get_config"]()
+        model = build_model(config, build_task(config))
+        self.assertIsInstance(model.lm, names["WindowLM"])
+        self.assertEqual(model.config.lm.window, 32)
+        whole = names["WholeMemoryConfig"](vocab_size=11)
+        self.assertIsInstance(gradmem_jax.lm.make_lm(whole), names["WholeMemoryLM"])
+
+    def test_own_models_names_every_building_block(self):
+        table = page_named("own_models.md").read_text().split("## Building blocks")[1]
+        rows = re.findall(r"^\| (`.*?) \|", table.split("##")[0], re.M)
+        named = re.findall(r"`(\w+)`", " ".join(rows))
+        self.assertCountEqual(named, gradmem_jax.lm.__all__)
 
     @pytest.mark.slow
     def test_figure_is_drawn(self):

@@ -169,7 +169,8 @@ class AssociativeLayer(nn.Module):
                 jnp.zeros((len(x), count, c.width), dtype), jnp.zeros((len(x), count), dtype)
             )
         x = x + recall(memory, features("memory_query", x))[0].astype(x.dtype)
-        x, new = _BLOCKS[type(c)](c, name="block")(x, segment.attention, cached)
+        block = next(block for kind, block in _BLOCKS.items() if isinstance(c, kind))
+        x, new = block(c, name="block")(x, segment.attention, cached)
         if segment.write:
             tokens = x[:, -segment.num_memory_tokens :]
             value = dense(c, c.width, "memory_value", kernel_init=nn.initializers.zeros)(tokens)

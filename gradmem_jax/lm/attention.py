@@ -3,13 +3,20 @@
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradmem_jax.checks import check_fields, require_choice, require_integer, require_number
+from gradmem_jax.checks import (
+    check_fields,
+    require,
+    require_choice,
+    require_integer,
+    require_number,
+)
 from gradmem_jax.lm.products import dot_general
 
 
@@ -83,9 +90,40 @@ class ReturnPartial(NamedTuple):
     """Asks a layer for the `PartialAttention` of its tokens to themselves."""
 
 
+PositionFn = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+class ByPosition(NamedTuple):
+    """What the positions of a query and a key say of their attention.
+
+    Both functions take the positions of queries, int [B or 1, 1, S, 1], and of keys, int
+    [B or 1, 1, 1, T], and return what is broadcastable to [B, H, S, T]. Memory and control tokens
+    have positions too: the first ones. A cached key in slot i stands at position i.
+
+    Attributes:
+        positions: int [S] or [B, S], of the new tokens.
+        mask: true where a query sees a key. It only takes keys away: no query sees a key behind it.
+            A query that sees no key gets zeros.
+        bias: what is added to the scores, which are scaled by the root of the head's width.
+    """
+
+    positions: jax.Array
+    mask: PositionFn | None = None
+    bias: PositionFn | None = None
+
+
 CachedKV = tuple[jax.Array, jax.Array]  # keys, values [B, Hkv, T, Dh]
 AttentionState = CachedKV | PartialAttention | ReturnPartial | None
-_Source = tuple[jax.Array, jax.Array, jax.Array | None]  # keys, values, mask [..., S, T]
+
+
+class _Source(NamedTuple):
+    """Keys and values [B, Hkv, T, Dh]; mask and bias, broadcastable to [B, Hkv, G, S, T]."""
+
+    key: jax.Array
+    value: jax.Array
+    mask: jax.Array | None = None
+    bias: jax.Array | None = None
+
 
 _SCORES = ((4,), (3,)), ((0, 1), (0, 1))  # query [B, Hkv, G, S, Dh], key [B, Hkv, T, Dh]
 _MIXTURE = ((4,), (2,)), ((0, 1), (0, 1))  # weights [B, Hkv, G, S, T], value [B, Hkv, T, Dh]
@@ -141,6 +179,7 @@ def attend(
     mask: jax.Array | None = None,
     cached: CachedKV | None = None,
     cache_mask: jax.Array | None = None,
+    by_position: ByPosition | None = None,
 ) -> PartialAttention:
     """Softmax attention that can be differentiated any number of times, in any dtype.
 
@@ -155,26 +194,53 @@ def attend(
             queries go in blocks that skip the keys behind them.
         cached: keys and values [B, Hkv, T, Dh] of earlier tokens.
         cache_mask: bool [B, 1, S, E], true where a query sees one of the first E cached keys.
+        by_position: keys that positions hide beside these masks, and what they add to scores.
 
     Returns:
         The attention to these keys; its `mean` is the result if there are no others.
+
+    Raises:
+        ValueError: a mask that is not bool, or a mask or bias of a wrong shape.
     """
-    length = query.shape[1]
+    batch_size, length, num_heads, _ = query.shape
     grouped = _group_heads(query, key.shape[2])
     key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
+    for name, given in (("mask", mask), ("cache_mask", cache_mask)):
+        if given is not None:
+            require_bool(name, given)
+
+    def source(
+        keys: jax.Array, values: jax.Array, mask: jax.Array, start: int, slots: jax.Array | None
+    ) -> _Source:
+        """Keys for the queries from `start` on; those of a cache stand at the positions `slots`."""
+        if by_position is None:
+            return _Source(keys, values, mask)
+        end, count = start + mask.shape[-2], keys.shape[2]
+        positions = jnp.atleast_2d(by_position.positions)
+        key_positions = positions[:, :count] if slots is None else slots
+        places = (positions[:, None, start:end, None], key_positions[:, None, None, :])
+        shape = (batch_size, num_heads, end - start, count)
+        shown, bias = (
+            _evaluate(name, function, places, shape, keys.shape[1])
+            for name, function in (("mask", by_position.mask), ("bias", by_position.bias))
+        )
+        return _Source(keys, values, mask if shown is None else mask & shown, bias)
 
     def sources(start: int, end: int, mask: jax.Array) -> list[_Source]:
         """What the queries from `start` to `end` see: cached keys, and new ones up to `end`."""
-        new = (key[:, :, :end], value[:, :, :end], mask)
+        new = source(key[:, :, :end], value[:, :, :end], mask, start, None)
         if cached is None or cache_mask is None or not cache_mask.shape[-1]:
             return [new]
-        earlier_key, earlier_value = (x[:, :, : cache_mask.shape[-1]] for x in cached)
-        return [(earlier_key, earlier_value, cache_mask[:, :, None, start:end]), new]
+        count = cache_mask.shape[-1]
+        earlier_key, earlier_value = (x[:, :, :count] for x in cached)
+        seen = cache_mask[:, :, None, start:end]
+        return [source(earlier_key, earlier_value, seen, start, jnp.arange(count)[None]), new]
 
     if mask is not None:
-        parts = [_attend_block(grouped, sources(0, length, mask[..., None, :, :]))]
+        parts = [_attend_block(grouped, sources(0, length, mask[..., None, :, :]), True)]
     else:
-        block = jax.checkpoint(_attend_block) if length > LONGEST_SAVED else _attend_block
+        one_block = functools.partial(_attend_block, may_see_nothing=by_position is not None)
+        block = jax.checkpoint(one_block) if length > LONGEST_SAVED else one_block
         parts = []
         for start, end in causal_blocks(length):
             causal = jnp.arange(end) <= jnp.arange(start, end)[:, None]
@@ -182,9 +248,46 @@ def attend(
     return _partial_attention(query, parts)
 
 
+def require_bool(name: str, mask: jax.Array) -> None:
+    """Raises ValueError unless a mask of attention is bool."""
+    require(
+        mask.dtype == bool,
+        f"{name} is {mask.dtype}; it must be bool, true where a query sees a key. Give what is "
+        "added to scores as a bias.",
+    )
+
+
+def _evaluate(
+    name: str,
+    function: PositionFn | None,
+    places: tuple[jax.Array, jax.Array],
+    shape: tuple[int, ...],
+    kv_heads: int,
+) -> jax.Array | None:
+    """A mask or bias of queries and keys at `places`, as `_Source` has it; `shape` [B, H, S, T]."""
+    if function is None:
+        return None
+    values = jnp.asarray(function(*places))
+    if name == "mask":
+        require_bool(name, values)
+    require(
+        name == "mask" or jnp.issubdtype(values.dtype, jnp.number),
+        f"{name} is {values.dtype}; it must be numbers, which are added to scores. Give what hides "
+        "keys as a mask.",
+    )
+    sizes = (1,) * (4 - values.ndim) + values.shape
+    require(
+        len(sizes) == 4 and all(size in (1, full) for size, full in zip(sizes, shape, strict=True)),
+        f"{name} has shape {values.shape}; it must be broadcastable to [B, H, S, T], here {shape}.",
+    )
+    batch_size, num_heads, *rest = sizes
+    groups = (1, 1) if num_heads == 1 else (kv_heads, num_heads // kv_heads)
+    return values.reshape(batch_size, *groups, *rest)
+
+
 def attend_all(query: jax.Array, key: jax.Array, value: jax.Array) -> PartialAttention:
     """Attention of every query [B, S, H, Dh] to every key [B, T, Hkv, Dh], see `attend`."""
-    source = (jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2), None)
+    source = _Source(jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2))
     return _partial_attention(query, [_attend_block(_group_heads(query, key.shape[2]), [source])])
 
 
@@ -216,29 +319,38 @@ def causal_blocks(length: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 
-def _attend_block(query: jax.Array, sources: list[_Source]) -> tuple[jax.Array, jax.Array]:
+def _attend_block(
+    query: jax.Array, sources: list[_Source], may_see_nothing: bool = False
+) -> tuple[jax.Array, jax.Array]:
     """Attention of queries [B, Hkv, G, S, Dh] to all sources together.
 
     Returns:
         Mean of the values [B, Hkv, G, S, Dh], logarithm of the sum of weights [B, Hkv, G, S, 1].
     """
     dtype = jnp.promote_types(query.dtype, jnp.float32)
+    hidden = jnp.finfo(dtype).min
     query = query * query.shape[-1] ** -0.5
     all_scores = []
-    for key, _, mask in sources:
-        scores = dot_general(query, key, _SCORES, preferred_element_type=dtype)
-        if mask is not None:
-            scores = jnp.where(mask, scores, jnp.finfo(dtype).min)
+    for source in sources:
+        scores = dot_general(query, source.key, _SCORES, preferred_element_type=dtype)
+        if source.bias is not None:
+            scores = scores + source.bias.astype(dtype)
+        if source.mask is not None:
+            scores = jnp.where(source.mask, scores, hidden)
         all_scores.append(scores)
     tops = [scores.max(axis=-1, keepdims=True) for scores in all_scores]
     top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, tops))  # the result ignores shifts
+    if may_see_nothing:
+        top = jnp.maximum(top, hidden / 2)  # then all weights of a query without keys are 0
     totals, mixtures = [], []
-    for scores, (_, value, _) in zip(all_scores, sources, strict=True):
+    for scores, source in zip(all_scores, sources, strict=True):
         weights = jnp.exp(scores - top)
         totals.append(weights.sum(axis=-1, keepdims=True))
-        weights = weights.astype(value.dtype)
-        mixtures.append(dot_general(weights, value, _MIXTURE, preferred_element_type=dtype))
+        weights = weights.astype(source.value.dtype)
+        mixtures.append(dot_general(weights, source.value, _MIXTURE, preferred_element_type=dtype))
     mixed, total = (functools.reduce(jnp.add, terms) for terms in (mixtures, totals))
+    if may_see_nothing:
+        total = jnp.where(total == 0, 1, total)
     return mixed / total, jnp.log(total) + top
 
 
@@ -260,10 +372,17 @@ def make_cache(
     return extend_capacity(KVCache(keys, values, length), extra_capacity)
 
 
-def extend_capacity(cache: KVCache, extra_capacity: int) -> KVCache:
-    """Returns the cache with `extra_capacity` more slots."""
-    widths = ((0, 0), (0, 0), (0, 0), (0, extra_capacity), (0, 0))
-    return KVCache(jnp.pad(cache.keys, widths), jnp.pad(cache.values, widths), cache.length)
+def extend_capacity(cache: Any, extra_capacity: int) -> Any:
+    """Returns a `KVCache`, or another cache, with `extra_capacity` more slots.
+
+    Slots are the last but one axis of all but the last array, which is the length.
+    """
+    *arrays, length = cache
+
+    def extend(x: jax.Array) -> jax.Array:
+        return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, extra_capacity), (0, 0)])
+
+    return type(cache)(*map(extend, arrays), length)
 
 
 def append_to_cache(cache: KVCache, keys: jax.Array, values: jax.Array) -> KVCache:

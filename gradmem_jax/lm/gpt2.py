@@ -1,6 +1,7 @@
 """GPT-2: learned positions, LayerNorm, biases everywhere, an MLP with GELU."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +47,7 @@ class GPT2(Transformer):
     """A GPT-2; see `Transformer`."""
 
     config: GPT2Config
+    attends_apart: ClassVar[bool] = True
     layer_class = GPT2Layer
 
     def setup(self) -> None:

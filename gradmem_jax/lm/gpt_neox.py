@@ -1,6 +1,7 @@
 """GPT-NeoX (Pythia): rotary positions on a part of each head, attention beside the MLP."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +79,7 @@ class GPTNeoX(Transformer):
     """A GPT-NeoX; see `Transformer`."""
 
     config: GPTNeoXConfig
+    attends_apart: ClassVar[bool] = True
     layer_class = GPTNeoXLayer
 
     def make_final_norm(self) -> nn.Module:

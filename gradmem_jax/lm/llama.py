@@ -1,6 +1,7 @@
 """Llama: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 from flax import linen as nn
@@ -102,4 +103,5 @@ class Llama(Transformer):
     """A Llama; see `Transformer`."""
 
     config: LlamaConfig
+    attends_apart: ClassVar[bool] = True
     layer_class = Block

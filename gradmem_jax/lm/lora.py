@@ -6,10 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gradmem_jax.checks import require
-from gradmem_jax.lm.language_model import kernel_axes
+from gradmem_jax.lm.language_model import Dense, kernel_axes
 from gradmem_jax.trees import Params
 
 
@@ -53,6 +54,34 @@ def init_lora(key: jax.Array, lm_params: Params, rank: int, targets: Sequence[st
         f"{sorted({p[-2] for p in flatten_dict(lm_params) if p[-1] == 'kernel'})}.",
     )
     return unflatten_dict(adapters)
+
+
+def check_adapters(lm: nn.Module, lm_params: Params, adapters: Params) -> None:
+    """Raises ValueError if a module that has an adapter would not add it.
+
+    Args:
+        lm: the language model.
+        lm_params: its parameters.
+        adapters: what `init_lora` made for them.
+    """
+    adding = set()
+
+    def record(function: Any, args: Any, options: Any, context: Any) -> Any:
+        if isinstance(context.module, Dense):
+            adding.add(context.module.path)
+        return function(*args, **options)
+
+    def run() -> Any:
+        return lm.apply({"params": lm_params}, jnp.zeros((1, 1), jnp.int32), method="everything")
+
+    with nn.intercept_methods(record):
+        jax.eval_shape(run)
+    others = sorted({path[:-1] for path in flatten_dict(adapters)} - adding)
+    require(
+        not others,
+        f"{', '.join('/'.join(path) for path in others[:3])} would leave out an adapter of WRITE: "
+        "make it by gradmem_jax.lm.dense, or take its name out of write_lora_targets.",
+    )
 
 
 def drop_inputs(adapters: Params, key: jax.Array, share: float) -> Params:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,10 @@ import jax.numpy as jnp
 from gradmem_jax.checks import require, require_integer
 from gradmem_jax.lm.attention import (
     AttentionState,
+    ByPosition,
     KVCache,
     PartialAttention,
+    PositionFn,
     ReturnPartial,
     append_to_cache,
     attend,
@@ -110,8 +112,14 @@ def self_attention(
     *,
     rotary: Callable[[jax.Array, jax.Array], jax.Array] = _not_rotated,
     use_bias: bool = False,
+    mask: PositionFn | None = None,
+    bias: PositionFn | None = None,
 ) -> tuple[jax.Array, AttentionState]:
     """Causal self-attention, [B, S, d] to [B, S, d]; its parts are modules of the caller.
+
+    `mask` and `bias` are functions of positions, so they hold in WRITE, READ and decoding alike,
+    with a cache and without. A window of w tokens is `lambda query, key: query - key < w`; the bias
+    of ALiBi is `lambda query, key: -slopes[:, None, None] * (query - key)`, for slopes [H].
 
     Args:
         config: the model.
@@ -124,12 +132,26 @@ def self_attention(
             `PartialAttention`: the causal attention of the last tokens of x to themselves.
         rotary: what positions [S] or [B, S] do to queries and keys [B, S, H, Dh].
         use_bias: whether the projections have biases.
+        mask: keys that a query sees of those that are not behind it; see `ByPosition`.
+        bias: what is added to scores; see `ByPosition`.
 
     Returns:
         [B, S, d]; and keys and values of the new tokens [B, S, Hkv, Dh], None, or the
         `PartialAttention` that was asked for.
+
+    Raises:
+        ValueError: a mask or a bias where a `PartialAttention` is asked for or given, or one of a
+            wrong dtype or shape.
     """
     c = config
+    if isinstance(state, PartialAttention | ReturnPartial):
+        given = {"mask": mask, "bias": bias, "inputs.mask": inputs.mask}
+        found = [name for name, value in given.items() if value is not None]
+        require(
+            not found,
+            f"{' and '.join(found)} cannot be heeded where the first layer's attention is computed "
+            "apart from the memory: take attends_apart = True out of the language model's class.",
+        )
     heads = {"query": c.num_heads, "key": c.kv_heads, "value": c.kv_heads}
     num_new = x.shape[1] - (state.query.shape[1] if isinstance(state, PartialAttention) else 0)
     query, key, value = (
@@ -145,7 +167,8 @@ def self_attention(
         new = attend(query, key, value)
         y = new.mean
     else:
-        y = attend(query, key, value, inputs.mask, state, inputs.cache_mask).mean
+        places = None if mask is None and bias is None else ByPosition(inputs.positions, mask, bias)
+        y = attend(query, key, value, inputs.mask, state, inputs.cache_mask, places).mean
         new = None if state is None else (key, value)
     y = y.astype(query.dtype)
     return dense(c, c.width, "output", axis=(-2, -1), use_bias=use_bias)(y), new
@@ -156,7 +179,16 @@ class Transformer(LanguageModel):
 
     `state` holds keys and values [B, Hkv, T, Dh] of earlier tokens and `new` those of x
     [B, S, Hkv, Dh], or both are None; for other states see `self_attention`.
+
+    Attributes:
+        attends_apart: whether WRITE may compute once what context tokens find among one another in
+            the first layer, and join it with what they find in the memory. It may where
+            `__call__` is this class's own and the layer's first use of x is a norm of each token
+            and `self_attention` without mask and bias. A class says so for itself: subclasses do
+            not inherit it.
     """
+
+    attends_apart: ClassVar[bool] = False
 
     config: TransformerConfig
 
@@ -196,6 +228,12 @@ class Transformer(LanguageModel):
         if cache is None:
             return self.run_layers(embeddings, inputs, None)[0], None
         hidden, new = self.run_layers(embeddings, inputs, (cache.keys, cache.values))
+        require(
+            new is not None,
+            f"the layers of {type(self).__name__} return no keys and values to cache: have them "
+            f'return those of self_attention, or say keeps = "nothing" in '
+            f"{type(self.config).__name__}.",
+        )
         return hidden, append_to_cache(cache, *new)
 
     def first_layer_attention(
@@ -208,10 +246,12 @@ class Transformer(LanguageModel):
             num_before: how many positions are before them.
 
         Returns:
-            What `__call__` takes for them as `partial_attention`. None if there is no token, or if
-            `scan_layers` makes one program of all layers.
+            What `__call__` takes for them as `partial_attention`. None if the class does not say
+            `attends_apart`, if there is no token, or if `scan_layers` makes one program of all
+            layers.
         """
-        if self.config.scan_layers or not embeddings.shape[1]:
+        may = vars(type(self)).get("attends_apart", False)
+        if not may or self.config.scan_layers or not embeddings.shape[1]:
             return None
         inputs = AttentionInputs(num_before + jnp.arange(embeddings.shape[1]))
         embeddings = self.add_positions(embeddings, inputs.positions)

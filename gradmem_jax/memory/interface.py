@@ -51,6 +51,7 @@ class MemoryConfig:
     model_name: ClassVar[str | None] = None  # the class it is for; a base of that refuses it
     has_write_loss: ClassVar[bool] = False
     lm_keeps: ClassVar[str] = "keys and values"
+    takes_lm_without_cache: ClassVar[bool] = False
     # Fields that READ of a memory does not depend on: how parameters start, and how WRITE runs.
     not_in_read: ClassVar[tuple[str, ...]] = (
         "memory_init_std",
@@ -66,7 +67,8 @@ class MemoryConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         require(
-            self.lm.keeps == self.lm_keeps,
+            self.lm.keeps == self.lm_keeps
+            or (self.lm.keeps == "nothing" and self.takes_lm_without_cache),
             f"lm={type(self.lm).__name__} keeps {self.lm.keeps} of what it reads; a "
             f"{type(self).__name__} needs a language model that keeps {self.lm_keeps}.",
         )

@@ -40,6 +40,7 @@ class KVPrefixConfig(GradMemConfig):
     """
 
     model_name: ClassVar[str] = "KVPrefix"
+    takes_lm_without_cache: ClassVar[bool] = False
 
     lm: TransformerConfig
     num_control_tokens: int = 1

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from gradmem_jax.array_checks import check_key, check_memory
 from gradmem_jax.checks import require, require_integer, require_number
 from gradmem_jax.lm.attention import KVCache, PartialAttention, extend_capacity
-from gradmem_jax.lm.language_model import project_to_logits
-from gradmem_jax.lm.lora import attach_lora, drop_inputs, init_lora, merge_lora
+from gradmem_jax.lm.language_model import LanguageModel, project_to_logits
+from gradmem_jax.lm.lora import attach_lora, check_adapters, drop_inputs, init_lora, merge_lora
 from gradmem_jax.losses import IGNORE, token_losses
 from gradmem_jax.memory.interface import Memory, MemoryConfig, MemoryModel
 from gradmem_jax.trees import Params, PyTree
@@ -34,6 +34,7 @@ class PrefixConfig(MemoryConfig):
     """
 
     has_write_loss: ClassVar[bool] = True
+    takes_lm_without_cache: ClassVar[bool] = True
 
     num_memory_tokens: int = 8
     write_head: bool = True
@@ -149,6 +150,7 @@ class PrefixMemory(MemoryModel):
             params["write_lora"] = init_lora(
                 lora_key, lm_params, c.write_lora_rank, c.write_lora_targets
             )
+            check_adapters(self.lm, lm_params, params["write_lora"])
         return params
 
     @property
@@ -180,6 +182,11 @@ class PrefixMemory(MemoryModel):
         lm_params = self._with_adapters(params, merge_lora)["lm"]
         view = dataclasses.replace(c, write_lora_rank=0, write_lora_dropout=0.0)
         if c.write_head:
+            require(
+                isinstance(getattr(self.lm, "lm", self.lm), LanguageModel),
+                f"lm={type(c.lm).__name__} has a language model that is no LanguageModel, so the "
+                "head of WRITE cannot take the place of its own; set write_head=False.",
+            )
             lm_params = lm_params | {"head": params["write_head"]}
             view = dataclasses.replace(view, lm=dataclasses.replace(c.lm, tied_head=False))
         seen = params | {"lm": lm_params}

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from gradmem_jax.checks import require
 from gradmem_jax.losses import IGNORE, mean_per_sample, token_losses
 from gradmem_jax.memory.inner_loop import (
     WriteInfo,
@@ -69,6 +70,14 @@ class RMT(PrefixMemory):
     """
 
     config: RMTConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            getattr(self.lm, "takes_masks", True),
+            f"lm={type(self.config.lm).__name__} has a language model whose __call__ takes no "
+            "positions and mask, which the forward passes of RMT need; use GradMem.",
+        )
 
     @shared
     def init(self, key: jax.Array, lm_params: Params | None = None) -> Params:

@@ -70,9 +70,18 @@ def take_fingerprint(model: MemoryModel, params: Params) -> Fingerprint:
     Args:
         model: the model.
         params: its parameters, on the host or on any device.
+
+    Raises:
+        ValueError: a field of the configuration is of a type that JSON does not have.
     """
     fields = read_fields(describe_config(model, with_defaults=False), model)
-    config = json.dumps(fields, sort_keys=True)
+    try:
+        config = json.dumps(fields, sort_keys=True)
+    except TypeError as error:
+        raise ValueError(
+            f"{type(model.config.lm).__name__} cannot be stored: {error}. Have the fields of a "
+            "configuration be numbers, texts, or tuples of them."
+        ) from error
     hashes = []
     for name, leaf in named_leaves(params).items():
         values = np.ascontiguousarray(leaf)

@@ -11,6 +11,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from gradmem_jax import (
+    AssociativeConfig,
     GPT2Config,
     GPTNeoXConfig,
     GradMem,
@@ -19,8 +20,11 @@ from gradmem_jax import (
     Mamba2Config,
     generate,
 )
+from gradmem_jax.lm.armt import AssociativeLlama
 from gradmem_jax.lm.families import make_lm
+from gradmem_jax.lm.gpt2 import GPT2
 from gradmem_jax.lm.pretrained.load import from_hugging_face
+from gradmem_jax.lm.transformer import TransformerConfig
 from tests.small import numpy_params, random_ids, small_params
 
 OPTIONS = dict(vocab_size=11, width=8, num_layers=2, num_heads=2, max_positions=20)
@@ -124,12 +128,27 @@ class TransformerTest(parameterized.TestCase):
             from_hugging_face({}, Mamba2Config(vocab_size=11))
 
     def test_a_configuration_without_a_family(self):
-        class OwnConfig(GPT2Config):
+        class OwnConfig(TransformerConfig):
             pass
 
-        message = "lm=OwnConfig has no .* LlamaConfig, .*architecture.md"
+        message = "lm=OwnConfig has no .* LlamaConfig, .*own_models.md"
         with self.assertRaisesRegex(ValueError, message):
             make_lm(OwnConfig(vocab_size=11))
+
+    def test_a_configuration_with_one_more_field(self):
+        @dataclasses.dataclass(frozen=True)
+        class OwnConfig(GPT2Config):
+            note: str = ""
+
+        @dataclasses.dataclass(frozen=True)
+        class OwnAssociativeConfig(AssociativeConfig):
+            note: str = ""
+
+        self.assertIsInstance(make_lm(OwnConfig(vocab_size=11)), GPT2)
+        self.assertIsInstance(make_lm(OwnAssociativeConfig(vocab_size=11)), AssociativeLlama)
+        lm = make_lm(OwnAssociativeConfig(vocab_size=11))
+        ids = jnp.zeros((1, 1), jnp.int32)
+        jax.eval_shape(lambda: lm.init(jax.random.key(0), ids, method="everything"))
 
 
 if __name__ == "__main__":
