@@ -25,6 +25,7 @@ from gradmem_jax.memory.segments import write_context
 from gradmem_jax.memory.warm_start import WarmStart, WarmStartConfig
 from gradmem_jax.storage.memory_file import load_memory, save_memory
 from gradmem_jax.storage.params_file import load_params, save_params
+from gradmem_jax.trees import Params
 
 __version__ = "0.1.0"
 
@@ -48,6 +49,7 @@ __all__ = [
     "Mamba2Config",
     "MambaConfig",
     "MemoryModel",
+    "Params",
     "Pretrained",
     "ProjectedMemory",
     "RMT",

@@ -146,7 +146,7 @@ class DocsTest(parameterized.TestCase):
         names = self.run_page("own_models.md")
         self.assertEqual(names["memory"].shape, (4, 2, 16))
         self.assertEqual(names["answers"].shape, (4, 5))
-        self.assertEqual(names["gru_answers"].shape, (4, 2, 5))
+        self.assertEqual(names["plain_answers"].shape, (4, 2, 5))
         config = names["get_config"]()
         model = build_model(config, build_task(config))
         self.assertIsInstance(model.lm, names["WindowLM"])

@@ -71,7 +71,7 @@ def prepare(
     *,
     num_train: int = 1_000_000,
     num_validation: int = 5000,
-) -> KVRetrieval:
+) -> Any:
     """Writes a task to disk as array_record files, unless it is there.
 
     Args:
@@ -81,7 +81,7 @@ def prepare(
         num_validation: contexts in split "validation".
 
     Returns:
-        The builder. `builder.as_data_source(split="train")` is a random-access source for
+        The TFDS builder. `builder.as_data_source(split="train")` is a random-access source for
         `make_iterator`.
 
     Raises:

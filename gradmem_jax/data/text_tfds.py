@@ -68,9 +68,7 @@ class TextRecords(tfds.core.GeneratorBasedBuilder):
         return ((i, record._asdict()) for i, record in enumerate(records))
 
 
-def prepare(
-    task: TextTask, data_dir: str | pathlib.Path, *, splits: Sequence[str] = SPLITS
-) -> TextRecords:
+def prepare(task: TextTask, data_dir: str | pathlib.Path, *, splits: Sequence[str] = SPLITS) -> Any:
     """Writes the records of a task to disk, unless they are there.
 
     Args:

@@ -13,7 +13,7 @@ from gradmem_jax.lm.attention import KVCache, extend_capacity, make_cache
 from gradmem_jax.lm.transformer import TransformerConfig
 from gradmem_jax.losses import IGNORE, mean_per_sample, token_losses
 from gradmem_jax.memory.inner_loop import WriteInfo, WriteSettings, steps_to_take
-from gradmem_jax.memory.interface import Memory, MemoryConfig, MemoryModel
+from gradmem_jax.memory.interface import MemoryConfig, MemoryModel
 from gradmem_jax.memory.programs import shared
 from gradmem_jax.trees import Params
 
@@ -49,7 +49,7 @@ class FullContextConfig(MemoryConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class FullContext(MemoryModel):
+class FullContext(MemoryModel[ContextMemory]):
     """Pure functions of (params, arrays) of a Transformer that keeps its context.
 
     Attributes:
@@ -66,7 +66,7 @@ class FullContext(MemoryModel):
         return {"lm": self.init_lm(key, lm_params)}
 
     def check_write(
-        self, params: Params, memory: Memory | None, context_ids: jax.typing.ArrayLike
+        self, params: Params, memory: ContextMemory | None, context_ids: jax.typing.ArrayLike
     ) -> jax.Array:
         """Returns context_ids as int [B, S]; they must fit behind those of the memory."""
         context_ids = super().check_write(params, memory, context_ids)
@@ -119,7 +119,7 @@ class FullContext(MemoryModel):
         return info.losses.sum(axis=0)
 
     def write_token_losses(
-        self, params: Params, memory: Memory, context_ids: jax.Array
+        self, params: Params, memory: ContextMemory, context_ids: jax.Array
     ) -> jax.Array:
         """The language model's own loss of every context token, whatever the memory.
 
@@ -153,7 +153,7 @@ class FullContext(MemoryModel):
         logits = self.apply_lm(params, before, method="unembed")
         return token_losses(logits, labels), labels
 
-    def check_memory(self, params: Params, memory: Memory, batch_size: int) -> None:
+    def check_memory(self, params: Params, memory: ContextMemory, batch_size: int) -> None:
         """Raises ValueError unless `memory` is one of this model, for `batch_size` samples."""
         is_one = isinstance(memory, ContextMemory) and jnp.ndim(memory.keys) == 5
         length = jnp.shape(memory.keys)[2] if is_one else 1
@@ -165,14 +165,14 @@ class FullContext(MemoryModel):
                 f"memory.length={lengths.tolist()} must be in [0, {length}], the tokens it holds.",
             )
 
-    def num_memory_positions(self, memory: Memory) -> int:
+    def num_memory_positions(self, memory: ContextMemory) -> int:
         """Positions before the first query token, padding included."""
         return memory.keys.shape[2]
 
     def read_logits(
         self,
         params: Params,
-        memory: Memory,
+        memory: ContextMemory,
         query_ids: jax.Array,
         max_new_tokens: int | None = None,
     ) -> tuple[jax.Array, KVCache | None]:

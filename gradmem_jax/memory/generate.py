@@ -7,25 +7,26 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from gradmem_jax.array_checks import check_key, check_length
 from gradmem_jax.checks import is_traced, require, require_instance, require_integer, require_number
-from gradmem_jax.memory.interface import Memory, MemoryModel
+from gradmem_jax.memory.interface import MemoryModel, MemoryT
 from gradmem_jax.parallel.compiling import FEWER_COPIES, compiler_options, platform_of
 from gradmem_jax.trees import Params
 
 
 def generate(
-    model: MemoryModel,
+    model: MemoryModel[MemoryT],
     params: Params,
-    memory: Memory,
-    query_ids: jax.typing.ArrayLike,
+    memory: MemoryT,
+    query_ids: ArrayLike,
     max_new_tokens: int,
     *,
     stop_id: int | Sequence[int] | None = None,
-    temperature: float | jax.Array = 0.0,
-    top_k: int | jax.Array | None = None,
-    top_p: float | jax.Array | None = None,
+    temperature: ArrayLike = 0.0,
+    top_k: ArrayLike | None = None,
+    top_p: ArrayLike | None = None,
     key: jax.Array | None = None,
 ) -> jax.Array:
     """Continues queries, from memory alone; compiled once for each shape.
@@ -157,7 +158,7 @@ def _generate(
     model: MemoryModel,
     max_new_tokens: int,
     params: Params,
-    memory: Memory,
+    memory: Any,
     query_ids: jax.Array,
     stops: jax.Array,
     drawing: _Drawing | None,

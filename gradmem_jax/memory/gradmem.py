@@ -9,6 +9,8 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
+import typing_extensions
+from jax.typing import ArrayLike
 
 from gradmem_jax.checks import require, require_integer, require_number
 from gradmem_jax.losses import IGNORE, mean_per_sample, token_losses
@@ -123,11 +125,12 @@ class WritePrediction(NamedTuple):
     labels: jax.Array
 
 
-Memory = jax.Array | ProjectedMemory
+# What a GradMem writes: `GradMem[ProjectedMemory]` is one with `memory_projection="per_sample"`.
+Written = typing_extensions.TypeVar("Written", default=jax.Array)
 
 
 @dataclasses.dataclass(frozen=True)
-class GradMem(PrefixMemory):
+class GradMem(PrefixMemory[Written]):
     """Pure functions of (params, arrays) that write a context into memory and read from it.
 
     Attributes:
@@ -215,7 +218,7 @@ class GradMem(PrefixMemory):
         Returns:
             [B, m, d], or a `ProjectedMemory`.
         """
-        tokens = super().initial_memory(params, batch_size)
+        tokens: Any = super().initial_memory(params, batch_size)
         if self.config.memory_projection != "per_sample":
             return tokens
         copies = copy_per_sample(params["projection"], batch_size)
@@ -225,15 +228,15 @@ class GradMem(PrefixMemory):
     def write_memory(
         self,
         params: Params,
-        context_ids: jax.Array,
+        context_ids: ArrayLike,
         *,
-        memory: Memory | None = None,
-        num_steps: int | jax.Array | None = None,
+        memory: Written | None = None,
+        num_steps: ArrayLike | None = None,
         max_steps: int | None = None,
-        loss_tolerance: float | jax.Array | None = None,
-        write_learning_rate: float | jax.Array | None = None,
+        loss_tolerance: ArrayLike | None = None,
+        write_learning_rate: ArrayLike | None = None,
         loss_data: PyTree = None,
-    ) -> tuple[Memory, WriteInfo]:
+    ) -> tuple[Written, WriteInfo]:
         """Writes contexts into memory: M <- M - alpha * dL/dM, K times (the paper's WRITE).
 
         A sample's memory depends on its own context only, not on its batch nor on padding. It is
@@ -284,10 +287,10 @@ class GradMem(PrefixMemory):
         self,
         params: Params,
         context_ids: jax.Array,
-        memory: Memory | None,
+        memory: Written | None,
         settings: WriteSettings,
         max_steps: int,
-    ) -> tuple[Memory, WriteInfo]:
+    ) -> tuple[Written, WriteInfo]:
         """K steps of gradient descent from `memory`; see `MemoryModel.run_steps`."""
         c = self.config
         if memory is None:
@@ -316,11 +319,11 @@ class GradMem(PrefixMemory):
     def descend(
         self,
         orders: Sequence[tuple[int, str]],
-        memory: Memory,
+        memory: Written,
         inputs: WriteInputs,
         constants: tuple[jax.Array, WriteSettings],
         rates: Any,
-    ) -> tuple[Memory, WriteInfo]:
+    ) -> tuple[Written, WriteInfo]:
         """K steps of gradient descent.
 
         Args:
@@ -355,7 +358,7 @@ class GradMem(PrefixMemory):
         return memory, info
 
     def write_losses(
-        self, memory: Memory, inputs: WriteInputs, constants: tuple[jax.Array, WriteSettings]
+        self, memory: Written, inputs: WriteInputs, constants: tuple[jax.Array, WriteSettings]
     ) -> jax.Array:
         """The WRITE loss L(M; C) of each sample [B]: mean cross entropy of the context's tokens.
 
@@ -374,24 +377,26 @@ class GradMem(PrefixMemory):
         chex.assert_shape(losses, (len(labels),), custom_message="write_loss must return [B]")
         return losses
 
-    def init_update(self, memory: Memory) -> Any:
+    def init_update(self, memory: Written) -> Any:
         """First state of `update`: that of `write_optimizer` for each sample, if there is one."""
         return None if self.write_optimizer is None else jax.vmap(self.write_optimizer.init)(memory)
 
     def update(
-        self, memory: Memory, gradient: Memory, state: Any, rates: Any
-    ) -> tuple[Memory, Any]:
+        self, memory: Written, gradient: Written, state: Any, rates: Any
+    ) -> tuple[Written, Any]:
         """M - alpha * gradient, or what `write_optimizer` makes of it, and the next state."""
         if self.write_optimizer is not None:
             updates, state = jax.vmap(self.write_optimizer.update)(gradient, state, memory)
             return optax.apply_updates(memory, updates), state
 
-        def descend(x: jax.Array, rate: jax.typing.ArrayLike, g: jax.Array) -> jax.Array:
+        def descend(x: jax.Array, rate: ArrayLike, g: jax.Array) -> jax.Array:
             return (x - rate * g).astype(x.dtype)
 
         return jax.tree.map(descend, memory, rates, gradient), state
 
-    def learning_rates(self, params: Params, memory: Memory, given: jax.Array | None = None) -> Any:
+    def learning_rates(
+        self, params: Params, memory: Written, given: jax.Array | None = None
+    ) -> Any:
         """Alpha of every array of a memory, broadcastable to it; a tree like `memory`.
 
         Args:
@@ -409,7 +414,7 @@ class GradMem(PrefixMemory):
             return ProjectedMemory(**rates)
         return jax.tree.map(lambda _: rates["tokens"], memory)
 
-    def memory_tokens(self, params: Params, memory: Memory, phase: str) -> jax.Array:
+    def memory_tokens(self, params: Params, memory: Any, phase: str) -> jax.Array:
         """What enters the model for a memory: [B, m, d], the same in both phases."""
         del phase
         if isinstance(memory, ProjectedMemory):

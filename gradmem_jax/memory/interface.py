@@ -2,11 +2,13 @@
 
 import dataclasses
 import typing
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import typing_extensions
+from jax.typing import ArrayLike
 
 from gradmem_jax.array_checks import (
     as_array,
@@ -89,7 +91,8 @@ class MemoryConfig:
         )
 
 
-Memory = Any
+Memory = Any  # of a model whose class is not known
+MemoryT = typing_extensions.TypeVar("MemoryT", default=Any)
 DecodingState = Any
 
 
@@ -133,27 +136,29 @@ def swap_batch_and_layers(tree: Any) -> Any:
 
 
 def _write(
-    model: "MemoryModel",
+    model: "MemoryModel[MemoryT]",
     params: Params,
     context_ids: jax.Array,
-    memory: Memory | None,
+    memory: MemoryT | None,
     settings: WriteSettings,
     *,
     max_steps: int,
-) -> tuple[Memory, WriteInfo]:
-    def run(context_ids: jax.Array, memory: Memory, settings: WriteSettings) -> Any:
+) -> tuple[MemoryT, WriteInfo]:
+    def run(context_ids: jax.Array, memory: MemoryT | None, settings: WriteSettings) -> Any:
         return model.run_steps(params, context_ids, memory, settings, max_steps)
 
     return write_in_parts(run, context_ids, memory, settings, model.num_write_parts)
 
 
-def _read(model: "MemoryModel", params: Params, memory: Memory, query_ids: jax.Array) -> jax.Array:
+def _read(
+    model: "MemoryModel[MemoryT]", params: Params, memory: MemoryT, query_ids: jax.Array
+) -> jax.Array:
     read = model.read_logits if query_ids.ndim == 2 else model.read_several
     return read(params, memory, query_ids)[0]
 
 
 @dataclasses.dataclass(frozen=True)
-class MemoryModel:
+class MemoryModel(Generic[MemoryT]):
     """Base of all memory writers; pure functions of (params, arrays).
 
     A memory is a pytree whose leaves have a leading batch axis.
@@ -245,12 +250,12 @@ class MemoryModel:
     def write_memory(
         self,
         params: Params,
-        context_ids: jax.Array,
+        context_ids: ArrayLike,
         *,
-        memory: Memory | None = None,
-        num_steps: int | jax.Array | None = None,
+        memory: MemoryT | None = None,
+        num_steps: ArrayLike | None = None,
         max_steps: int | None = None,
-    ) -> tuple[Memory, WriteInfo]:
+    ) -> tuple[MemoryT, WriteInfo]:
         """Writes contexts into memory (the paper's WRITE).
 
         A sample's memory depends on its own context only, not on its batch nor on padding. It is
@@ -276,15 +281,15 @@ class MemoryModel:
     def write(
         self,
         params: Params,
-        context_ids: jax.typing.ArrayLike,
-        memory: Memory | None,
-        num_steps: int | jax.Array | None,
+        context_ids: ArrayLike,
+        memory: MemoryT | None,
+        num_steps: ArrayLike | None,
         max_steps: int | None,
         *,
-        loss_tolerance: float | jax.Array | None = None,
-        write_learning_rate: float | jax.Array | None = None,
+        loss_tolerance: ArrayLike | None = None,
+        write_learning_rate: ArrayLike | None = None,
         loss_data: PyTree = None,
-    ) -> tuple[Memory, WriteInfo]:
+    ) -> tuple[MemoryT, WriteInfo]:
         """Checks the arguments of `write_memory`, and calls `run_steps` on parts of the batch.
 
         See `write_memory`, and for the last three `GradMem.write_memory`.
@@ -307,10 +312,10 @@ class MemoryModel:
         self,
         params: Params,
         context_ids: jax.Array,
-        memory: Memory | None,
+        memory: MemoryT | None,
         settings: WriteSettings,
         max_steps: int,
-    ) -> tuple[Memory, WriteInfo]:
+    ) -> tuple[MemoryT, WriteInfo]:
         """Writes contexts, the arguments being right; what a way of writing has to say.
 
         Args:
@@ -327,7 +332,7 @@ class MemoryModel:
         return jnp.zeros(info.num_steps.shape)
 
     def write_token_losses(
-        self, params: Params, memory: Memory, context_ids: jax.Array
+        self, params: Params, memory: MemoryT, context_ids: jax.Array
     ) -> jax.Array:
         """Loss of every context token given a memory: here, of reading the context back from it.
 
@@ -345,7 +350,7 @@ class MemoryModel:
         labels = jnp.where(context_ids == self.config.pad_id, IGNORE, context_ids)
         return token_losses(logits[:, :length], labels)
 
-    def write_view(self, params: Params) -> tuple["MemoryModel", Params]:
+    def write_view(self, params: Params) -> tuple["MemoryModel[MemoryT]", Params]:
         """The model as WRITE sees it: its READ predicts a context as the WRITE loss does.
 
         With it `read_memory` and `generate` show what a memory holds of its context.
@@ -358,18 +363,18 @@ class MemoryModel:
         """
         return self, params
 
-    def check_memory(self, params: Params, memory: Memory, batch_size: int) -> None:
+    def check_memory(self, params: Params, memory: MemoryT, batch_size: int) -> None:
         """Raises ValueError unless `memory` is one of this model, for `batch_size` samples."""
         raise NotImplementedError
 
-    def num_memory_positions(self, memory: Memory) -> int:
+    def num_memory_positions(self, memory: MemoryT) -> int:
         """Positions that a memory takes before the first query token."""
         raise NotImplementedError
 
     def read_logits(
         self,
         params: Params,
-        memory: Memory,
+        memory: MemoryT,
         query_ids: jax.Array,
         max_new_tokens: int | None = None,
     ) -> tuple[jax.Array, DecodingState]:
@@ -408,7 +413,7 @@ class MemoryModel:
         return (query_ids != self.config.pad_id).sum(axis=1).astype(jnp.int32)
 
     @shared
-    def read_memory(self, params: Params, memory: Memory, query_ids: jax.Array) -> jax.Array:
+    def read_memory(self, params: Params, memory: MemoryT, query_ids: ArrayLike) -> jax.Array:
         """Predicts the tokens of queries from memory alone (the paper's READ).
 
         It is compiled once for all models that read alike (`reader`), and shapes.
@@ -441,7 +446,7 @@ class MemoryModel:
     def read_several(
         self,
         params: Params,
-        memory: Memory,
+        memory: MemoryT,
         query_ids: jax.Array,
         max_new_tokens: int | None = None,
     ) -> tuple[jax.Array, DecodingState]:
@@ -483,7 +488,7 @@ class MemoryModel:
         return kept(reader, "param_shapes", evaluate)
 
     def check_write(
-        self, params: Params, memory: Memory | None, context_ids: jax.typing.ArrayLike
+        self, params: Params, memory: MemoryT | None, context_ids: ArrayLike
     ) -> jax.Array:
         """Returns context_ids as int [B, S], or refuses them, the parameters or the memory.
 
@@ -500,9 +505,7 @@ class MemoryModel:
             self.check_memory(params, memory, len(context_ids))
         return context_ids
 
-    def check_context(
-        self, params: Params, context_ids: jax.typing.ArrayLike, positions: int
-    ) -> jax.Array:
+    def check_context(self, params: Params, context_ids: ArrayLike, positions: int) -> jax.Array:
         """Returns context_ids as int [B, S], or refuses them or the parameters.
 
         Args:
@@ -519,9 +522,7 @@ class MemoryModel:
         check_length("context_ids", context_ids.shape[1], positions, lm.max_positions)
         return context_ids
 
-    def check_read(
-        self, params: Params, memory: Memory, query_ids: jax.typing.ArrayLike
-    ) -> jax.Array:
+    def check_read(self, params: Params, memory: MemoryT, query_ids: ArrayLike) -> jax.Array:
         """Returns query_ids as int [B, Q] or [B, R, Q], or refuses them or the memory.
 
         Args:

@@ -62,7 +62,7 @@ class KVPrefixConfig(GradMemConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class KVPrefix(GradMem):
+class KVPrefix(GradMem[KVMemory]):
     """GradMem over keys and values; see `GradMem`."""
 
     config: KVPrefixConfig

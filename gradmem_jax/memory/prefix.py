@@ -13,7 +13,7 @@ from gradmem_jax.lm.attention import KVCache, PartialAttention, extend_capacity
 from gradmem_jax.lm.language_model import LanguageModel, project_to_logits
 from gradmem_jax.lm.lora import attach_lora, check_adapters, drop_inputs, init_lora, merge_lora
 from gradmem_jax.losses import IGNORE, token_losses
-from gradmem_jax.memory.interface import Memory, MemoryConfig, MemoryModel
+from gradmem_jax.memory.interface import MemoryConfig, MemoryModel, MemoryT
 from gradmem_jax.trees import Params, PyTree
 
 
@@ -107,7 +107,7 @@ def copy_per_sample(tree: PyTree, batch_size: int) -> PyTree:
 
 
 @dataclasses.dataclass(frozen=True)
-class PrefixMemory(MemoryModel):
+class PrefixMemory(MemoryModel[MemoryT]):
     """Base of the models whose memory stands before the tokens, as embeddings.
 
     Attributes:
@@ -176,7 +176,7 @@ class PrefixMemory(MemoryModel):
             return params
         return params | {"write_lora": drop_inputs(params["write_lora"], key, share)}
 
-    def write_view(self, params: Params) -> tuple["PrefixMemory", Params]:
+    def write_view(self, params: Params) -> tuple["PrefixMemory[MemoryT]", Params]:
         """READ with the head, the adapters and the control tokens of WRITE; see `MemoryModel`."""
         c = self.config
         lm_params = self._with_adapters(params, merge_lora)["lm"]
@@ -200,7 +200,7 @@ class PrefixMemory(MemoryModel):
         """Names of the groups of control tokens."""
         return ("write_start", "write_end", "read_start", "read_end")
 
-    def initial_memory(self, params: Params, batch_size: int) -> Memory:
+    def initial_memory(self, params: Params, batch_size: int) -> MemoryT:
         """Returns a copy of M0 for each sample.
 
         Args:
@@ -212,23 +212,23 @@ class PrefixMemory(MemoryModel):
         """
         return copy_per_sample(params["initial_memory"], batch_size)
 
-    def memory_tokens(self, params: Params, memory: Memory, phase: str) -> jax.Array:
+    def memory_tokens(self, params: Params, memory: MemoryT, phase: str) -> jax.Array:
         """What enters the model for a memory: [B, m, d], `phase` is "write" or "read"."""
         raise NotImplementedError
 
     def write_token_losses(
-        self, params: Params, memory: Memory, context_ids: jax.Array
+        self, params: Params, memory: MemoryT, context_ids: jax.Array
     ) -> jax.Array:
         """WRITE loss of every context token [B, S]; see `MemoryModel.write_token_losses`."""
         labels = jnp.where(context_ids == self.config.pad_id, IGNORE, context_ids)
         inputs = WriteInputs(self.write_params(params), self.embed(params, context_ids))
         return self.context_token_losses(memory, inputs, labels)
 
-    def check_memory(self, params: Params, memory: Memory, batch_size: int) -> None:
+    def check_memory(self, params: Params, memory: MemoryT, batch_size: int) -> None:
         """Raises ValueError unless `memory` is one of this model, for `batch_size` samples."""
         check_memory(memory, jax.eval_shape(lambda: self.initial_memory(params, batch_size)))
 
-    def num_memory_positions(self, memory: Memory) -> int:
+    def num_memory_positions(self, memory: MemoryT) -> int:
         """Positions before the first query token."""
         del memory
         return self.config.prefix_length
@@ -236,7 +236,7 @@ class PrefixMemory(MemoryModel):
     def read_logits(
         self,
         params: Params,
-        memory: Memory,
+        memory: MemoryT,
         query_ids: jax.Array,
         max_new_tokens: int | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
@@ -255,7 +255,7 @@ class PrefixMemory(MemoryModel):
     def read_several(
         self,
         params: Params,
-        memory: Memory,
+        memory: MemoryT,
         query_ids: jax.Array,
         max_new_tokens: int | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
@@ -276,7 +276,7 @@ class PrefixMemory(MemoryModel):
 
         return jax.vmap(read, 1, (1, 0))(query_ids)
 
-    def prefix(self, params: Params, memory: Memory, phase: str) -> Prefix:
+    def prefix(self, params: Params, memory: MemoryT, phase: str) -> Prefix:
         """What stands before the tokens: here `[start; M; end]`, input vectors.
 
         Args:
@@ -303,7 +303,7 @@ class PrefixMemory(MemoryModel):
             return extend_capacity(prefix.cache, capacity)
         return self.lm.empty_cache(len(prefix.embeddings), capacity)
 
-    def write_inputs(self, params: Params, memory: Memory, context_ids: jax.Array) -> WriteInputs:
+    def write_inputs(self, params: Params, memory: MemoryT, context_ids: jax.Array) -> WriteInputs:
         """What every step of a WRITE shares.
 
         Args:
@@ -331,7 +331,7 @@ class PrefixMemory(MemoryModel):
         return self.apply_lm(params, hidden, method="unembed")
 
     def context_token_losses(
-        self, memory: Memory, inputs: WriteInputs, labels: jax.Array
+        self, memory: MemoryT, inputs: WriteInputs, labels: jax.Array
     ) -> jax.Array:
         """WRITE loss of each context token [B, S].
 
@@ -343,7 +343,7 @@ class PrefixMemory(MemoryModel):
         hidden = self.context_hidden(memory, inputs)
         return token_losses(self.write_logits(inputs.params, hidden), labels)
 
-    def context_hidden(self, memory: Memory, inputs: WriteInputs) -> jax.Array:
+    def context_hidden(self, memory: MemoryT, inputs: WriteInputs) -> jax.Array:
         """Hidden states [B, S, d] before each token; the last prefix position predicts the first.
 
         Args:

@@ -5,11 +5,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from gradmem_jax.array_checks import check_ids
 from gradmem_jax.checks import require, require_instance
 from gradmem_jax.memory.generate import generate
-from gradmem_jax.memory.interface import Memory, MemoryModel
+from gradmem_jax.memory.interface import MemoryModel, MemoryT
 from gradmem_jax.trees import Params
 
 
@@ -29,7 +30,7 @@ class Reconstruction(NamedTuple):
 
 
 def reconstruct(
-    model: MemoryModel, params: Params, memory: Memory, context_ids: jax.typing.ArrayLike
+    model: MemoryModel[MemoryT], params: Params, memory: MemoryT, context_ids: ArrayLike
 ) -> Reconstruction:
     """Reads contexts back from memory through the head of WRITE, or of READ if there is no other.
 

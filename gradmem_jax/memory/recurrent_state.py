@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from gradmem_jax.array_checks import check_memory
 from gradmem_jax.memory.inner_loop import WriteInfo, WriteSettings, steps_to_take
-from gradmem_jax.memory.interface import Memory, MemoryConfig, MemoryModel, swap_batch_and_layers
+from gradmem_jax.memory.interface import MemoryConfig, MemoryModel, swap_batch_and_layers
 from gradmem_jax.memory.programs import shared
 from gradmem_jax.trees import Params
 
@@ -36,7 +36,7 @@ class StateSpaceConfig(MemoryConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class StateSpace(MemoryModel):
+class StateSpace(MemoryModel[StateMemory]):
     """Pure functions of (params, arrays) of a recurrent language model.
 
     Attributes:
@@ -70,12 +70,12 @@ class StateSpace(MemoryModel):
         written = self._run(params, context_ids, memory, kept > 0)
         return written, WriteInfo(jnp.zeros((0, len(context_ids))), (), kept)
 
-    def check_memory(self, params: Params, memory: Memory, batch_size: int) -> None:
+    def check_memory(self, params: Params, memory: StateMemory, batch_size: int) -> None:
         """Raises ValueError unless `memory` is one of this model, for `batch_size` samples."""
         ids = jax.ShapeDtypeStruct((batch_size, 1), jnp.int32)
         check_memory(memory, jax.eval_shape(self._run, params, ids, None))
 
-    def num_memory_positions(self, memory: Memory) -> int:
+    def num_memory_positions(self, memory: StateMemory) -> int:
         """No positions: the model has none."""
         del memory
         return 0
@@ -83,7 +83,7 @@ class StateSpace(MemoryModel):
     def read_logits(
         self,
         params: Params,
-        memory: Memory,
+        memory: StateMemory,
         query_ids: jax.Array,
         max_new_tokens: int | None = None,
     ) -> tuple[jax.Array, Any]:

@@ -19,7 +19,6 @@ from gradmem_jax.memory.inner_loop import (
     step_if,
     steps_to_take,
 )
-from gradmem_jax.memory.interface import Memory
 from gradmem_jax.memory.prefix import PrefixConfig, PrefixMemory
 from gradmem_jax.memory.programs import shared
 from gradmem_jax.trees import Params
@@ -62,7 +61,7 @@ def layer_norm(params: Params, x: jax.Array) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class RMT(PrefixMemory):
+class RMT(PrefixMemory[jax.Array]):
     """Pure functions of (params, arrays) that write a context into memory and read from it.
 
     Attributes:
@@ -109,7 +108,7 @@ class RMT(PrefixMemory):
             params["memory_norm"] = {"scale": scale, "bias": bias}
         return params
 
-    def memory_tokens(self, params: Params, memory: Memory, phase: str) -> jax.Array:
+    def memory_tokens(self, params: Params, memory: jax.Array, phase: str) -> jax.Array:
         """What enters the model for a memory: [B, m, d], `phase` is "write" or "read"."""
         if phase == "write" and self.config.memory_projection != "none":
             return linear(params["projection"], memory)
@@ -122,7 +121,7 @@ class RMT(PrefixMemory):
         """Positions that a WRITE needs beside the context: memory stands on both sides of it."""
         return 2 * self.config.prefix_length - self.config.num_control_tokens
 
-    def write_view(self, params: Params) -> tuple[PrefixMemory, Params]:
+    def write_view(self, params: Params) -> tuple[PrefixMemory[jax.Array], Params]:
         """READ through the projection of WRITE too; see `MemoryModel.write_view`."""
         view, seen = super().write_view(params)
         if self.config.memory_projection != "none":
@@ -136,10 +135,10 @@ class RMT(PrefixMemory):
         self,
         params: Params,
         context_ids: jax.Array,
-        memory: Memory | None,
+        memory: jax.Array | None,
         settings: WriteSettings,
         max_steps: int,
-    ) -> tuple[Memory, WriteInfo]:
+    ) -> tuple[jax.Array, WriteInfo]:
         """K forward passes over the contexts; see `MemoryModel.run_steps`.
 
         Returns:

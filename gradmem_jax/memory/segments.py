@@ -5,23 +5,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from gradmem_jax.array_checks import as_array, check_ids
 from gradmem_jax.checks import is_traced, require_instance
 from gradmem_jax.memory.inner_loop import WriteInfo, per_sample
-from gradmem_jax.memory.interface import Memory, MemoryModel
+from gradmem_jax.memory.interface import Memory, MemoryModel, MemoryT
 from gradmem_jax.memory.programs import program
 from gradmem_jax.trees import Params
 
 
 def write_context(
-    model: MemoryModel,
+    model: MemoryModel[MemoryT],
     params: Params,
-    context_ids: jax.Array,
+    context_ids: ArrayLike,
     *,
-    memory: Memory | None = None,
+    memory: MemoryT | None = None,
     **options: Any,
-) -> tuple[Memory, WriteInfo]:
+) -> tuple[MemoryT, WriteInfo]:
     """Writes a context, or its segments one after the other, each WRITE going on from the last.
 
     The outer gradient passes all of them. A segment of nothing but padding leaves the memory of its
@@ -42,13 +43,13 @@ def write_context(
         ValueError: what `write_memory` refuses.
     """
     require_instance("model", model, MemoryModel)
-    context_ids = as_array("context_ids", context_ids, "int ids of shape [B, S] or [B, T, S]")
-    if context_ids.ndim != 3:
-        return model.write_memory(params, context_ids, memory=memory, **options)
+    ids = as_array("context_ids", context_ids, "int ids of shape [B, S] or [B, T, S]")
+    if ids.ndim != 3:
+        return model.write_memory(params, ids, memory=memory, **options)
     c = model.config
     # All segments at once: those behind the first are traced, and no one looks at them again.
-    context_ids = check_ids("context_ids", context_ids, ("B", "T", "S"), c.lm.vocab_size, c.pad_id)
-    shape = jax.ShapeDtypeStruct((len(context_ids), context_ids.shape[2]), jnp.int32)
+    ids = check_ids("context_ids", ids, ("B", "T", "S"), c.lm.vocab_size, c.pad_id)
+    shape = jax.ShapeDtypeStruct((len(ids), ids.shape[2]), jnp.int32)
     jax.eval_shape(lambda ids: model.write_memory(params, ids, memory=memory, **options), shape)
     num_steps = options.get("num_steps")
     if num_steps is not None and np.ndim(num_steps) and not is_traced(num_steps):
@@ -56,18 +57,18 @@ def write_context(
     static = tuple((name, x) for name, x in options.items() if isinstance(x, int))
     arrays = {name: x for name, x in options.items() if not isinstance(x, int)}
     write = program(_write_segments, model, static_argnames=("static",))
-    return write(params, context_ids, memory, arrays, static=static)
+    return write(params, ids, memory, arrays, static=static)
 
 
 def _write_segments(
     model: MemoryModel,
     params: Params,
     context_ids: jax.Array,
-    memory: Memory | None,
+    memory: Any,
     arrays: dict[str, Any],
     *,
     static: tuple[tuple[str, int], ...],
-) -> tuple[Memory, WriteInfo]:
+) -> tuple[Any, WriteInfo]:
     options = arrays | dict(static)
     segments = jnp.moveaxis(context_ids, 1, 0)
 

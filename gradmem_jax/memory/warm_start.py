@@ -8,7 +8,6 @@ import jax
 from gradmem_jax.checks import require_integer
 from gradmem_jax.memory.gradmem import GradMem, GradMemConfig
 from gradmem_jax.memory.inner_loop import WriteInfo, WriteSettings
-from gradmem_jax.memory.interface import Memory
 from gradmem_jax.memory.prefix import PrefixConfig
 from gradmem_jax.memory.rmt import RMT, RMTConfig
 from gradmem_jax.trees import Params
@@ -36,7 +35,7 @@ class WarmStartConfig(GradMemConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class WarmStart(GradMem):
+class WarmStart(GradMem[jax.Array]):
     """GradMem after a forward write with the same parameters; see `GradMem`."""
 
     config: WarmStartConfig
@@ -59,10 +58,10 @@ class WarmStart(GradMem):
         self,
         params: Params,
         context_ids: jax.Array,
-        memory: Memory | None,
+        memory: jax.Array | None,
         settings: WriteSettings,
         max_steps: int,
-    ) -> tuple[Memory, WriteInfo]:
+    ) -> tuple[jax.Array, WriteInfo]:
         """Forward passes, then gradient steps; see `GradMem.run_steps`."""
         passes = self.config.num_forward_passes
         memory, _ = self.forward_writer.run_steps(

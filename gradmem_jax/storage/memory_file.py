@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradmem_jax.checks import is_traced, require, require_instance
-from gradmem_jax.memory.interface import Memory, MemoryModel
+from gradmem_jax.memory.interface import Memory, MemoryModel, MemoryT
 from gradmem_jax.storage.arrays_file import open_arrays, write_arrays
 from gradmem_jax.storage.fingerprint import (
     Fingerprint,
@@ -73,8 +73,8 @@ def _row_checksums(arrays: Mapping[str, np.ndarray]) -> list[str]:
 
 def save_memory(
     path: str | pathlib.Path,
-    memory: Memory,
-    model: MemoryModel,
+    memory: MemoryT,
+    model: MemoryModel[MemoryT],
     params: Params,
     *,
     contexts: Sequence[StoredContext] | None = None,
@@ -181,12 +181,12 @@ def read_header(path: str | pathlib.Path) -> Header:
 
 def load_memory(
     path: str | pathlib.Path,
-    model: MemoryModel,
+    model: MemoryModel[MemoryT],
     params: Params,
     contexts: slice = slice(None),
     *,
     fingerprint: Fingerprint | None = None,
-) -> Memory:
+) -> MemoryT:
     """Reads a memory, or a range of its contexts, into the model that wrote it.
 
     Args:

@@ -39,9 +39,13 @@ class TextTokenizer:
     pad_id: int
     end_id: int
 
-    @functools.cached_property
+    @property
     def vocab_size(self) -> int:
         """V, the largest id and one: ids that no token has count too."""
+        return self._vocab_size
+
+    @functools.cached_property
+    def _vocab_size(self) -> int:
         return max(self.backend.get_vocab().values(), default=-1) + 1
 
     def encode(self, text: str) -> np.ndarray:
