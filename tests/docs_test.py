@@ -130,7 +130,7 @@ class DocsTest(parameterized.TestCase):
 
     def test_python_code_of_data(self):
         names = self.run_page("data.md")
-        self.assertLen(names["task"].source("train"), len(names["source"]))
+        self.assertLen(names["babi"].source("train"), len(names["source"]))
         raw = SquadConfig(context="sentence", data_dir=os.path.abspath("data/squad"))
         self.assertEqual(names["prepared"].records("test"), raw.records("test"))
         self.assertLen(names["batch"]["context_ids"], 8)
