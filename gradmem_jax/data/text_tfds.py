@@ -7,10 +7,10 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow_datasets as tfds
 
 from gradmem_jax.checks import require, require_choice
+from gradmem_jax.data.prepared import record_features
 from gradmem_jax.data.records import SPLITS, Record, log_skipped
 from gradmem_jax.data.text_task import TextTask
 
@@ -36,20 +36,11 @@ class TextRecords(tfds.core.GeneratorBasedBuilder):
     BUILDER_CONFIGS: list[Any] = []
 
     def _info(self) -> tfds.core.DatasetInfo:
-        features = tfds.features
         return self.dataset_info_from_configs(
             description=f"Records of {self.builder_config.task}.",
             disable_shuffling=True,
             metadata=tfds.core.MetadataDict(),
-            features=features.FeaturesDict(
-                {
-                    "id": features.Text(),
-                    "context": features.Text(),
-                    "question": features.Text(),
-                    "answers": features.Sequence(features.Text()),
-                    "answer_starts": features.Sequence(np.int32),
-                }
-            ),
+            features=record_features(),
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What the TFDS builder of text tasks writes is what the task reads from raw files."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -19,6 +20,10 @@ STORY = "1 Ann slept.\n2 Who slept? \tAnn\t1\n3 Who ate? \n1 Bob slept.\n2 Who s
 
 
 class TextTFDSTest(absltest.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.enter_context(contextlib.chdir(self.create_tempdir().full_path))
+
     def folder(self, files):
         folder = pathlib.Path(self.create_tempdir().full_path)
         for name, text in files.items():
@@ -41,6 +46,42 @@ class TextTFDSTest(absltest.TestCase):
         self.assertEqual(task.context_buckets, raw.context_buckets)
         again = prepare(raw, folder)
         self.assertEqual(again.info.splits["test"].num_examples, 2)
+
+    def test_nothing_that_the_folder_names_is_run(self):
+        raw = BabiConfig(data_dir=self.babi(), variant="en")
+        written = pathlib.Path(prepare(raw, self.create_tempdir().full_path).data_path)
+        marker = pathlib.Path(self.create_tempdir().full_path) / "ran"
+        original = json.loads((written / "features.json").read_text())
+        for place in ("top", "text", "inside"):
+            features = json.loads(json.dumps(original))
+            fields = features["featuresDict"]["features"]
+            at = {
+                "top": features,
+                "text": fields["id"],
+                "inside": fields["answers"]["sequence"]["feature"],
+            }[place]
+            at["pythonClassName"] = f"payload_{place}.Text"
+            (written / "features.json").write_text(json.dumps(features))
+            pathlib.Path(f"payload_{place}.py").write_text(f"open({str(marker)!r}, 'w')")
+            task = dataclasses.replace(raw, data_dir=str(written))
+            with self.assertRaisesRegex(ValueError, "describes other fields"):
+                task.records("test")
+            self.assertFalse(marker.exists())
+        for damage in ("", "[" * 100_000, "[1]", "\xff"):
+            (written / "features.json").write_bytes(damage.encode("latin-1"))
+            with self.assertRaisesRegex(ValueError, "features.json"):
+                task.records("test")
+
+    def test_files_outside_of_the_folder_are_not_read(self):
+        raw = BabiConfig(data_dir=self.babi(), variant="en")
+        written = pathlib.Path(prepare(raw, self.create_tempdir().full_path).data_path)
+        info = json.loads((written / "dataset_info.json").read_text())
+        task = dataclasses.replace(raw, data_dir=str(written))
+        for bad in ("../{SPLIT}.array_record", 7):
+            info["splits"][0]["filepathTemplate"] = bad
+            (written / "dataset_info.json").write_text(json.dumps(info))
+            with self.assertRaisesRegex(ValueError, "outside of the folder"):
+                task.records("test")
 
     def test_running_text(self):
         raw = TextSpansConfig(data_dir=self.folder({"a.txt": "one two three " * 20}), num_tokens=2)
