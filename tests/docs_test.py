@@ -137,6 +137,7 @@ class DocsTest(parameterized.TestCase):
         self.assertEqual(dict(names["mesh"].shape), {"data": 1, "fsdp": 4, "tensor": 2})
         self.assertFalse(names["state"].params["lm"]["embedding"].is_fully_replicated)
         self.assertTrue(callable(names["step"]))
+        self.assertEqual(str(names["memory"].sharding.spec), "PartitionSpec('data', None, None)")
 
     @pytest.mark.slow
     def test_figure_is_drawn(self):

@@ -9,7 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradmem_jax.checks import check_fields, require_choice, require_integer, require_number
+from gradmem_jax.checks import (
+    check_fields,
+    is_symbolic,
+    require_choice,
+    require_integer,
+    require_number,
+)
 from gradmem_jax.lm.products import dot_general
 
 
@@ -174,9 +180,11 @@ def attend(
     if mask is not None:
         parts = [_attend_block(grouped, sources(0, length, mask[..., None, :, :]))]
     else:
-        block = jax.checkpoint(_attend_block) if length > LONGEST_SAVED else _attend_block
+        blocks = causal_blocks(length)
+        is_long = len(blocks) > 1 and length > LONGEST_SAVED
+        block = jax.checkpoint(_attend_block) if is_long else _attend_block
         parts = []
-        for start, end in causal_blocks(length):
+        for start, end in blocks:
             causal = jnp.arange(end) <= jnp.arange(start, end)[:, None]
             parts.append(block(grouped[..., start:end, :], sources(start, end, causal)))
     return _partial_attention(query, parts)
@@ -211,7 +219,12 @@ def _partial_attention(
 
 
 def causal_blocks(length: int) -> list[tuple[int, int]]:
-    """First and last + 1 query of each block of causal attention; it sees keys up to its last."""
+    """First and last + 1 query of each block of causal attention; it sees keys up to its last.
+
+    A length that `jax.export` leaves open is one block.
+    """
+    if is_symbolic(length):
+        return [(0, length)]
     size = max(MIN_BLOCK, -(-length // MAX_BLOCKS))
     return [(start, min(start + size, length)) for start in range(0, length, size)]
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gradmem_jax.checks import require, require_integer
+from gradmem_jax.checks import is_symbolic, require, require_integer
 from gradmem_jax.lm.attention import (
     AttentionState,
     KVCache,
@@ -92,7 +92,7 @@ def attention_inputs(
     slots = slots + cache.length[:, None]
     num_earlier = cache.keys.shape[3] - length  # the new tokens need the other slots
     cache_mask = jnp.arange(num_earlier) < cache.length[:, None]
-    shape = (len(cache_mask), 1, length, num_earlier)
+    shape = (cache_mask.shape[0], 1, length, num_earlier)
     cache_mask = jnp.broadcast_to(cache_mask[:, None, None, :], shape)
     return AttentionInputs(slots if positions is None else positions, mask, cache_mask)
 
@@ -208,10 +208,12 @@ class Transformer(LanguageModel):
             num_before: how many positions are before them.
 
         Returns:
-            What `__call__` takes for them as `partial_attention`. None if there is no token, or if
-            `scan_layers` makes one program of all layers.
+            What `__call__` takes for them as `partial_attention`. None if there is no token, or
+            their number is left open by `jax.export`, or if `scan_layers` makes one program of all
+            layers.
         """
-        if self.config.scan_layers or not embeddings.shape[1]:
+        length = embeddings.shape[1]
+        if self.config.scan_layers or is_symbolic(length) or not length:
             return None
         inputs = AttentionInputs(num_before + jnp.arange(embeddings.shape[1]))
         embeddings = self.add_positions(embeddings, inputs.positions)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from gradmem_jax.array_checks import check_key, check_length
 from gradmem_jax.checks import is_traced, require, require_instance, require_integer, require_number
 from gradmem_jax.memory.interface import Memory, MemoryModel
+from gradmem_jax.parallel.any_mesh import on_any_mesh, vary_like
 from gradmem_jax.parallel.compiling import FEWER_COPIES, compiler_options, platform_of
 from gradmem_jax.trees import Params
 
@@ -94,6 +95,22 @@ def _generate(
     key: jax.Array,
     temperature: jax.typing.ArrayLike,
 ) -> jax.Array:
+    decode = functools.partial(_decode, model, max_new_tokens, stop_id, draws)
+    arrays = (params, memory, query_ids, key, temperature)
+    return on_any_mesh(decode, (query_ids, memory), 0, *arrays)
+
+
+def _decode(
+    model: MemoryModel,
+    max_new_tokens: int,
+    stop_id: int,
+    draws: bool,
+    params: Params,
+    memory: Memory,
+    query_ids: jax.Array,
+    key: jax.Array,
+    temperature: jax.typing.ArrayLike,
+) -> jax.Array:
     pad_id = model.config.pad_id
     keys = jax.random.split(key, max_new_tokens)
     several = query_ids.ndim == 3
@@ -135,6 +152,6 @@ def _generate(
 
     ids = choose(keys[0], last(logits, query_ids))
     tokens = jnp.full((max_new_tokens, *ids.shape), pad_id, jnp.int32).at[0].set(ids)
-    carry = (1, ids == stop_id, tokens, state)
+    carry = (1, *vary_like((ids == stop_id, tokens, state), ids))
     _, _, tokens, _ = jax.lax.while_loop(goes_on, step, carry)
     return tokens.T

@@ -9,6 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
+from jax.export import register_namedtuple_serialization
 
 from gradmem_jax.array_checks import as_array, check_per_sample, numbers_per_sample
 from gradmem_jax.checks import AUTOMATIC, require, require_choice, require_integer, require_number
@@ -106,6 +107,9 @@ class ProjectedMemory(NamedTuple):
     tokens: jax.Array
     kernel: jax.Array
     bias: jax.Array
+
+
+register_namedtuple_serialization(ProjectedMemory, serialized_name="gradmem_jax.ProjectedMemory")
 
 
 class WritePrediction(NamedTuple):
@@ -281,7 +285,8 @@ class GradMem(PrefixMemory):
             loss_data is None or self.write_loss is not None,
             "loss_data was given, but the model has no write_loss that could use it.",
         )
-        num_samples = len(as_array("context_ids", context_ids, "int ids of shape [B, S]"))
+        context_ids = as_array("context_ids", context_ids, "int ids of shape [B, S]")
+        num_samples = context_ids.shape[0] if context_ids.ndim else 1
         return self.write(
             params,
             context_ids,
@@ -306,7 +311,7 @@ class GradMem(PrefixMemory):
         """K steps of gradient descent from `memory`; see `MemoryModel.run_steps`."""
         c = self.config
         if memory is None:
-            memory = self.initial_memory(params, len(context_ids))
+            memory = self.initial_memory(params, context_ids.shape[0])
         data, discrete_data = split_floats(settings.loss_data)
         inputs = self.write_inputs(params, memory, context_ids)._replace(loss_data=data)
         labels = jnp.where(context_ids == c.pad_id, IGNORE, context_ids)

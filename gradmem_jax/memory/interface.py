@@ -32,6 +32,7 @@ from gradmem_jax.lm.transformer import TransformerConfig
 from gradmem_jax.losses import IGNORE, token_losses
 from gradmem_jax.memory.inner_loop import WriteInfo, WriteSettings
 from gradmem_jax.memory.programs import kept, program, shared
+from gradmem_jax.parallel.any_mesh import on_any_mesh
 from gradmem_jax.parallel.micro_batches import write_in_parts
 from gradmem_jax.trees import Params
 
@@ -132,15 +133,23 @@ def _write(
     *,
     max_steps: int,
 ) -> tuple[Memory, WriteInfo]:
-    def run(context_ids: jax.Array, memory: Memory, settings: WriteSettings) -> Any:
-        return model.run_steps(params, context_ids, memory, settings, max_steps)
+    def write(params: Params, context_ids: jax.Array, memory: Memory, settings: Any) -> Any:
+        def run(context_ids: jax.Array, memory: Memory, settings: WriteSettings) -> Any:
+            return model.run_steps(params, context_ids, memory, settings, max_steps)
 
-    return write_in_parts(run, context_ids, memory, settings, model.num_write_parts)
+        return write_in_parts(run, context_ids, memory, settings, model.num_write_parts)
+
+    batch_axes = (0, WriteInfo._make((1, 1, 0)))
+    batch = (context_ids, memory)
+    return on_any_mesh(write, batch, batch_axes, params, context_ids, memory, settings)
 
 
 def _read(model: "MemoryModel", params: Params, memory: Memory, query_ids: jax.Array) -> jax.Array:
-    read = model.read_logits if query_ids.ndim == 2 else model.read_several
-    return read(params, memory, query_ids)[0]
+    def read(params: Params, memory: Memory, query_ids: jax.Array) -> jax.Array:
+        read_any = model.read_logits if query_ids.ndim == 2 else model.read_several
+        return read_any(params, memory, query_ids)[0]
+
+    return on_any_mesh(read, (query_ids, memory), 0, params, memory, query_ids)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,7 +293,7 @@ class MemoryModel:
         """
         num_steps = self.config.num_write_steps if num_steps is None else num_steps
         context_ids = self.check_write(params, memory, context_ids)
-        max_steps, steps = resolve_steps(num_steps, max_steps, len(context_ids))
+        max_steps, steps = resolve_steps(num_steps, max_steps, context_ids.shape[0])
         write = program(_write, self, static_argnames=("max_steps",))
         return write(
             params, context_ids, memory, WriteSettings(steps, **settings), max_steps=max_steps
@@ -480,7 +489,7 @@ class MemoryModel:
         """
         context_ids = self.check_context(params, context_ids, self.write_positions)
         if memory is not None:
-            self.check_memory(params, memory, len(context_ids))
+            self.check_memory(params, memory, context_ids.shape[0])
         return context_ids
 
     def check_context(

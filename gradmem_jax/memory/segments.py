@@ -46,7 +46,7 @@ def write_context(
     c = model.config
     # All segments at once: those behind the first are traced, and no one looks at them again.
     context_ids = check_ids("context_ids", context_ids, ("B", "T", "S"), c.lm.vocab_size, c.pad_id)
-    shape = jax.ShapeDtypeStruct((len(context_ids), context_ids.shape[2]), jnp.int32)
+    shape = jax.ShapeDtypeStruct((context_ids.shape[0], context_ids.shape[2]), jnp.int32)
     jax.eval_shape(lambda ids: model.write_memory(params, ids, memory=memory, **options), shape)
     segments = jnp.moveaxis(context_ids, 1, 0)
 
