@@ -92,7 +92,15 @@ def check_key(key: Any) -> None:
 def check_length(name: str, length: int, prefix_length: int, max_positions: int) -> None:
     """Raises ValueError unless memory and `length` tokens fit into the model's positions."""
     limit = max_positions - prefix_length
-    if length > limit:
+    try:
+        too_long = length > limit
+    except jax.errors.InconclusiveDimensionOperation:
+        raise ValueError(
+            f"{name} has {length} tokens, which may be more than the {limit} that the model has "
+            "positions for; say that they are not: jax.export.symbolic_shape(..., "
+            f"constraints=['{length} <= {limit}'])."
+        ) from None
+    if too_long:
         remedy = f"Shorten it to {limit}" if limit > 0 else "Take a smaller memory"
         raise ValueError(
             f"{name} has {length} tokens behind {prefix_length} of memory and control tokens; the "

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
+from jax.export import is_symbolic_dim
 
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 DTYPES = typing.get_args(Dtype)
@@ -27,6 +28,11 @@ def require(condition: bool, message: str) -> None:
 def is_traced(value: Any) -> bool:
     """Whether `value` is known only inside a transformation such as `jit`."""
     return isinstance(value, jax.core.Tracer)
+
+
+def is_symbolic(size: Any) -> bool:
+    """Whether `jax.export` leaves the size of an axis open."""
+    return is_symbolic_dim(size)
 
 
 def plain(name: str, value: Any) -> Any:

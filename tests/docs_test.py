@@ -140,6 +140,7 @@ class DocsTest(parameterized.TestCase):
         self.assertEqual(dict(names["mesh"].shape), {"data": 1, "fsdp": 4, "tensor": 2})
         self.assertFalse(names["state"].params["lm"]["embedding"].is_fully_replicated)
         self.assertTrue(callable(names["step"]))
+        self.assertEqual(str(names["memory"].sharding.spec), "PartitionSpec('data', None, None)")
 
     def test_python_code_of_own_models(self):
         self.addCleanup(METHODS.pop, "gradmem_window", None)

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.export import register_namedtuple_serialization
 
 from gradmem_jax.array_checks import check_params
 from gradmem_jax.checks import require, require_integer
@@ -108,6 +109,9 @@ class Associations(NamedTuple):
     normalizer: jax.Array
 
 
+register_namedtuple_serialization(Associations, serialized_name="gradmem_jax.Associations")
+
+
 def dpfp(x: jax.Array, order: int) -> jax.Array:
     """Deterministic parameter-free projection (Schlag et al. 2021): [..., w] to [..., 2 * nu * w].
 
@@ -166,7 +170,8 @@ class AssociativeLayer(nn.Module):
         if memory is None:
             count = 2 * c.feature_order * c.memory_width
             memory = Associations(
-                jnp.zeros((len(x), count, c.width), dtype), jnp.zeros((len(x), count), dtype)
+                jnp.zeros((x.shape[0], count, c.width), dtype),
+                jnp.zeros((x.shape[0], count), dtype),
             )
         x = x + recall(memory, features("memory_query", x))[0].astype(x.dtype)
         block = next(block for kind, block in _BLOCKS.items() if isinstance(c, kind))

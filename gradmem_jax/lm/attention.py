@@ -12,6 +12,7 @@ import numpy as np
 
 from gradmem_jax.checks import (
     check_fields,
+    is_symbolic,
     require,
     require_choice,
     require_integer,
@@ -239,10 +240,12 @@ def attend(
     if mask is not None:
         parts = [_attend_block(grouped, sources(0, length, mask[..., None, :, :]), True)]
     else:
+        blocks = causal_blocks(length)
+        is_long = len(blocks) > 1 and length > LONGEST_SAVED
         one_block = functools.partial(_attend_block, may_see_nothing=by_position is not None)
-        block = jax.checkpoint(one_block) if length > LONGEST_SAVED else one_block
+        block = jax.checkpoint(one_block) if is_long else one_block
         parts = []
-        for start, end in causal_blocks(length):
+        for start, end in blocks:
             causal = jnp.arange(end) <= jnp.arange(start, end)[:, None]
             parts.append(block(grouped[..., start:end, :], sources(start, end, causal)))
     return _partial_attention(query, parts)
@@ -314,7 +317,12 @@ def _partial_attention(
 
 
 def causal_blocks(length: int) -> list[tuple[int, int]]:
-    """First and last + 1 query of each block of causal attention; it sees keys up to its last."""
+    """First and last + 1 query of each block of causal attention; it sees keys up to its last.
+
+    A length that `jax.export` leaves open is one block.
+    """
+    if is_symbolic(length):
+        return [(0, length)]
     size = max(MIN_BLOCK, -(-length // MAX_BLOCKS))
     return [(start, min(start + size, length)) for start in range(0, length, size)]
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.export import register_namedtuple_serialization
 
 from gradmem_jax.checks import require, require_integer, require_number
 from gradmem_jax.lm.attention import attend, rotary_frequencies, rotate
@@ -77,6 +78,9 @@ class FastWeights(NamedTuple):
     gate: jax.Array
     out: jax.Array
     up: jax.Array
+
+
+register_namedtuple_serialization(FastWeights, serialized_name="gradmem_jax.FastWeights")
 
 
 def apply_fast(weights: FastWeights, x: jax.Array) -> jax.Array:
@@ -162,7 +166,7 @@ class LaCTLayer(nn.Module):
         c = self.config
         weights, cached = state
         dtype = jnp.promote_types(c.dtype, jnp.float32)
-        first = self._first_weights(len(x), dtype)
+        first = self._first_weights(x.shape[0], dtype)
         weights = first if weights is None else weights
 
         y = rms_norm(c, "attention_norm")(x)

@@ -7,6 +7,7 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.export import register_namedtuple_serialization
 
 from gradmem_jax.checks import require_integer
 from gradmem_jax.lm.language_model import LMConfig, dense, rms_norm
@@ -63,6 +64,9 @@ class MambaState(NamedTuple):
 
     conv: jax.Array
     ssm: jax.Array
+
+
+register_namedtuple_serialization(MambaState, serialized_name="gradmem_jax.MambaState")
 
 
 def dt_bias_init(key: jax.Array, shape: tuple[int, ...], dtype: str) -> jax.Array:
@@ -130,8 +134,8 @@ class MambaLayer(nn.Module):
         dtype = jnp.promote_types(c.dtype, jnp.float32)
         if state is None:
             state = MambaState(
-                jnp.zeros((len(x), c.conv_size - 1, channels), c.dtype),
-                jnp.zeros((len(x), channels, size), dtype),
+                jnp.zeros((x.shape[0], c.conv_size - 1, channels), c.dtype),
+                jnp.zeros((x.shape[0], channels, size), dtype),
             )
         inner, gate = jnp.split(
             dense(c, 2 * channels, "in_proj")(rms_norm(c, "norm")(x)), 2, axis=-1

@@ -6,11 +6,18 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.export import register_namedtuple_serialization
 
 from gradmem_jax.checks import require, require_integer
 from gradmem_jax.lm.language_model import LMConfig, dense, rms_norm
 from gradmem_jax.lm.mamba import dt_bias_init
-from gradmem_jax.lm.recurrent_lm import RecurrentLM, causal_convolution, conv_init, scan_chunks
+from gradmem_jax.lm.recurrent_lm import (
+    RecurrentLM,
+    causal_convolution,
+    conv_init,
+    count_chunks,
+    scan_chunks,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +75,9 @@ class Mamba2State(NamedTuple):
     ssm: jax.Array
 
 
+register_namedtuple_serialization(Mamba2State, serialized_name="gradmem_jax.Mamba2State")
+
+
 def state_space_dual(
     log_decay: jax.Array,
     update: jax.Array,
@@ -93,7 +103,7 @@ def state_space_dual(
     Returns:
         y [B, S, H, P], and h after the last token.
     """
-    size = min(chunk_size, read.shape[1])
+    size, _ = count_chunks(read.shape[1], chunk_size)
     causal = jnp.tril(jnp.ones((size, size), bool))[..., None]
 
     def one_chunk(state: jax.Array, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
@@ -127,8 +137,8 @@ class Mamba2Layer(nn.Module):
         dtype = jnp.promote_types(c.dtype, jnp.float32)
         if state is None:
             state = Mamba2State(
-                jnp.zeros((len(x), c.conv_size - 1, mixed), c.dtype),
-                jnp.zeros((len(x), heads, c.head_width, size), dtype),
+                jnp.zeros((x.shape[0], c.conv_size - 1, mixed), c.dtype),
+                jnp.zeros((x.shape[0], heads, c.head_width, size), dtype),
             )
         gate, inner, step = jnp.split(
             dense(c, channels + mixed + heads, "in_proj")(rms_norm(c, "norm")(x)),

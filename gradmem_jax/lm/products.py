@@ -10,6 +10,8 @@ from jax import lax
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
+from gradmem_jax.parallel.any_mesh import vary_like
+
 Axes = tuple[int, ...]
 Dimensions = tuple[tuple[Axes, Axes], tuple[Axes, Axes]]
 
@@ -67,6 +69,7 @@ def _product(
     dtype: Any,
 ) -> jax.Array:
     """A product whose axis i is axis `order[i]` of what `lax.dot_general` returns."""
+    lhs, rhs = vary_like((lhs, rhs), (lhs, rhs))
     return _product_p.bind(
         lhs, rhs, dimensions=dimensions, order=tuple(order), precision=precision, dtype=dtype
     )
@@ -145,7 +148,7 @@ def _cotangent(
     from_cotangent = [axis for source, axis in sources if source == side]
     # Own axis of each contracted one, in the order in which the other operand's axes come out.
     from_other = [contract[side][contract[1 - side].index(i)] for i in sorted(contract[1 - side])]
-    if side == 1 and _size(own, contract[side]) <= _size(own, free[side]):
+    if side == 1 and _is_at_most(_size(own, contract[side]), _size(own, free[side])):
         left, right = (other, other_dimensions), (cotangent, cotangent_dimensions)
         axes = [*batch[side], *from_other, *from_cotangent]
     else:
@@ -165,6 +168,14 @@ def _cotangent(
 
 def _size(aval: Any, axes: Sequence[int]) -> int:
     return math.prod(aval.shape[axis] for axis in axes)
+
+
+def _is_at_most(size: int, other: int) -> bool:
+    """Whether a size is known to be at most as large as another; `jax.export` leaves some open."""
+    try:
+        return size <= other
+    except jax.errors.InconclusiveDimensionOperation:
+        return False
 
 
 def _lhs_cotangent(cotangent: jax.Array, lhs: Any, rhs: jax.Array, **params: Any) -> jax.Array:

@@ -6,7 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gradmem_jax.checks import is_symbolic
 from gradmem_jax.lm.language_model import LanguageModel
+from gradmem_jax.parallel.any_mesh import vary_like
 from gradmem_jax.trees import PyTree
 
 
@@ -66,6 +68,12 @@ def conv_init(key: jax.Array, shape: tuple[int, int], dtype: str) -> jax.Array:
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
+def count_chunks(length: int, chunk_size: int) -> tuple[int, int]:
+    """Tokens of a chunk, no more than there are if their number is known; and how many chunks."""
+    size = chunk_size if is_symbolic(length) else min(chunk_size, length)
+    return size, -(-length // size)
+
+
 def scan_chunks(
     one_chunk: Callable[[Any, Any], tuple[Any, jax.Array]], state: Any, inputs: Any, chunk_size: int
 ) -> tuple[jax.Array, Any]:
@@ -73,7 +81,7 @@ def scan_chunks(
 
     Args:
         one_chunk: from a state and inputs [B, C, ...] to the next state and outputs [B, C, ...],
-            where C is `chunk_size`, or S if that is less. Zeros fill up the last chunk.
+            where C is that of `count_chunks`. Zeros fill up the last chunk.
         state: before the first token.
         inputs: pytree of arrays [B, S, ...].
         chunk_size: tokens of a chunk.
@@ -82,12 +90,13 @@ def scan_chunks(
         Outputs [B, S, ...], and the state after the last token.
     """
     batch_size, length = jax.tree.leaves(inputs)[0].shape[:2]
-    size = min(chunk_size, length)
+    size, number = count_chunks(length, chunk_size)
 
     def chunks(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, ((0, 0), (0, -length % size), *[(0, 0)] * (x.ndim - 2)))
-        return jnp.moveaxis(x.reshape(batch_size, -1, size, *x.shape[2:]), 1, 0)
+        x = jnp.pad(x, ((0, 0), (0, number * size - length), *[(0, 0)] * (x.ndim - 2)))
+        return jnp.moveaxis(x.reshape(batch_size, number, size, *x.shape[2:]), 1, 0)
 
+    state = vary_like(state, inputs)
     state, outputs = jax.lax.scan(jax.checkpoint(one_chunk), state, jax.tree.map(chunks, inputs))
     outputs = jnp.moveaxis(outputs, 0, 1)
-    return outputs.reshape(batch_size, -1, *outputs.shape[3:])[:, :length], state
+    return outputs.reshape(batch_size, number * size, *outputs.shape[3:])[:, :length], state

@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gradmem_jax.checks import require, require_integer
+from gradmem_jax.checks import is_symbolic, require, require_integer
 from gradmem_jax.lm.attention import (
     AttentionState,
     ByPosition,
@@ -94,7 +94,7 @@ def attention_inputs(
     slots = slots + cache.length[:, None]
     num_earlier = cache.keys.shape[3] - length  # the new tokens need the other slots
     cache_mask = jnp.arange(num_earlier) < cache.length[:, None]
-    shape = (len(cache_mask), 1, length, num_earlier)
+    shape = (cache_mask.shape[0], 1, length, num_earlier)
     cache_mask = jnp.broadcast_to(cache_mask[:, None, None, :], shape)
     return AttentionInputs(slots if positions is None else positions, mask, cache_mask)
 
@@ -247,11 +247,11 @@ class Transformer(LanguageModel):
 
         Returns:
             What `__call__` takes for them as `partial_attention`. None if the class does not say
-            `attends_apart`, if there is no token, or if `scan_layers` makes one program of all
-            layers.
+            `attends_apart`, if there is no token, or their number is left open by `jax.export`, or
+            if `scan_layers` makes one program of all layers.
         """
-        may = vars(type(self)).get("attends_apart", False)
-        if not may or self.config.scan_layers or not embeddings.shape[1]:
+        may, length = vars(type(self)).get("attends_apart", False), embeddings.shape[1]
+        if not may or self.config.scan_layers or is_symbolic(length) or not length:
             return None
         inputs = AttentionInputs(num_before + jnp.arange(embeddings.shape[1]))
         embeddings = self.add_positions(embeddings, inputs.positions)

@@ -7,11 +7,18 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.export import register_namedtuple_serialization
 
 from gradmem_jax.checks import require, require_integer, require_number
 from gradmem_jax.lm.attention import rotary_frequencies, rotate
 from gradmem_jax.lm.language_model import LMConfig, dense, rms_norm, swiglu
-from gradmem_jax.lm.recurrent_lm import RecurrentLM, causal_convolution, conv_init
+from gradmem_jax.lm.recurrent_lm import (
+    RecurrentLM,
+    causal_convolution,
+    conv_init,
+    count_chunks,
+)
+from gradmem_jax.parallel.any_mesh import vary_like
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +94,9 @@ class TTTState(NamedTuple):
     weight_gradients: jax.Array
     bias_gradients: jax.Array
     num_tokens: jax.Array
+
+
+register_namedtuple_serialization(TTTState, serialized_name="gradmem_jax.TTTState")
 
 
 class InnerTokens(NamedTuple):
@@ -187,26 +197,28 @@ def train_on_tokens(
     """
     batch_size, length = tokens.real.shape
     aligned = fresh or length == 1
-    size = min(mini_batch_size, length) if aligned else mini_batch_size
-    capacity = length if aligned else length + mini_batch_size - 1
-    capacity += -capacity % size
+    most = length if aligned else length + mini_batch_size - 1
+    size, number = count_chunks(most, mini_batch_size)
+    capacity = number * size
+    is_full = capacity == length  # not known of a symbolic length
     start = jnp.zeros_like(state.num_tokens) if aligned else state.num_tokens
 
     def chunks(x: jax.Array) -> jax.Array:
-        if capacity > length:
+        if not is_full:
             slots = start[:, None] + jnp.arange(length)
             empty = jnp.zeros((batch_size, capacity, *x.shape[2:]), x.dtype)
             x = empty.at[jnp.arange(batch_size)[:, None], slots].set(x)
-        return jnp.moveaxis(x.reshape(batch_size, -1, size, *x.shape[2:]), 1, 0)
+        return jnp.moveaxis(x.reshape(batch_size, number, size, *x.shape[2:]), 1, 0)
 
     @jax.checkpoint
     def one_mini_batch(state: TTTState, tokens: InnerTokens) -> tuple[TTTState, jax.Array]:
         y, state = train_on_mini_batch(tokens, state, norm, mini_batch_size, last_step)
         return state, y
 
+    state = vary_like(state, tokens)
     state, y = jax.lax.scan(one_mini_batch, state, jax.tree.map(chunks, tokens))
     y = jnp.moveaxis(y, 0, 1).reshape(batch_size, capacity, *y.shape[3:])
-    if capacity > length:
+    if not is_full:
 
         def place_back(row: jax.Array, start: jax.Array) -> jax.Array:
             return jax.lax.dynamic_slice_in_dim(row, start, length)
@@ -262,10 +274,10 @@ class TTT(nn.Module):
         fresh = state is None
         if state is None:
             weights, bias = (
-                jnp.broadcast_to(leaf, (len(x), *leaf.shape)) for leaf in (weights, bias)
+                jnp.broadcast_to(leaf, (x.shape[0], *leaf.shape)) for leaf in (weights, bias)
             )
             nothing = jnp.zeros_like(weights), jnp.zeros_like(bias)
-            state = TTTState(weights, bias, *nothing, jnp.zeros(len(x), jnp.int32))
+            state = TTTState(weights, bias, *nothing, jnp.zeros(x.shape[0], jnp.int32))
 
         positions = (state.num_tokens[:, None] + jnp.arange(x.shape[1])) % mini_batch_size
         steps = 1 / jnp.arange(1, mini_batch_size + 1, dtype=dtype)
@@ -309,6 +321,9 @@ class TTTLayerState(NamedTuple):
     inner: TTTState
 
 
+register_namedtuple_serialization(TTTLayerState, serialized_name="gradmem_jax.TTTLayerState")
+
+
 class TTTLinearLayer(nn.Module):
     """One layer: convolution, TTT and MLP, each behind a norm and added to the residual stream."""
 
@@ -320,7 +335,7 @@ class TTTLinearLayer(nn.Module):
     ) -> tuple[jax.Array, TTTLayerState]:
         """Maps x [B, S, d] to [B, S, d]; see `RecurrentLM`."""
         c = self.config
-        past = jnp.zeros((len(x), c.conv_size - 1, c.width), c.dtype)
+        past = jnp.zeros((x.shape[0], c.conv_size - 1, c.width), c.dtype)
         y, conv = causal_convolution(
             rms_norm(c, "conv_norm")(x),
             self.param("conv_kernel", conv_init, (c.conv_size, c.width), c.param_dtype),

@@ -6,6 +6,7 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.export import register_namedtuple_serialization
 
 from gradmem_jax.array_checks import check_length, check_memory
 from gradmem_jax.checks import is_traced, require
@@ -32,6 +33,9 @@ class ContextMemory(NamedTuple):
     values: jax.Array
     last_hidden: jax.Array
     length: jax.Array
+
+
+register_namedtuple_serialization(ContextMemory, serialized_name="gradmem_jax.ContextMemory")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +141,7 @@ class FullContext(MemoryModel[ContextMemory]):
         del memory
         hidden, _ = self.apply_lm(params, self.embed(params, context_ids))
         before = jnp.pad(hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
-        offset = jnp.zeros(len(context_ids), jnp.int32)
+        offset = jnp.zeros(context_ids.shape[0], jnp.int32)
         return self._token_losses(params, before, context_ids, offset)[0]
 
     def _token_losses(

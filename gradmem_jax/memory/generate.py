@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from gradmem_jax.array_checks import check_key, check_length
 from gradmem_jax.checks import is_traced, require, require_instance, require_integer, require_number
 from gradmem_jax.memory.interface import MemoryModel, MemoryT
+from gradmem_jax.parallel.any_mesh import on_any_mesh, vary_like
 from gradmem_jax.parallel.compiling import FEWER_COPIES, compiler_options, platform_of
 from gradmem_jax.trees import Params
 
@@ -163,6 +164,20 @@ def _generate(
     stops: jax.Array,
     drawing: _Drawing | None,
 ) -> jax.Array:
+    decode = functools.partial(_decode, model, max_new_tokens)
+    arrays = (params, memory, query_ids, stops, drawing)
+    return on_any_mesh(decode, (query_ids, memory), 0, *arrays)
+
+
+def _decode(
+    model: MemoryModel,
+    max_new_tokens: int,
+    params: Params,
+    memory: Any,
+    query_ids: jax.Array,
+    stops: jax.Array,
+    drawing: _Drawing | None,
+) -> jax.Array:
     pad_id = model.config.pad_id
     several = query_ids.ndim == 3
     if several:  # queries first, as the states are
@@ -213,5 +228,6 @@ def _generate(
 
     ids = choose(0, last(logits, query_ids))
     tokens = jnp.full((max_new_tokens, *ids.shape), pad_id, jnp.int32).at[0].set(ids)
-    _, _, tokens, _ = jax.lax.while_loop(goes_on, step, (1, has_stopped(ids), tokens, state))
+    carry = (1, *vary_like((has_stopped(ids), tokens, state), ids))
+    _, _, tokens, _ = jax.lax.while_loop(goes_on, step, carry)
     return tokens.T

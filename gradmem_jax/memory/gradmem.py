@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import typing_extensions
+from jax.export import register_namedtuple_serialization
 from jax.typing import ArrayLike
 
 from gradmem_jax.checks import require, require_integer, require_number
@@ -109,6 +110,9 @@ class ProjectedMemory(NamedTuple):
     tokens: jax.Array
     kernel: jax.Array
     bias: jax.Array
+
+
+register_namedtuple_serialization(ProjectedMemory, serialized_name="gradmem_jax.ProjectedMemory")
 
 
 class WritePrediction(NamedTuple):
@@ -294,7 +298,7 @@ class GradMem(PrefixMemory[Written]):
         """K steps of gradient descent from `memory`; see `MemoryModel.run_steps`."""
         c = self.config
         if memory is None:
-            memory = self.initial_memory(params, len(context_ids))
+            memory = self.initial_memory(params, context_ids.shape[0])
         data, discrete_data = split_floats(settings.loss_data)
         inputs = self.write_inputs(params, memory, context_ids)._replace(loss_data=data)
         labels = jnp.where(context_ids == c.pad_id, IGNORE, context_ids)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.export import register_namedtuple_serialization
 
 from gradmem_jax.memory.meta_gradient import (
     GradientFn,
@@ -17,6 +18,7 @@ from gradmem_jax.memory.meta_gradient import (
     reverse_over_reverse,
     second_order,
 )
+from gradmem_jax.parallel.any_mesh import vary_like
 from gradmem_jax.trees import PyTree
 
 Row = tuple[jax.Array, PyTree]
@@ -40,6 +42,9 @@ class WriteInfo(NamedTuple):
     losses: jax.Array
     gradient_norms: PyTree
     num_steps: jax.Array
+
+
+register_namedtuple_serialization(WriteInfo, serialized_name="gradmem_jax.WriteInfo")
 
 
 class WriteSettings(NamedTuple):
@@ -148,11 +153,11 @@ def scan_steps(
     Returns:
         The last carry, and a `WriteInfo`.
     """
-    batch_size = len(jax.tree.leaves(carry)[0])
+    batch_size = jax.tree.leaves(carry)[0].shape[0]
     may_stop = num_steps is not None or loss_tolerance is not None
     active, num_taken = jnp.ones(batch_size, bool), jnp.zeros(batch_size, jnp.int32)
     memory_like = carry[0]
-    carry = (carry, active, num_taken)
+    carry = vary_like((carry, active, num_taken), memory_like)
     first_step, rows = 0, []
     for count, gradient_fn in gradient_fns:
 

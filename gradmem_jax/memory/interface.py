@@ -35,6 +35,7 @@ from gradmem_jax.lm.transformer import TransformerConfig
 from gradmem_jax.losses import IGNORE, token_losses
 from gradmem_jax.memory.inner_loop import WriteInfo, WriteSettings
 from gradmem_jax.memory.programs import kept, program, shared
+from gradmem_jax.parallel.any_mesh import on_any_mesh
 from gradmem_jax.parallel.micro_batches import write_in_parts
 from gradmem_jax.trees import Params, PyTree
 
@@ -144,17 +145,27 @@ def _write(
     *,
     max_steps: int,
 ) -> tuple[MemoryT, WriteInfo]:
-    def run(context_ids: jax.Array, memory: MemoryT | None, settings: WriteSettings) -> Any:
-        return model.run_steps(params, context_ids, memory, settings, max_steps)
+    def write(
+        params: Params, context_ids: jax.Array, memory: MemoryT | None, settings: WriteSettings
+    ) -> Any:
+        def run(context_ids: jax.Array, memory: MemoryT | None, settings: WriteSettings) -> Any:
+            return model.run_steps(params, context_ids, memory, settings, max_steps)
 
-    return write_in_parts(run, context_ids, memory, settings, model.num_write_parts)
+        return write_in_parts(run, context_ids, memory, settings, model.num_write_parts)
+
+    batch_axes = (0, WriteInfo._make((1, 1, 0)))
+    batch = (context_ids, memory)
+    return on_any_mesh(write, batch, batch_axes, params, context_ids, memory, settings)
 
 
 def _read(
     model: "MemoryModel[MemoryT]", params: Params, memory: MemoryT, query_ids: jax.Array
 ) -> jax.Array:
-    read = model.read_logits if query_ids.ndim == 2 else model.read_several
-    return read(params, memory, query_ids)[0]
+    def read(params: Params, memory: MemoryT, query_ids: jax.Array) -> jax.Array:
+        read_any = model.read_logits if query_ids.ndim == 2 else model.read_several
+        return read_any(params, memory, query_ids)[0]
+
+    return on_any_mesh(read, (query_ids, memory), 0, params, memory, query_ids)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,14 +307,13 @@ class MemoryModel(Generic[MemoryT]):
         """
         num_steps = self.config.num_write_steps if num_steps is None else num_steps
         context_ids = self.check_write(params, memory, context_ids)
-        max_steps, steps = resolve_steps(num_steps, max_steps, len(context_ids))
+        batch_size = context_ids.shape[0]
+        max_steps, steps = resolve_steps(num_steps, max_steps, batch_size)
         settings = WriteSettings(
             steps,
-            numbers_per_sample("loss_tolerance", loss_tolerance, len(context_ids)),
-            numbers_per_sample(
-                "write_learning_rate", write_learning_rate, len(context_ids), minimum=0
-            ),
-            check_per_sample("loss_data", loss_data, len(context_ids)),
+            numbers_per_sample("loss_tolerance", loss_tolerance, batch_size),
+            numbers_per_sample("write_learning_rate", write_learning_rate, batch_size, minimum=0),
+            check_per_sample("loss_data", loss_data, batch_size),
         )
         write = program(_write, self, static_argnames=("max_steps",))
         return write(params, context_ids, memory, settings, max_steps=max_steps)
@@ -502,7 +512,7 @@ class MemoryModel(Generic[MemoryT]):
         """
         context_ids = self.check_context(params, context_ids, self.write_positions)
         if memory is not None:
-            self.check_memory(params, memory, len(context_ids))
+            self.check_memory(params, memory, context_ids.shape[0])
         return context_ids
 
     def check_context(self, params: Params, context_ids: ArrayLike, positions: int) -> jax.Array:

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.export import register_namedtuple_serialization
 
 from gradmem_jax.array_checks import check_key
 from gradmem_jax.checks import require
@@ -29,6 +30,9 @@ class KVMemory(NamedTuple):
 
     keys: jax.Array
     values: jax.Array
+
+
+register_namedtuple_serialization(KVMemory, serialized_name="gradmem_jax.KVMemory")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +97,6 @@ class KVPrefix(GradMem[KVMemory]):
     def prefix(self, params: Params, memory: KVMemory, phase: str) -> Prefix:
         """The control tokens [B, c, d] behind the memory, and the memory as a cache."""
         keys, values = (x.astype(self.config.lm.dtype) for x in memory)
-        lengths = jnp.full(len(keys), self.config.num_memory_tokens, jnp.int32)
-        control = self.control_tokens(params, f"{phase}_end", len(keys))
+        lengths = jnp.full(keys.shape[0], self.config.num_memory_tokens, jnp.int32)
+        control = self.control_tokens(params, f"{phase}_end", keys.shape[0])
         return Prefix(control, make_cache(keys, values, lengths, 0))

@@ -14,6 +14,7 @@ from gradmem_jax.lm.attention import extend_capacity
 from gradmem_jax.memory.inner_loop import WriteInfo, WriteSettings, step_if, steps_to_take
 from gradmem_jax.memory.interface import Memory, MemoryConfig, MemoryModel, swap_batch_and_layers
 from gradmem_jax.memory.programs import shared
+from gradmem_jax.parallel.any_mesh import vary_like
 from gradmem_jax.trees import Params
 
 
@@ -129,7 +130,7 @@ class LayerMemory(MemoryModel):
             The memory, leaves [B, L, ...], and a `WriteInfo` without losses and gradient norms.
         """
         c = self.config
-        batch_size = len(context_ids)
+        batch_size = context_ids.shape[0]
         if memory is None:
             start = self._first_memory(params, batch_size)
         else:
@@ -167,6 +168,7 @@ class LayerMemory(MemoryModel):
             return step_if((k < taken).any(), pass_of_some, memory, k)
 
         passes = one_pass if settings.num_steps is None else maybe_pass
+        start = vary_like(start, embeddings)
         written, _ = jax.lax.scan(passes, start, jnp.arange(max_steps))
         return swap_batch_and_layers(written), WriteInfo(jnp.zeros((0, batch_size)), (), taken)
 

@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gradmem_jax.parallel.any_mesh import vary_like
 from gradmem_jax.trees import PyTree
 
 LossFn = Callable[[PyTree, PyTree, PyTree], jax.Array]
@@ -104,7 +105,7 @@ def second_order(loss_fn: LossFn, *, keep: bool = False) -> GradientFn:
 
     def forward_and_linearize(memory: PyTree, inputs: PyTree, constants: PyTree) -> tuple[Any, Any]:
         losses = jax.eval_shape(loss_fn, memory, inputs, constants)
-        ones = jnp.ones(losses.shape, losses.dtype)
+        ones = vary_like(jnp.ones(losses.shape, losses.dtype), memory)
         weighted = _weighted_gradients(loss_fn, inputs, constants)
         (gradient, _), linearized, losses = jax.linearize(weighted, memory, ones, has_aux=True)
         return (losses, gradient), linearized

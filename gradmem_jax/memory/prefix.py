@@ -286,7 +286,8 @@ class PrefixMemory(MemoryModel[MemoryT]):
         """
         tokens = self.memory_tokens(params, memory, phase).astype(self.config.lm.dtype)
         start, end = (
-            self.control_tokens(params, f"{phase}_{side}", len(tokens)) for side in ("start", "end")
+            self.control_tokens(params, f"{phase}_{side}", tokens.shape[0])
+            for side in ("start", "end")
         )
         return Prefix(jnp.concatenate([start, tokens, end], axis=1))
 
@@ -301,7 +302,7 @@ class PrefixMemory(MemoryModel[MemoryT]):
         """A cache of what stands before the prefix's vectors, with a capacity for more tokens."""
         if prefix.cache is not None:
             return extend_capacity(prefix.cache, capacity)
-        return self.lm.empty_cache(len(prefix.embeddings), capacity)
+        return self.lm.empty_cache(prefix.embeddings.shape[0], capacity)
 
     def write_inputs(self, params: Params, memory: MemoryT, context_ids: jax.Array) -> WriteInputs:
         """What every step of a WRITE shares.

@@ -51,7 +51,7 @@ def reconstruct(
     c = model.config
     model.check_params(params)
     context_ids = check_ids("context_ids", context_ids, ("B", "S"), c.lm.vocab_size, c.pad_id)
-    model.check_memory(params, memory, len(context_ids))
+    model.check_memory(params, memory, context_ids.shape[0])
     capacity = c.lm.max_positions - model.num_memory_positions(memory) - 1
     require(
         capacity > 0, "the memory fills all positions of the model; none are left to decode in."
@@ -66,7 +66,7 @@ def reconstruct(
     logits = view.read_memory(seen, memory, context_ids)
     token_accuracy = shares(np.asarray(logits[:, :-1].argmax(-1) == context_ids))
     length = context_ids.shape[1]
-    nothing = jnp.full((len(context_ids), 1), model.config.pad_id, jnp.int32)
+    nothing = jnp.full((context_ids.shape[0], 1), model.config.pad_id, jnp.int32)
     ids = generate(view, seen, memory, nothing, min(length, capacity))
     ids = jnp.pad(ids, ((0, 0), (0, length - ids.shape[1])), constant_values=model.config.pad_id)
     ids = jnp.where(real, ids, model.config.pad_id)

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.export import register_namedtuple_serialization
 
 from gradmem_jax.array_checks import check_memory
 from gradmem_jax.memory.inner_loop import WriteInfo, WriteSettings, steps_to_take
@@ -23,6 +24,9 @@ class StateMemory(NamedTuple):
 
     state: Any
     last_hidden: jax.Array
+
+
+register_namedtuple_serialization(StateMemory, serialized_name="gradmem_jax.StateMemory")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +70,9 @@ class StateSpace(MemoryModel[StateMemory]):
             The memory, and a `WriteInfo` without losses and gradient norms. 0 steps read nothing of
             these contexts, 1 or more all of them.
         """
-        kept = jnp.minimum(steps_to_take(settings, max_steps, len(context_ids)), 1)
+        kept = jnp.minimum(steps_to_take(settings, max_steps, context_ids.shape[0]), 1)
         written = self._run(params, context_ids, memory, kept > 0)
-        return written, WriteInfo(jnp.zeros((0, len(context_ids))), (), kept)
+        return written, WriteInfo(jnp.zeros((0, context_ids.shape[0])), (), kept)
 
     def check_memory(self, params: Params, memory: StateMemory, batch_size: int) -> None:
         """Raises ValueError unless `memory` is one of this model, for `batch_size` samples."""

@@ -49,7 +49,7 @@ def write_context(
     c = model.config
     # All segments at once: those behind the first are traced, and no one looks at them again.
     ids = check_ids("context_ids", ids, ("B", "T", "S"), c.lm.vocab_size, c.pad_id)
-    shape = jax.ShapeDtypeStruct((len(ids), ids.shape[2]), jnp.int32)
+    shape = jax.ShapeDtypeStruct((ids.shape[0], ids.shape[2]), jnp.int32)
     jax.eval_shape(lambda ids: model.write_memory(params, ids, memory=memory, **options), shape)
     num_steps = options.get("num_steps")
     if num_steps is not None and np.ndim(num_steps) and not is_traced(num_steps):

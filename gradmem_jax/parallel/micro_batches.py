@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gradmem_jax.checks import AUTOMATIC, require, require_count
+from gradmem_jax.checks import AUTOMATIC, is_symbolic, require, require_count
 from gradmem_jax.trees import PyTree
 
 _CPU_TOKENS = 500  # of a part on CPU: fewer cost more calls, more do not stay in its caches
@@ -37,11 +37,18 @@ def count_micro_batches(
     """
     if require_count(name, num_micro_batches) != AUTOMATIC:
         require(
+            num_micro_batches == 1 or not is_symbolic(batch_size),
+            f"batch size {batch_size} is symbolic, and {name}={num_micro_batches} may not divide "
+            "it; set 1, or export a known batch size.",
+        )
+        require(
             batch_size % num_micro_batches == 0,
             f"batch size {batch_size} is not a multiple of {name}={num_micro_batches}.",
         )
         return num_micro_batches
-    if platform != "cpu" or not batch_size:
+    if platform != "cpu" or is_symbolic(batch_size) or is_symbolic(num_tokens):
+        return 1
+    if not batch_size:
         return 1
 
     def distance(size: int) -> float:
@@ -150,7 +157,7 @@ def _by_platform(
 
 def _num_devices(batch_size: int) -> int:
     """Over how many CPU devices a batch of this size may lie, unless it has been split already."""
-    if jax.sharding.get_abstract_mesh().manual_axes:
+    if is_symbolic(batch_size) or jax.sharding.get_abstract_mesh().manual_axes:
         return 1
     try:
         num_devices = jax.device_count("cpu")
