@@ -11,6 +11,7 @@ from flax.core import FrozenDict
 from flax.traverse_util import flatten_dict
 
 from gradmem_jax.checks import is_traced, require, require_integer
+from gradmem_jax.dtypes import at_least_float32
 
 _SHOWN = 5  # differences that a message names
 
@@ -269,14 +270,16 @@ def numbers_per_sample(
         f"{name}={value!r} must be a number, or None; or one for each of the {batch_size} samples.",
     )
     if not is_traced(values):
-        known = np.asarray(values, np.float64)
+        known = np.asarray(jax.device_get(values), np.float64)
         require(
             not np.isnan(known).any() and bool((known >= minimum).all()),
             f"{name}={value!r} must be a number"
             + ("." if minimum == -math.inf else f", {minimum} or more."),
         )
-    dtype = jax.dtypes.canonicalize_dtype(jnp.promote_types(values.dtype, jnp.float32))
-    return jnp.broadcast_to(jnp.asarray(values, dtype), (batch_size,))
+    dtype = jax.dtypes.canonicalize_dtype(at_least_float32(values.dtype))
+    if isinstance(values, jax.Array):
+        return jnp.broadcast_to(values.astype(dtype), (batch_size,))
+    return jax.device_put(np.broadcast_to(values.astype(dtype), (batch_size,)))
 
 
 def check_per_sample(name: str, tree: Any, batch_size: int) -> Any:

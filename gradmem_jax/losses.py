@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from gradmem_jax.dtypes import at_least_float32
+
 IGNORE = -100
 
 
@@ -16,7 +18,7 @@ def token_losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
     Returns:
         [...], in nats.
     """
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = logits.astype(at_least_float32(logits.dtype))
     log_normalizer = jax.nn.logsumexp(logits, axis=-1)
     target = jnp.take_along_axis(logits, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
     return jnp.where(labels >= 0, log_normalizer - target, 0)
@@ -33,4 +35,4 @@ def mean_per_sample(values: jax.Array, labels: jax.Array) -> jax.Array:
         [B].
     """
     count = jnp.maximum((labels >= 0).sum(axis=-1), 1)
-    return values.sum(axis=-1) / count
+    return values.sum(axis=-1) / count.astype(values.dtype)

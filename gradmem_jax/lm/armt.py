@@ -23,6 +23,7 @@ from jax.export import register_namedtuple_serialization
 
 from gradmem_jax.array_checks import check_params
 from gradmem_jax.checks import require, require_integer
+from gradmem_jax.dtypes import at_least_float32
 from gradmem_jax.lm.gpt2 import GPT2, GPT2Config, GPT2Layer
 from gradmem_jax.lm.gpt_neox import GPTNeoX, GPTNeoXConfig, GPTNeoXLayer
 from gradmem_jax.lm.language_model import dense
@@ -162,7 +163,7 @@ class AssociativeLayer(nn.Module):
         """Maps x [B, S, d] to [B, S, d]; see `LayerMemoryLM`."""
         c = self.config
         memory, cached = state
-        dtype = jnp.promote_types(c.dtype, jnp.float32)
+        dtype = at_least_float32(c.dtype)
 
         def features(name: str, x: jax.Array) -> jax.Array:
             return dpfp(dense(c, c.memory_width, name)(x).astype(dtype), c.feature_order)

@@ -18,6 +18,7 @@ from gradmem_jax.checks import (
     require_integer,
     require_number,
 )
+from gradmem_jax.dtypes import at_least_float32
 from gradmem_jax.lm.products import dot_general
 
 
@@ -165,8 +166,9 @@ def rotate(x: jax.Array, positions: jax.Array, frequencies: np.ndarray) -> jax.A
     Returns:
         [B, S, H, Dh], dtype of x.
     """
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
-    angles = positions[..., None].astype(dtype) * jnp.asarray(frequencies, dtype)
+    dtype = at_least_float32(x.dtype)
+    angles = jnp.atleast_2d(positions)[..., None].astype(dtype)
+    angles = angles * jnp.asarray(frequencies[None, None], dtype)
     cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
     first, second = jnp.split(x.astype(dtype), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -246,7 +248,7 @@ def attend(
         block = jax.checkpoint(one_block) if is_long else one_block
         parts = []
         for start, end in blocks:
-            causal = jnp.arange(end) <= jnp.arange(start, end)[:, None]
+            causal = jnp.arange(end)[None] <= jnp.arange(start, end)[:, None]
             parts.append(block(grouped[..., start:end, :], sources(start, end, causal)))
     return _partial_attention(query, parts)
 
@@ -335,16 +337,16 @@ def _attend_block(
     Returns:
         Mean of the values [B, Hkv, G, S, Dh], logarithm of the sum of weights [B, Hkv, G, S, 1].
     """
-    dtype = jnp.promote_types(query.dtype, jnp.float32)
+    dtype = at_least_float32(query.dtype)
     hidden = jnp.finfo(dtype).min
     query = query * query.shape[-1] ** -0.5
     all_scores = []
     for source in sources:
         scores = dot_general(query, source.key, _SCORES, preferred_element_type=dtype)
         if source.bias is not None:
-            scores = scores + source.bias.astype(dtype)
+            scores = scores + jnp.broadcast_to(source.bias.astype(dtype), scores.shape)
         if source.mask is not None:
-            scores = jnp.where(source.mask, scores, hidden)
+            scores = jnp.where(jnp.broadcast_to(source.mask, scores.shape), scores, hidden)
         all_scores.append(scores)
     tops = [scores.max(axis=-1, keepdims=True) for scores in all_scores]
     top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, tops))  # the result ignores shifts
@@ -400,7 +402,7 @@ def append_to_cache(cache: KVCache, keys: jax.Array, values: jax.Array) -> KVCac
     """
     num_samples, num_new = keys.shape[1:3]
     sample = jnp.arange(num_samples)[:, None]
-    slot = cache.length[:, None] + jnp.arange(num_new)
+    slot = cache.length[:, None] + jnp.arange(num_new)[None]
 
     def put(slots: jax.Array, new: jax.Array) -> jax.Array:
         new = new.astype(slots.dtype)

@@ -67,4 +67,5 @@ class GPT2(Transformer):
 
     def add_positions(self, embeddings: jax.Array, positions: jax.Array) -> jax.Array:
         """Adds the learned vectors of positions [S] or [B, S] to embeddings [B, S, d]."""
-        return embeddings + jnp.asarray(self.position_embedding)[positions].astype(embeddings.dtype)
+        vectors = jnp.asarray(self.position_embedding)[jnp.atleast_2d(positions)]
+        return embeddings + vectors.astype(embeddings.dtype)

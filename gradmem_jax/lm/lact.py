@@ -17,8 +17,9 @@ from flax import linen as nn
 from jax.export import register_namedtuple_serialization
 
 from gradmem_jax.checks import require, require_integer, require_number
+from gradmem_jax.dtypes import at_least_float32
 from gradmem_jax.lm.attention import attend, rotary_frequencies, rotate
-from gradmem_jax.lm.language_model import dense, rms_norm, swiglu
+from gradmem_jax.lm.language_model import RMSNorm, dense, rms_norm, swiglu
 from gradmem_jax.lm.layer_memory_lm import LayerMemoryLM, Segment
 from gradmem_jax.lm.llama import LlamaConfig
 from gradmem_jax.lm.recurrent_lm import scan_chunks
@@ -165,7 +166,7 @@ class LaCTLayer(nn.Module):
         """Maps x [B, S, d] to [B, S, d]; see `LayerMemoryLM`."""
         c = self.config
         weights, cached = state
-        dtype = jnp.promote_types(c.dtype, jnp.float32)
+        dtype = at_least_float32(c.dtype)
         first = self._first_weights(x.shape[0], dtype)
         weights = first if weights is None else weights
 
@@ -184,8 +185,8 @@ class LaCTLayer(nn.Module):
             read, weights = self._train(weights, first, query, key, value, rates)
         else:
             read = apply_fast(weights, query)
-        norm = nn.RMSNorm(epsilon=c.norm_epsilon, param_dtype=c.param_dtype, name="fast_norm")
-        scale = nn.silu(dense(c, heads, "fast_scale", use_bias=True)(y))[..., None]
+        norm = RMSNorm(c.norm_epsilon, dtype, c.param_dtype, name="fast_norm")
+        scale = nn.silu(dense(c, heads, "fast_scale", use_bias=True)(y))[..., None].astype(dtype)
         read = (norm(read) * scale).reshape(x.shape).astype(x.dtype)
         x = x + dense(c, c.width, "output")(attended + read)
         return x + swiglu(c, c.mlp_size, rms_norm(c, "mlp_norm")(x)), (weights, new)
@@ -228,6 +229,7 @@ class LaCTLayer(nn.Module):
         c = self.config
         scale = self.param(f"{name}_scale", nn.initializers.ones, (c.width,), c.param_dtype)
         offset = self.param(f"{name}_offset", nn.initializers.zeros, (c.width,), c.param_dtype)
+        scale, offset = (w.astype(dtype)[None, None] for w in (scale, offset))
         x = self._heads(nn.silu(x.astype(dtype) * scale + offset))
         return x / row_norms(x)
 

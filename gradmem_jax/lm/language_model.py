@@ -16,6 +16,7 @@ from gradmem_jax.checks import (
     require_integer,
     require_number,
 )
+from gradmem_jax.dtypes import at_least_float32
 from gradmem_jax.lm.products import dot_general, saves_products
 from gradmem_jax.trees import PyTree
 
@@ -137,22 +138,60 @@ def kernel_axes(path: Sequence[str], num_axes: int) -> tuple[int, int]:
     return num_leading, 2 if joins_heads else 1
 
 
-def rms_norm(config: LMConfig, name: str | None = None) -> nn.RMSNorm:
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + epsilon) * scale over the last axis, float32 at least inside.
+
+    Flax's norms give the same numbers, but mix types without casts.
+
+    Attributes:
+        epsilon: what keeps the division finite.
+        dtype: of the result.
+        param_dtype: of the parameters.
+    """
+
+    epsilon: float
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps x [..., d] to [..., d]."""
+        x = x.astype(at_least_float32(x.dtype))
+        variance = jnp.square(x).mean(axis=-1, keepdims=True)
+        return self.scaled(x, variance).astype(self.dtype)
+
+    def scaled(self, x: jax.Array, variance: jax.Array) -> jax.Array:
+        """Divides x [..., d] by the root of its variance [..., 1] and multiplies by the scale."""
+        scale = self.vector("scale", nn.initializers.ones, x)
+        return x * (jax.lax.rsqrt(variance + self.epsilon) * scale)
+
+    def vector(self, name: str, init: nn.initializers.Initializer, x: jax.Array) -> jax.Array:
+        """A parameter [d] as [..., d] and of the type of x [..., d]."""
+        values = self.param(name, init, x.shape[-1:], self.param_dtype)
+        return jnp.expand_dims(values.astype(x.dtype), tuple(range(x.ndim - 1)))
+
+
+class LayerNorm(RMSNorm):
+    """The norm of x less its mean, plus a bias; see `RMSNorm`."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps x [..., d] to [..., d]."""
+        x = x.astype(at_least_float32(x.dtype))
+        x = x - x.mean(axis=-1, keepdims=True)
+        variance = jnp.square(x).mean(axis=-1, keepdims=True)
+        y = self.scaled(x, variance) + self.vector("bias", nn.initializers.zeros, x)
+        return y.astype(self.dtype)
+
+
+def rms_norm(config: LMConfig, name: str | None = None) -> RMSNorm:
     """The norm in front of a layer's parts."""
-    return nn.RMSNorm(
-        epsilon=config.norm_epsilon, dtype=config.dtype, param_dtype=config.param_dtype, name=name
-    )
+    return RMSNorm(config.norm_epsilon, config.dtype, config.param_dtype, name=name)
 
 
-def layer_norm(config: LMConfig, name: str | None = None) -> nn.LayerNorm:
+def layer_norm(config: LMConfig, name: str | None = None) -> LayerNorm:
     """The norm of GPT-2 and GPT-NeoX."""
-    return nn.LayerNorm(
-        epsilon=config.norm_epsilon,
-        dtype=config.dtype,
-        param_dtype=config.param_dtype,
-        use_fast_variance=False,
-        name=name,
-    )
+    return LayerNorm(config.norm_epsilon, config.dtype, config.param_dtype, name=name)
 
 
 def swiglu(config: LMConfig, hidden: int, x: jax.Array) -> jax.Array:
@@ -172,7 +211,7 @@ def project_to_logits(hidden: jax.Array, head: jax.Array) -> jax.Array:
 
     The product is taken in the compute dtype; logits rounded to it would blur the loss.
     """
-    dtype = jnp.promote_types(hidden.dtype, jnp.float32)
+    dtype = at_least_float32(hidden.dtype)
     return jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=dtype)
 
 

@@ -61,7 +61,7 @@ class LayerMemoryLM(Transformer):
         positions = jnp.cumsum(real, axis=1) - 1
         if cache is not None:
             positions = positions + cache.length[:, None]
-        mask = jnp.tril(jnp.ones((length, length), bool)) & real[:, None, None, :]
+        mask = jnp.tril(jnp.ones((1, 1, length, length), bool)) & real[:, None, None, :]
         attention = attention_inputs(length, cache, positions, mask)
         if self.window is not None:
             attention = _within(self.window, attention, mask)
@@ -93,6 +93,6 @@ def _within(window: int, attention: AttentionInputs, mask: jax.Array) -> Attenti
 
     cache_mask = attention.cache_mask
     if cache_mask is not None:
-        cache_mask &= near(jnp.arange(cache_mask.shape[-1]))
+        cache_mask &= near(jnp.arange(cache_mask.shape[-1])[None, None, None])
     mask = mask & near(attention.positions[:, None, None, :])
     return AttentionInputs(attention.positions, mask, cache_mask)

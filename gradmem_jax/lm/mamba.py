@@ -10,6 +10,7 @@ from flax import linen as nn
 from jax.export import register_namedtuple_serialization
 
 from gradmem_jax.checks import require_integer
+from gradmem_jax.dtypes import at_least_float32
 from gradmem_jax.lm.language_model import LMConfig, dense, rms_norm
 from gradmem_jax.lm.recurrent_lm import RecurrentLM, causal_convolution, conv_init, scan_chunks
 
@@ -110,7 +111,7 @@ def selective_scan(
 
     def one_chunk(state: jax.Array, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         x, step, write, read = inputs
-        decay = jnp.exp(step[..., None] * rates)
+        decay = jnp.exp(step[..., None] * rates[None, None])
         update = (step * x)[..., None] * write[:, :, None]
         decay, update = jax.lax.associative_scan(combine, (decay, update), axis=1)
         states = decay * state[:, None] + update
@@ -131,7 +132,7 @@ class MambaLayer(nn.Module):
         """Maps x [B, S, d] to [B, S, d]; see `RecurrentLM`."""
         c = self.config
         channels, rank, size = c.channels, c.time_step_rank, c.state_size
-        dtype = jnp.promote_types(c.dtype, jnp.float32)
+        dtype = at_least_float32(c.dtype)
         if state is None:
             state = MambaState(
                 jnp.zeros((x.shape[0], c.conv_size - 1, channels), c.dtype),
@@ -165,7 +166,8 @@ class MambaLayer(nn.Module):
             c.chunk_size,
         )
         skip = self.param("D", nn.initializers.ones, (channels,), c.param_dtype)
-        y = (y + inner * skip).astype(c.dtype) * nn.silu(gate)
+        y = y + inner.astype(dtype) * skip.astype(dtype)[None, None]
+        y = y.astype(c.dtype) * nn.silu(gate)
         return x + dense(c, c.width, "out_proj")(y), MambaState(conv, ssm)
 
 

@@ -9,6 +9,7 @@ from flax import linen as nn
 from jax.export import register_namedtuple_serialization
 
 from gradmem_jax.checks import require, require_integer
+from gradmem_jax.dtypes import at_least_float32
 from gradmem_jax.lm.language_model import LMConfig, dense, rms_norm
 from gradmem_jax.lm.mamba import dt_bias_init
 from gradmem_jax.lm.recurrent_lm import (
@@ -104,7 +105,7 @@ def state_space_dual(
         y [B, S, H, P], and h after the last token.
     """
     size, _ = count_chunks(read.shape[1], chunk_size)
-    causal = jnp.tril(jnp.ones((size, size), bool))[..., None]
+    causal = jnp.tril(jnp.ones((size, size), bool))[None, ..., None]
 
     def one_chunk(state: jax.Array, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         log_decay, update, write, read = inputs
@@ -134,7 +135,7 @@ class Mamba2Layer(nn.Module):
         c = self.config
         channels, heads, size = c.channels, c.num_heads, c.state_size
         mixed = channels + 2 * size
-        dtype = jnp.promote_types(c.dtype, jnp.float32)
+        dtype = at_least_float32(c.dtype)
         if state is None:
             state = Mamba2State(
                 jnp.zeros((x.shape[0], c.conv_size - 1, mixed), c.dtype),
@@ -156,13 +157,12 @@ class Mamba2Layer(nn.Module):
             nn.silu(inner).astype(dtype), [channels, channels + size], axis=-1
         )
         inner = inner.reshape(*x.shape[:2], heads, c.head_width)
-        step = nn.softplus(
-            step.astype(dtype) + self.param("dt_bias", dt_bias_init, (heads,), c.param_dtype)
-        )
+        bias = self.param("dt_bias", dt_bias_init, (heads,), c.param_dtype)
+        step = nn.softplus(step.astype(dtype) + bias.astype(dtype)[None, None])
         step = jnp.where(real[..., None], step, 0)
         log_rates = self.param("A_log", log_rate_init, (heads,), c.param_dtype)
         y, ssm = state_space_dual(
-            -step * jnp.exp(log_rates.astype(dtype)),
+            -step * jnp.exp(log_rates.astype(dtype))[None, None],
             step[..., None] * inner,
             write,
             read,
@@ -170,7 +170,8 @@ class Mamba2Layer(nn.Module):
             c.chunk_size,
         )
         skip = self.param("D", nn.initializers.ones, (heads,), c.param_dtype)
-        y = (y + inner * skip[:, None]).reshape(*x.shape[:2], channels)
+        y = y + inner * skip.astype(dtype)[None, None, :, None]
+        y = y.reshape(*x.shape[:2], channels)
         y = rms_norm(c, "gated_norm")(y.astype(c.dtype) * nn.silu(gate))
         return x + dense(c, c.width, "out_proj")(y), Mamba2State(conv, ssm)
 

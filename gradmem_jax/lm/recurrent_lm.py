@@ -54,12 +54,13 @@ def causal_convolution(
     """
     length, size = x.shape[1], kernel.shape[0]
     inputs = jnp.concatenate([past.astype(x.dtype), x], axis=1)
-    y = sum(inputs[:, j : j + length] * kernel[j].astype(x.dtype) for j in range(size))
+    kernel, bias = (w.astype(x.dtype)[..., None, None, :] for w in (kernel, bias))
+    y = sum(inputs[:, j : j + length] * kernel[j] for j in range(size))
 
     def newest(row: jax.Array, start: jax.Array) -> jax.Array:
         return jax.lax.dynamic_slice_in_dim(row, start, size - 1)
 
-    return y + bias.astype(x.dtype), jax.vmap(newest)(inputs, real.sum(axis=1))
+    return y + bias, jax.vmap(newest)(inputs, real.sum(axis=1))
 
 
 def conv_init(key: jax.Array, shape: tuple[int, int], dtype: str) -> jax.Array:

@@ -93,7 +93,7 @@ def attention_inputs(
         return AttentionInputs(slots if positions is None else positions, mask)
     slots = slots + cache.length[:, None]
     num_earlier = cache.keys.shape[3] - length  # the new tokens need the other slots
-    cache_mask = jnp.arange(num_earlier) < cache.length[:, None]
+    cache_mask = jnp.arange(num_earlier)[None] < cache.length[:, None]
     shape = (cache_mask.shape[0], 1, length, num_earlier)
     cache_mask = jnp.broadcast_to(cache_mask[:, None, None, :], shape)
     return AttentionInputs(slots if positions is None else positions, mask, cache_mask)

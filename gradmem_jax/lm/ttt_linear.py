@@ -10,6 +10,7 @@ from flax import linen as nn
 from jax.export import register_namedtuple_serialization
 
 from gradmem_jax.checks import require, require_integer, require_number
+from gradmem_jax.dtypes import at_least_float32
 from gradmem_jax.lm.attention import rotary_frequencies, rotate
 from gradmem_jax.lm.language_model import LMConfig, dense, rms_norm, swiglu
 from gradmem_jax.lm.recurrent_lm import (
@@ -205,7 +206,7 @@ def train_on_tokens(
 
     def chunks(x: jax.Array) -> jax.Array:
         if not is_full:
-            slots = start[:, None] + jnp.arange(length)
+            slots = start[:, None] + jnp.arange(length)[None]
             empty = jnp.zeros((batch_size, capacity, *x.shape[2:]), x.dtype)
             x = empty.at[jnp.arange(batch_size)[:, None], slots].set(x)
         return jnp.moveaxis(x.reshape(batch_size, number, size, *x.shape[2:]), 1, 0)
@@ -252,7 +253,7 @@ class TTT(nn.Module):
         """Maps x [B, S, d] to [B, S, d]; `real` and `state` as in `RecurrentLM`."""
         c = self.config
         heads, size, mini_batch_size = c.num_heads, c.head_width, c.mini_batch_size
-        dtype = jnp.promote_types(c.dtype, jnp.float32)
+        dtype = at_least_float32(c.dtype)
         ones, zeros = nn.initializers.ones, nn.initializers.zeros
 
         def inner_param(name: str, init: nn.initializers.Initializer, *shape: int) -> jax.Array:
@@ -264,7 +265,9 @@ class TTT(nn.Module):
         def norm(z: jax.Array) -> jax.Array:
             z = z - z.mean(axis=-1, keepdims=True)
             variance = (z * z).mean(axis=-1, keepdims=True)
-            return z * jax.lax.rsqrt(variance + c.norm_epsilon) * scale + shift
+            return (
+                z * jax.lax.rsqrt(variance + c.norm_epsilon) * scale[None, None] + shift[None, None]
+            )
 
         # Small first weights would make LN, and with it the inner gradients, steep.
         weights = inner_param(
@@ -279,7 +282,7 @@ class TTT(nn.Module):
             nothing = jnp.zeros_like(weights), jnp.zeros_like(bias)
             state = TTTState(weights, bias, *nothing, jnp.zeros(x.shape[0], jnp.int32))
 
-        positions = (state.num_tokens[:, None] + jnp.arange(x.shape[1])) % mini_batch_size
+        positions = (state.num_tokens[:, None] + jnp.arange(x.shape[1])[None]) % mini_batch_size
         steps = 1 / jnp.arange(1, mini_batch_size + 1, dtype=dtype)
         steps = jnp.maximum(steps + inner_param("step_offsets", zeros, mini_batch_size), 0)
         rates = nn.sigmoid(dense(c, heads, "inner_rate", use_bias=True)(x).astype(dtype))
@@ -304,9 +307,9 @@ class TTT(nn.Module):
             fresh=fresh,
         )
         y = nn.LayerNorm(
-            epsilon=c.norm_epsilon, dtype=c.dtype, param_dtype=c.param_dtype, name="output_norm"
+            epsilon=c.norm_epsilon, dtype=dtype, param_dtype=c.param_dtype, name="output_norm"
         )(y.reshape(*x.shape[:2], c.width))
-        return dense(c, c.width, "output")(y), state
+        return dense(c, c.width, "output")(y.astype(c.dtype)), state
 
 
 class TTTLayerState(NamedTuple):

@@ -115,7 +115,8 @@ class FullContext(MemoryModel[ContextMemory]):
         if self.config.inner_loss_weight:
             before = jnp.concatenate([memory.last_hidden[:, None], hidden[:, :-1]], axis=1)
             each = self._token_losses(params, before, context_ids, memory.length)
-            losses = mean_per_sample(*each)[None] * kept
+            losses = mean_per_sample(*each)[None]
+            losses = losses * kept[None].astype(losses.dtype)
         return written, WriteInfo(losses, (), kept)
 
     def outer_write_loss(self, info: WriteInfo) -> jax.Array:
@@ -151,7 +152,7 @@ class FullContext(MemoryModel[ContextMemory]):
 
         The first token of all, where `offset` [B] is 0, is predicted from nothing and left out.
         """
-        first = (jnp.arange(context_ids.shape[1]) == 0) & (offset[:, None] == 0)
+        first = (jnp.arange(context_ids.shape[1])[None] == 0) & (offset[:, None] == 0)
         ignored = first | (context_ids == self.config.pad_id)
         labels = jnp.where(ignored, IGNORE, context_ids)
         logits = self.apply_lm(params, before, method="unembed")

@@ -390,8 +390,9 @@ class GradMem(PrefixMemory[Written]):
     ) -> tuple[Written, Any]:
         """M - alpha * gradient, or what `write_optimizer` makes of it, and the next state."""
         if self.write_optimizer is not None:
-            updates, state = jax.vmap(self.write_optimizer.update)(gradient, state, memory)
-            return optax.apply_updates(memory, updates), state
+            with jax.numpy_dtype_promotion("standard"):  # optax counts on it
+                updates, state = jax.vmap(self.write_optimizer.update)(gradient, state, memory)
+                return optax.apply_updates(memory, updates), state
 
         def descend(x: jax.Array, rate: ArrayLike, g: jax.Array) -> jax.Array:
             return (x - rate * g).astype(x.dtype)
@@ -415,8 +416,14 @@ class GradMem(PrefixMemory[Written]):
             return jax.tree.map(lambda _: c.write_learning_rate, memory)
         rates = jax.tree.map(jnp.exp, params["log_write_learning_rate"])
         if isinstance(memory, ProjectedMemory):
-            return ProjectedMemory(**rates)
-        return jax.tree.map(lambda _: rates["tokens"], memory)
+            rates = ProjectedMemory(**rates)
+        else:
+            rates = jax.tree.map(lambda _: rates["tokens"], memory)
+
+        def as_long(rate: jax.Array, x: jax.Array) -> jax.Array:
+            return jnp.expand_dims(rate, tuple(range(x.ndim - rate.ndim)))
+
+        return jax.tree.map(as_long, rates, memory)
 
     def memory_tokens(self, params: Params, memory: Any, phase: str) -> jax.Array:
         """What enters the model for a memory: [B, m, d], the same in both phases."""
@@ -425,10 +432,11 @@ class GradMem(PrefixMemory[Written]):
             tokens = jnp.einsum("bmd,bde->bme", memory.tokens, memory.kernel)
             return tokens + memory.bias[:, None]
         if self.config.memory_projection == "proj":
-            return memory @ params["projection"]["kernel"] + params["projection"]["bias"]
+            projection = params["projection"]
+            return memory @ projection["kernel"] + projection["bias"][None, None]
         return memory
 
     def outer_write_loss(self, info: WriteInfo) -> jax.Array:
         """The WRITE loss [B] that the outer loss may add: the last step's, 0 if there is none."""
-        is_last = jnp.arange(len(info.losses))[:, None] == info.num_steps - 1
+        is_last = jnp.arange(len(info.losses))[:, None] == info.num_steps[None] - 1
         return jnp.where(is_last, info.losses, 0).sum(axis=0)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.export import register_namedtuple_serialization
 
+from gradmem_jax.dtypes import at_least_float32
 from gradmem_jax.memory.meta_gradient import (
     GradientFn,
     LossFn,
@@ -72,7 +73,7 @@ def steps_to_take(settings: WriteSettings, max_steps: int, batch_size: int) -> j
 
 def safe_norm(x: jax.Array) -> jax.Array:
     """Euclidean norm of each sample of x [B, ...] as [B]; its gradient at zero is zero."""
-    squares = jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+    squares = jnp.square(x.astype(at_least_float32(x.dtype)))
     total = squares.sum(axis=tuple(range(1, x.ndim)))
     positive = total > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, total, 1.0)), 0.0)
@@ -170,7 +171,7 @@ def scan_steps(
                 active = active & (row[0] > loss_tolerance.astype(row[0].dtype))
             if may_stop:
                 after = _select(active, after, before)
-            return (after, active, num_taken + active), row
+            return (after, active, num_taken + active.astype(jnp.int32)), row
 
         def take_if_active(carry: Any, k: jax.Array, take: Any = take) -> Any:
             before, active, num_taken = carry

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from gradmem_jax.checks import require
+from gradmem_jax.dtypes import at_least_float32
 from gradmem_jax.losses import IGNORE, mean_per_sample, token_losses
 from gradmem_jax.memory.inner_loop import (
     WriteInfo,
@@ -47,17 +48,16 @@ class RMTConfig(PrefixConfig):
 
 def linear(params: Params, x: jax.Array) -> jax.Array:
     """Applies a kernel and a bias."""
-    return x @ params["kernel"] + params["bias"]
+    return x @ params["kernel"] + params["bias"][None, None]
 
 
 def layer_norm(params: Params, x: jax.Array) -> jax.Array:
     """Layer norm over the last axis, in float32 at least."""
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = x.astype(at_least_float32(x.dtype))
     centred = x - x.mean(axis=-1, keepdims=True)
     variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-    return (
-        centred * jax.lax.rsqrt(variance + _LAYER_NORM_EPSILON) * params["scale"] + params["bias"]
-    )
+    scale, bias = (params[name].astype(x.dtype)[None, None] for name in ("scale", "bias"))
+    return centred * jax.lax.rsqrt(variance + _LAYER_NORM_EPSILON) * scale + bias
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +178,7 @@ class RMT(PrefixMemory[jax.Array]):
         def maybe_pass(memory: jax.Array, k: jax.Array) -> tuple[jax.Array, Any]:
             return step_if((k < last + with_losses).any(), one_pass, memory, k)
 
-        with_losses = bool(c.inner_loss_weight)
+        with_losses = int(c.inner_loss_weight > 0)
         passes = one_pass if settings.num_steps is None else maybe_pass
         written, losses = jax.lax.scan(passes, start, jnp.arange(max_steps + with_losses))
         return written, WriteInfo(losses if with_losses else losses[:0], (), last)
@@ -187,12 +187,13 @@ class RMT(PrefixMemory[jax.Array]):
         """The WRITE loss [B] that the outer loss may add: the mean over memories after a pass."""
         if len(info.losses) < 2:
             return jnp.zeros(info.num_steps.shape)
-        return info.losses[1:].sum(axis=0) / jnp.maximum(info.num_steps, 1)
+        count = jnp.maximum(info.num_steps, 1).astype(info.losses.dtype)
+        return info.losses[1:].sum(axis=0) / count
 
     def _positions_and_mask(self, real: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Positions [B, T] that skip padding, and the mask [B, 1, T, T], for real bool [B, S]."""
         c = self.config
         suffix_length = c.num_control_tokens + c.num_memory_tokens
         seen = jnp.pad(real, ((0, 0), (c.prefix_length, suffix_length)), constant_values=True)
-        causal = jnp.tril(jnp.ones((seen.shape[1], seen.shape[1]), bool))
+        causal = jnp.tril(jnp.ones((1, 1, seen.shape[1], seen.shape[1]), bool))
         return jnp.cumsum(seen, axis=1) - 1, causal & seen[:, None, None, :]

@@ -105,7 +105,8 @@ def outer_write_loss(model: MemoryModel, context_ids: jax.Array, info: WriteInfo
         return model.outer_write_loss(info)
     written = (context_ids != model.config.pad_id).any(axis=2)
     losses = jax.vmap(model.outer_write_loss)(info)
-    return (losses * written.T).sum(axis=0) / jnp.maximum(written.sum(axis=1), 1)
+    count = jnp.maximum(written.sum(axis=1), 1).astype(losses.dtype)
+    return (losses * written.T.astype(losses.dtype)).sum(axis=0) / count
 
 
 def write_token_losses(

@@ -117,15 +117,15 @@ def _evaluate_part(
     memory, _ = write_context(model, params, context_ids, num_steps=num_steps, max_steps=max_steps)
     _, metrics, exact = read_loss_and_metrics(model, params, memory, batch, totals)
     losses = write_token_losses(model, params, memory, context_ids)
-    losses = losses * _counted_tokens(model, batch)
-    metrics["write_loss"] = losses.sum() / jnp.maximum(totals["tokens"], 1)
+    losses = losses * _counted_tokens(model, batch).astype(losses.dtype)
+    metrics["write_loss"] = losses.sum() / jnp.maximum(totals["tokens"], 1).astype(losses.dtype)
     if "kinds" in totals:
         kinds = jax.nn.one_hot(batch["context_kinds"], len(totals["kinds"]))
         sums = jnp.einsum("...s,...sk->k", losses, kinds)
         metrics["write_loss_by_kind"] = sums / jnp.maximum(totals["kinds"], 1)
     if "query_segments" in batch:
         asked = jax.nn.one_hot(batch["query_segments"], context_ids.shape[1])
-        matches = jnp.einsum("br,brt->t", exact, asked)
+        matches = jnp.einsum("br,brt->t", exact.astype(asked.dtype), asked)
         metrics["exact_match_by_segment"] = matches / jnp.maximum(totals["segment_queries"], 1)
     return metrics
 
@@ -135,12 +135,14 @@ def _token_totals(model: MemoryModel, batch: Batch, num_kinds: int) -> dict[str,
     tokens = _counted_tokens(model, batch)
     totals = {"tokens": tokens.sum()}
     if num_kinds:
-        kinds = jax.nn.one_hot(batch["context_kinds"], num_kinds) * tokens[..., None]
+        kinds = jax.nn.one_hot(batch["context_kinds"], num_kinds)
+        kinds = kinds * tokens[..., None].astype(kinds.dtype)
         totals["kinds"] = kinds.sum(axis=tuple(range(tokens.ndim)))
     if "query_segments" in batch:
         num_segments = batch["context_ids"].shape[1]
         asked = jax.nn.one_hot(batch["query_segments"], num_segments)
-        totals["segment_queries"] = (asked * valid_samples(batch)[:, None, None]).sum(axis=(0, 1))
+        valid = valid_samples(batch)[:, None, None].astype(asked.dtype)
+        totals["segment_queries"] = (asked * valid).sum(axis=(0, 1))
     return totals
 
 

@@ -103,8 +103,8 @@ def read_loss_and_metrics(
         loss,
         {
             "read_loss": loss,
-            "exact_match": exact.sum() / totals["queries"],
-            "token_accuracy": (correct & values).sum() / totals["values"],
+            "exact_match": exact.sum().astype(jnp.float32) / totals["queries"],
+            "token_accuracy": (correct & values).sum().astype(jnp.float32) / totals["values"],
         },
         exact,
     )

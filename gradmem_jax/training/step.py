@@ -157,8 +157,9 @@ def make_train_step(
         (gradient,) = pull_back(gradient)
         gradient_norm = optax.global_norm(gradient)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(gradient_norm)
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, trained)
-        updated = (optax.apply_updates(trained, updates), optimizer_state)
+        with jax.numpy_dtype_promotion("standard"):  # optax counts on it
+            updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, trained)
+            updated = (optax.apply_updates(trained, updates), optimizer_state)
         trained, optimizer_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             updated,
