@@ -7,6 +7,8 @@ import os
 import pathlib
 import re
 import shlex
+import subprocess
+import sys
 from unittest import mock
 
 import numpy as np
@@ -125,6 +127,20 @@ class DocsTest(parameterized.TestCase):
         self.assertEqual(names["some"].shape, (2, 8, 128))
         self.assertEqual(names["state_logits"].shape, (4, 3, 7, 256))
         self.assertEqual(names["place"], "office")
+        self.assertLess(
+            sum(os.path.getsize(f"{name}.jax") for name in ("write", "read")),
+            os.path.getsize("flat_params.npz"),
+        )
+        (alone,) = (x for x in code_blocks(page_named("library.md"), "python") if "deserial" in x)
+        check = "import sys; assert 'gradmem_jax' not in sys.modules and type(story_info) is dict"
+        save = "np.savez('alone.npz', memory=story_memory, logits=story_logits)"
+        subprocess.run([sys.executable, "-c", "\n".join((alone, check, save))], check=True)
+        stories, model, params = (names[name] for name in ("stories", "model", "params"))
+        memory, _ = model.write_memory(params, stories)
+        logits = model.read_memory(params, memory, stories[:, :5])
+        with np.load("alone.npz") as made_alone:
+            np.testing.assert_allclose(made_alone["memory"], memory, rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(made_alone["logits"], logits, rtol=1e-3, atol=1e-3)
         for name, value in names["made"].items():
             np.testing.assert_array_equal(names["stored"][name], value)
 
@@ -140,7 +156,7 @@ class DocsTest(parameterized.TestCase):
         self.assertEqual(dict(names["mesh"].shape), {"data": 1, "fsdp": 4, "tensor": 2})
         self.assertFalse(names["state"].params["lm"]["embedding"].is_fully_replicated)
         self.assertTrue(callable(names["step"]))
-        self.assertEqual(str(names["memory"].sharding.spec), "PartitionSpec('data', None, None)")
+        self.assertEqual(names["memory"].sharding.spec[0], "data")
 
     def test_python_code_of_own_models(self):
         self.addCleanup(METHODS.pop, "gradmem_window", None)

@@ -1,0 +1,96 @@
+"""WRITE, READ and decoding as `jax.export` makes files of them, and in forward mode anywhere."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+from jax import export
+
+from gradmem_jax import generate
+from gradmem_jax.methods import METHODS
+from tests.small import random_ids, small_model, small_params, small_parts, small_writer
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+MODELS = {name: functools.partial(small_writer, name) for name in METHODS} | {
+    "gradmem_with_own_projections": functools.partial(
+        small_model, memory_projection="per_sample", lm=dict(scan_layers=True)
+    )
+}
+
+
+def arrays(*sizes):
+    """Shapes of contexts [B, S] and queries [B, R, Q] of sizes B, S and Q."""
+    b, s, q = sizes
+    return tuple(jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((b, s), (b, 2, q)))
+
+
+class ExportTest(parameterized.TestCase):
+    @parameterized.named_parameters((name, name) for name in MODELS)
+    def test_open_batch_and_lengths(self, name):
+        model = MODELS[name]()
+        params = small_params(model)
+
+        def run(params, context_ids, query_ids):
+            memory, info = model.write_memory(params, context_ids)
+            answers = generate(model, params, memory, query_ids, 2)
+            return memory, info, model.read_memory(params, memory, query_ids), answers
+
+        sizes = export.symbolic_shape("b, s, q", constraints=["s <= 20", "q <= 6"])
+        made = export.export(jax.jit(run), platforms=PLATFORMS)(params, *arrays(*sizes))
+        made = export.deserialize(bytearray(made.serialize()))
+        for b, s, q in ((3, 9, 4), (1, 14, 1)):
+            ids = random_ids(b, b, s).astype(np.int32), random_ids(q, b, 2, q).astype(np.int32)
+            ids[0][0, 6:] = 0
+            got = made.call(params, *ids)
+            chex.assert_trees_all_close(got, jax.jit(run)(params, *ids), rtol=1e-3, atol=2e-4)
+
+    def test_sizes_that_may_not_fit(self):
+        model = small_model()
+        shapes = arrays(*export.symbolic_shape("b, s, q"))
+        write = export.export(jax.jit(model.write_memory))
+        with self.assertRaisesRegex(ValueError, r"s tokens.* 37 .*constraints=\['s <= 37'\]"):
+            write(small_params(model), shapes[0])
+        write = export.export(jax.jit(small_model(num_write_parts=2).write_memory))
+        with self.assertRaisesRegex(ValueError, "batch size b is symbolic.*num_write_parts=2"):
+            write(small_params(model), jax.ShapeDtypeStruct((*shapes[0].shape[:1], 9), jnp.int32))
+
+
+def directional(function, *args):
+    """The derivative of a number along the cosines of the arguments, in forward mode."""
+    return jax.jvp(function, args, jax.tree.map(jnp.cos, args))[1]
+
+
+class ForwardModeTest(parameterized.TestCase):
+    @parameterized.named_parameters((name, name) for name in METHODS)
+    def test_forward_mode(self, name):
+        changes = {"meta_gradient": "reverse"} if hasattr(METHODS[name].config, "clip_norm") else {}
+        model = small_writer(name, **changes)
+        params = small_params(model)
+        context_ids, query_ids = random_ids(0, 3, 9), random_ids(1, 3, 2, 4)
+        constant_memory = jax.jit(model.write_memory)(params, context_ids)[0]
+
+        def size(params):
+            memory, _ = model.write_memory(params, context_ids)
+            read = model.read_memory(params, memory, query_ids)
+            return read.var() + model.read_memory(params, constant_memory, query_ids[:, 0]).var()
+
+        def along(scale, params):
+            return directional(size, jax.tree.map(lambda x: x * scale, params))
+
+        with small_parts(9):  # on CPU, so each platform has a program of its own
+            export.export(jax.jit(along), platforms=PLATFORMS)(1.0, params)
+        scales = np.array([1.0, 0.9], np.float32)
+        got = jax.jit(jax.vmap(along, (0, None)))(scales, params)
+        gradient = jax.jit(jax.grad(size))
+        for product, scale in zip(got, scales, strict=True):
+            scaled = jax.tree.map(lambda x, scale=scale: x * scale, params)
+            pairs = jax.tree.map(lambda g, x: np.vdot(g, np.cos(x)), gradient(scaled), scaled)
+            want = sum(jax.tree.leaves(pairs))
+            np.testing.assert_allclose(product, want, rtol=2e-3, atol=1e-3)
+
+
+if __name__ == "__main__":
+    absltest.main()
