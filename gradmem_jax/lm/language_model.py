@@ -141,7 +141,7 @@ def kernel_axes(path: Sequence[str], num_axes: int) -> tuple[int, int]:
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + epsilon) * scale over the last axis, float32 at least inside.
 
-    Flax's norms give the same numbers, but mix types without casts.
+    It is Flax's to the bit, gradients too, but never mixes types.
 
     Attributes:
         epsilon: what keeps the division finite.
@@ -156,9 +156,9 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps x [..., d] to [..., d]."""
-        x = x.astype(at_least_float32(x.dtype))
-        variance = jnp.square(x).mean(axis=-1, keepdims=True)
-        return self.scaled(x, variance).astype(self.dtype)
+        dtype = at_least_float32(x.dtype)
+        variance = jnp.square(x.astype(dtype)).mean(axis=-1, keepdims=True)
+        return self.scaled(x.astype(dtype), variance).astype(self.dtype)
 
     def scaled(self, x: jax.Array, variance: jax.Array) -> jax.Array:
         """Divides x [..., d] by the root of its variance [..., 1] and multiplies by the scale."""
@@ -177,11 +177,12 @@ class LayerNorm(RMSNorm):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps x [..., d] to [..., d]."""
-        x = x.astype(at_least_float32(x.dtype))
-        x = x - x.mean(axis=-1, keepdims=True)
-        variance = jnp.square(x).mean(axis=-1, keepdims=True)
-        y = self.scaled(x, variance) + self.vector("bias", nn.initializers.zeros, x)
-        return y.astype(self.dtype)
+        dtype = at_least_float32(x.dtype)
+        wide = x.astype(dtype)
+        mean = wide.mean(axis=-1, keepdims=True)
+        variance = jnp.square(wide - mean).mean(axis=-1, keepdims=True)
+        y = self.scaled(x.astype(dtype) - mean, variance)
+        return (y + self.vector("bias", nn.initializers.zeros, y)).astype(self.dtype)
 
 
 def rms_norm(config: LMConfig, name: str | None = None) -> RMSNorm:
