@@ -26,6 +26,11 @@ def as_array(name: str, value: Any, expected: str) -> Any:
         raise ValueError(f"{name} is no array; give {expected}.") from error
 
 
+def on_device(tree: Any) -> Any:
+    """Returns a tree whose arrays are JAX's; what is not one yet is copied explicitly."""
+    return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jax.device_put(x), tree)
+
+
 def check_ids(
     name: str,
     ids: Any,
@@ -61,7 +66,7 @@ def check_ids(
         raise ValueError(f"{name} has dtype {ids.dtype}; token ids must be integers.")
     if not is_traced(ids):
         # Looked at before the conversion to 32 bits, which would wrap what does not fit.
-        values = np.asarray(ids)
+        values = np.asarray(jax.device_get(ids))
         low, high = int(values.min()), int(values.max())
         if low < 0 or high >= vocab_size:
             raise ValueError(
@@ -79,7 +84,7 @@ def check_ids(
                 )
     is_small = jnp.issubdtype(ids.dtype, jnp.signedinteger) and ids.dtype.itemsize <= 4
     ids = ids if is_small else ids.astype(np.int32)
-    return ids if isinstance(ids, jax.Array) else jax.device_put(ids)  # asarray would compile
+    return on_device(ids)
 
 
 def check_key(key: Any) -> None:
@@ -141,7 +146,8 @@ def check_memory(memory: Any, expected: Any) -> None:
                 f"memory has an array of dtype {dtype} where this model's has {want.dtype}; "
                 f"convert it: x.astype({str(want.dtype)!r})."
             )
-        if not is_traced(given) and not np.isfinite(np.asarray(given, np.float32)).all():
+        values = None if is_traced(given) else np.asarray(jax.device_get(given), np.float32)
+        if values is not None and not np.isfinite(values).all():
             raise ValueError(
                 "memory holds NaN or infinite values; the WRITE that made it diverged. Use a "
                 "smaller write learning rate, or clip its gradient."
@@ -216,7 +222,7 @@ def resolve_steps(
         steps = _whole_numbers(num_steps, batch_size)
         return bound, jnp.clip(steps.astype(jnp.int32), 0, bound)
     if np.ndim(num_steps):
-        steps = np.asarray(_whole_numbers(num_steps, batch_size))
+        steps = np.asarray(jax.device_get(_whole_numbers(num_steps, batch_size)))
         low, high = (_bounded("num_steps", int(x)) for x in (steps.min(), steps.max()))
         require(low >= 0, f"num_steps holds {low}; it must not be negative.")
         bound = high if max_steps is None else max_steps
@@ -290,4 +296,4 @@ def check_per_sample(name: str, tree: Any, batch_size: int) -> Any:
         f"{name} has arrays of shapes {shapes[:_SHOWN]}; each needs a leading axis of the "
         f"{batch_size} samples.",
     )
-    return jax.tree.map(jnp.asarray, tree)
+    return on_device(tree)

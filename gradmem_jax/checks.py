@@ -48,7 +48,7 @@ def plain(name: str, value: Any) -> Any:
     )
     is_scalar = getattr(value, "shape", None) == () and hasattr(value, "item")
     is_key = is_scalar and jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended)
-    return value.item() if is_scalar and not is_key else value
+    return jax.device_get(value).item() if is_scalar and not is_key else value
 
 
 def require_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:

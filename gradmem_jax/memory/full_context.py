@@ -164,7 +164,7 @@ class FullContext(MemoryModel[ContextMemory]):
         length = jnp.shape(memory.keys)[2] if is_one else 1
         check_memory(memory, jax.eval_shape(lambda: self._empty(batch_size, length)))
         if not is_traced(memory.length):
-            lengths = np.asarray(memory.length)
+            lengths = np.asarray(jax.device_get(memory.length))
             require(
                 bool((lengths >= 0).all() and (lengths <= length).all()),
                 f"memory.length={lengths.tolist()} must be in [0, {length}], the tokens it holds.",

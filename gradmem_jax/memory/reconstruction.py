@@ -1,5 +1,6 @@
 """What a memory holds of its context: the context read back from memory alone."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from gradmem_jax.array_checks import check_ids
+from gradmem_jax.array_checks import check_ids, on_device
 from gradmem_jax.checks import require, require_instance
 from gradmem_jax.memory.generate import generate
 from gradmem_jax.memory.interface import MemoryModel, MemoryT
@@ -58,16 +59,31 @@ def reconstruct(
     )
     view, seen = model.write_view(params)
     context_ids = view.check_read(seen, memory, context_ids)
-    real = np.asarray(context_ids) != model.config.pad_id
-
-    def shares(right: np.ndarray) -> np.ndarray:
-        return (right & real).sum(axis=1) / np.maximum(real.sum(axis=1), 1)
-
     logits = view.read_memory(seen, memory, context_ids)
-    token_accuracy = shares(np.asarray(logits[:, :-1].argmax(-1) == context_ids))
     length = context_ids.shape[1]
-    nothing = jnp.full((context_ids.shape[0], 1), model.config.pad_id, jnp.int32)
+    nothing = on_device(np.full((context_ids.shape[0], 1), c.pad_id, np.int32))
     ids = generate(view, seen, memory, nothing, min(length, capacity))
-    ids = jnp.pad(ids, ((0, 0), (0, length - ids.shape[1])), constant_values=model.config.pad_id)
-    ids = jnp.where(real, ids, model.config.pad_id)
-    return Reconstruction(ids, shares(np.asarray(ids == context_ids)), token_accuracy)
+    ids, *counts = _compared(ids, logits, context_ids, c.pad_id)
+    right, right_tokens, num_tokens = jax.device_get(counts)
+    return Reconstruction(ids, right / num_tokens, right_tokens / num_tokens)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _compared(
+    ids: jax.Array, logits: jax.Array, context_ids: jax.Array, pad_id: int
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Ids without what stands in the place of padding, and counts [B].
+
+    They are the tokens that `ids` has right, those that `logits` has right, and all, 1 at least.
+    """
+    real = context_ids != pad_id
+    missing = context_ids.shape[1] - ids.shape[1]
+    ids = jnp.pad(ids, ((0, 0), (0, missing)), constant_values=pad_id)
+    ids = jnp.where(real, ids, pad_id)
+
+    def count(right: jax.Array) -> jax.Array:
+        return (right & real).sum(axis=1)
+
+    likely = logits[:, :-1].argmax(-1)
+    num_tokens = jnp.maximum(real.sum(axis=1), 1)
+    return ids, count(ids == context_ids), count(likely == context_ids), num_tokens

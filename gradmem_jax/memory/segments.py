@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from gradmem_jax.array_checks import as_array, check_ids
+from gradmem_jax.array_checks import as_array, check_ids, on_device
 from gradmem_jax.checks import is_traced, require_instance
 from gradmem_jax.memory.inner_loop import WriteInfo, per_sample
 from gradmem_jax.memory.interface import Memory, MemoryModel, MemoryT
@@ -53,9 +53,9 @@ def write_context(
     jax.eval_shape(lambda ids: model.write_memory(params, ids, memory=memory, **options), shape)
     num_steps = options.get("num_steps")
     if num_steps is not None and np.ndim(num_steps) and not is_traced(num_steps):
-        options.setdefault("max_steps", int(np.max(num_steps)))
+        options.setdefault("max_steps", int(np.max(jax.device_get(num_steps))))
     static = tuple((name, x) for name, x in options.items() if isinstance(x, int))
-    arrays = {name: x for name, x in options.items() if not isinstance(x, int)}
+    arrays = on_device({name: x for name, x in options.items() if not isinstance(x, int)})
     write = program(_write_segments, model, static_argnames=("static",))
     return write(params, ids, memory, arrays, static=static)
 
