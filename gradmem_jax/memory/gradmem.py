@@ -378,7 +378,7 @@ class GradMem(PrefixMemory[Written]):
             return mean_per_sample(token_losses(logits, labels), labels)
         data = join_floats(inputs.loss_data, settings.loss_data)
         losses = self.write_loss(WritePrediction(logits, hidden, labels), data)
-        chex.assert_shape(losses, (len(labels),), custom_message="write_loss must return [B]")
+        chex.assert_shape(losses, labels.shape[:1], custom_message="write_loss must return [B]")
         return losses
 
     def init_update(self, memory: Written) -> Any:

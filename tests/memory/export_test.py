@@ -9,7 +9,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from jax import export
 
-from gradmem_jax import generate
+from gradmem_jax import GradMem, generate
 from gradmem_jax.methods import METHODS
 from tests.small import random_ids, small_model, small_params, small_parts, small_writer
 
@@ -46,6 +46,28 @@ class ExportTest(parameterized.TestCase):
             ids[0][0, 6:] = 0
             got = made.call(params, *ids)
             chex.assert_trees_all_close(got, jax.jit(run)(params, *ids), rtol=1e-3, atol=2e-4)
+
+    def test_open_sizes_of_what_write_is_told(self):
+        def weighted(prediction, weights):
+            return weights * jax.nn.logsumexp(prediction.logits, axis=-1).mean(axis=-1)
+
+        config = small_model().config
+        model = GradMem(config, write_loss=weighted)
+        params = small_params(model)
+
+        def write(params, context_ids, num_steps, weights):
+            options = dict(max_steps=2, loss_tolerance=weights, loss_data=weights)
+            return model.write_memory(params, context_ids, num_steps=num_steps, **options)
+
+        b, s = export.symbolic_shape("b, s", constraints=["s <= 20"])
+        shapes = [
+            jax.ShapeDtypeStruct(*x)
+            for x in (((b, s), jnp.int32), ((b,), jnp.int32), ((b,), jnp.float32))
+        ]
+        args = random_ids(0, 3, 9), np.array([0, 1, 2]), np.array([0.5, 1.0, 2.0])
+        args = [x.astype(shape.dtype) for x, shape in zip(args, shapes, strict=True)]
+        got = export.export(jax.jit(write))(params, *shapes).call(params, *args)
+        chex.assert_trees_all_close(got, jax.jit(write)(params, *args), rtol=1e-3, atol=2e-4)
 
     def test_sizes_that_may_not_fit(self):
         model = small_model()
