@@ -52,7 +52,8 @@ def pytest_collection_modifyitems(config, items):
         return
     skip = pytest.mark.skip(reason="slow; runs with --run_slow")
     for item in items:
-        if "slow" in item.keywords:
+        slow = [case for mark in item.iter_markers("slow_cases") for case in mark.args]
+        if "slow" in item.keywords or item.name.endswith(tuple(f"_{case}" for case in slow)):
             item.add_marker(skip)
 
 

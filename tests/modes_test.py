@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest, parameterized
 
 from gradmem_jax import (
@@ -105,6 +106,8 @@ def models():
     return by_name
 
 
+# Others take the same code.
+SLOW = ("kv_prefix", "warm_start", "lact", "ttt_linear", "mamba", "rmt", "full_context", "reverse")
 MODELS = models()
 OPTIMIZER = optax.adam(0.1)
 
@@ -144,6 +147,7 @@ def evaluate(model, params, batch, num_steps):
 
 class TracingTest(parameterized.TestCase):
     @parameterized.named_parameters((name, name) for name in MODELS)
+    @pytest.mark.slow_cases(*SLOW)
     def test_no_types_and_ranks_are_mixed_and_nothing_leaks(self, name):
         model = MODELS[name]
         with (
@@ -175,6 +179,7 @@ class TracingTest(parameterized.TestCase):
 
 class RunningTest(parameterized.TestCase):
     @parameterized.named_parameters((name, name) for name in [*METHODS, "gpt2", "gpt_neox"])
+    @pytest.mark.slow_cases(*SLOW)
     def test_arrays_of_the_device_stay_there_and_padding_makes_no_nan(self, name):
         model = MODELS[name]
         on_device = (small_params(model), SEGMENTS, PADDING, write_options(model))

@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from jax import export
 
@@ -14,6 +15,7 @@ from gradmem_jax.methods import METHODS
 from tests.small import random_ids, small_model, small_params, small_parts, small_writer
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+SLOW = ("kv_prefix", "warm_start", "lact", "ttt_linear", "mamba")  # others take the same code
 MODELS = {name: functools.partial(small_writer, name) for name in METHODS} | {
     "gradmem_with_own_projections": functools.partial(
         small_model, memory_projection="per_sample", lm=dict(scan_layers=True)
@@ -29,6 +31,7 @@ def arrays(*sizes):
 
 class ExportTest(parameterized.TestCase):
     @parameterized.named_parameters((name, name) for name in MODELS)
+    @pytest.mark.slow_cases(*SLOW)
     def test_open_batch_and_lengths(self, name):
         model = MODELS[name]()
         params = small_params(model)
@@ -87,6 +90,7 @@ def directional(function, *args):
 
 class ForwardModeTest(parameterized.TestCase):
     @parameterized.named_parameters((name, name) for name in METHODS)
+    @pytest.mark.slow_cases(*SLOW)
     def test_forward_mode(self, name):
         changes = {"meta_gradient": "reverse"} if hasattr(METHODS[name].config, "clip_norm") else {}
         model = small_writer(name, **changes)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest, parameterized
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -20,6 +21,7 @@ CONTEXT[1, 5:] = 0
 NUM_DEVICES = 2
 ROWS, WHOLE = PartitionSpec("data"), PartitionSpec()
 INFO = WriteInfo(PartitionSpec(None, "data"), PartitionSpec(None, "data"), ROWS)
+SLOW = ("kv_prefix", "warm_start", "lact", "ttt_linear", "mamba")  # others take the same code
 MODELS = {name: functools.partial(small_writer, name) for name in METHODS} | {
     "gradmem_with_adam": functools.partial(small_model, optax.adam(0.1, eps_root=1e-8)),
     "gradmem_with_much_beside": functools.partial(
@@ -69,6 +71,7 @@ def close(got, want):
 
 class AnyMeshTest(parameterized.TestCase):
     @parameterized.named_parameters((name, name) for name in MODELS)
+    @pytest.mark.slow_cases(*SLOW)
     def test_explicit_axes(self, name):
         params, run, want = program(name)
         mesh = make_mesh(AxisType.Explicit)
@@ -84,6 +87,7 @@ class AnyMeshTest(parameterized.TestCase):
         self.assertTrue(all(x.sharding.is_fully_replicated for x in jax.tree.leaves(gradient)))
 
     @parameterized.named_parameters((name, name) for name in MODELS)
+    @pytest.mark.slow_cases(*SLOW)
     def test_manual_axes(self, name):
         params, run, want = program(name)
 
