@@ -36,6 +36,7 @@ from absl import flags  # noqa: E402
 
 from experiments.program import heap  # noqa: E402
 from experiments.speed.reference_runner import process_peak_bytes  # noqa: E402
+from gradmem_jax.memory import programs  # noqa: E402
 
 _MOST_MIB = 2048  # so two workers, and the programs they start, fit into a laptop's 8 GB
 _PEAKS = []  # MiB, of this process or of all workers
@@ -55,6 +56,13 @@ def pytest_collection_modifyitems(config, items):
         slow = [case for mark in item.iter_markers("slow_cases") for case in mark.args]
         if "slow" in item.keywords or item.name.endswith(tuple(f"_{case}" for case in slow)):
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Frees what was compiled for the models of a file, which those of others are not equal to."""
+    yield
+    programs.forget()
 
 
 @pytest.hookimpl(optionalhook=True)

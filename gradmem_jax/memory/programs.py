@@ -81,6 +81,11 @@ def _values_of(model: Any) -> dict[Any, Any]:
     return {}
 
 
+def forget() -> None:
+    """Frees all that was compiled for models."""
+    _values_of.cache_clear()
+
+
 def _may_keep(model: Any) -> bool:
     """Whether a model may outlive its user.
 
