@@ -107,9 +107,21 @@ def models():
 
 
 # Others take the same code.
-SLOW = tuple(
-    "kv_prefix warm_start lact lact_bfloat16 ttt_linear mamba mamba2_bfloat16 rmt armt full_context "
-    "reverse gpt2 gpt_neox own_loss".split()
+SLOW = (
+    "kv_prefix",
+    "warm_start",
+    "lact",
+    "lact_bfloat16",
+    "ttt_linear",
+    "mamba",
+    "mamba2_bfloat16",
+    "rmt",
+    "armt",
+    "full_context",
+    "reverse",
+    "gpt2",
+    "gpt_neox",
+    "own_loss",
 )
 MODELS = models()
 OPTIMIZER = optax.adam(0.1)
