@@ -218,12 +218,12 @@ class RunningTest(parameterized.TestCase):
         np.testing.assert_array_equal(got, want)
         chex.assert_tree_all_finite(metrics)
 
-    def test_reconstruct_makes_no_nan(self):
+    def test_reconstruct_copies_nothing_and_makes_no_nan(self):
         model = MODELS["gradmem"]
-        params = small_params(model)
-        memory, _ = model.write_memory(params, PADDING)
-        with jax.debug_nans(True):
-            shown = reconstruct(model, params, memory, PADDING)
+        params, context_ids = jax.device_put((small_params(model), PADDING))
+        memory, _ = model.write_memory(params, context_ids)
+        with jax.transfer_guard("disallow"), jax.debug_nans(True):
+            shown = reconstruct(model, params, memory, context_ids)
         np.testing.assert_array_equal(shown.accuracy[1], 0)
 
     def test_without_compiling(self):

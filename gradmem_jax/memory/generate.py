@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from gradmem_jax.array_checks import check_key, check_length
+from gradmem_jax.array_checks import check_key, check_length, on_device
 from gradmem_jax.checks import is_traced, require, require_instance, require_integer, require_number
 from gradmem_jax.memory.interface import MemoryModel, MemoryT
 from gradmem_jax.parallel.any_mesh import on_any_mesh, vary_like
@@ -86,12 +86,13 @@ def generate(
     check_length("query_ids with max_new_tokens", length, positions, c.lm.max_positions)
     drawing = None
     if draws:
-        limits = (_on_device(x) for x in (temperature, top_k, top_p))
-        drawing = _Drawing(jnp.asarray(key), *limits)
-    arrays = (params, memory, ids, jax.device_put(stops), drawing)
+        numbers = (temperature, top_k, top_p)
+        known = [np.float32(x) if isinstance(x, int | float) else x for x in numbers]
+        drawing = _Drawing(jnp.asarray(key), *on_device(known))
+    arrays = (params, memory, ids, on_device(stops), drawing)
     inside = any(is_traced(x) for x in jax.tree.leaves(arrays))
     decode = _compiled("any" if inside else platform_of((params, memory)))
-    return decode(model.reader(), max_new_tokens, *arrays)
+    return decode(model.reader, max_new_tokens, *arrays)
 
 
 class _Drawing(NamedTuple):
@@ -123,10 +124,6 @@ def _check_stops(stop_id: int | Sequence[int] | None, vocab_size: int) -> np.nda
         f"stop_id={stop_id} must be one or more ids of the vocabulary of {vocab_size}.",
     )
     return np.array(stops, np.int32)
-
-
-def _on_device(value: Any) -> Any:
-    return jax.device_put(np.float32(value)) if isinstance(value, int | float) else value
 
 
 def _keep_most_probable(
@@ -161,12 +158,10 @@ def _generate(
     params: Params,
     memory: Any,
     query_ids: jax.Array,
-    stops: jax.Array,
-    drawing: _Drawing | None,
+    *others: Any,
 ) -> jax.Array:
     decode = functools.partial(_decode, model, max_new_tokens)
-    arrays = (params, memory, query_ids, stops, drawing)
-    return on_any_mesh(decode, (query_ids, memory), 0, *arrays)
+    return on_any_mesh(decode, (query_ids, memory), 0, params, memory, query_ids, *others)
 
 
 def _decode(

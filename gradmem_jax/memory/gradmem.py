@@ -179,9 +179,10 @@ class GradMem(PrefixMemory[Written]):
             "None.",
         )
 
+    @functools.cached_property
     def reader(self) -> Self:
         """This model without what matters to WRITE alone; see `MemoryModel.reader`."""
-        return dataclasses.replace(super().reader(), write_optimizer=None, write_loss=None)
+        return dataclasses.replace(super().reader, write_optimizer=None, write_loss=None)
 
     @shared
     def init(self, key: jax.Array, lm_params: Params | None = None) -> Params:

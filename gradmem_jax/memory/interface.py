@@ -1,6 +1,7 @@
 """What every way of writing a memory answers: `init`, `write_memory`, `read_memory`."""
 
 import dataclasses
+import functools
 import typing
 from typing import Any, ClassVar, Generic
 
@@ -137,25 +138,19 @@ def swap_batch_and_layers(tree: Any) -> Any:
 
 
 def _write(
-    model: "MemoryModel[MemoryT]",
-    params: Params,
-    context_ids: jax.Array,
-    memory: MemoryT | None,
-    settings: WriteSettings,
-    *,
-    max_steps: int,
+    model: "MemoryModel[MemoryT]", params: Params, *batch: Any, max_steps: int
 ) -> tuple[MemoryT, WriteInfo]:
+    """`run_steps` on parts of a batch: contexts, memory and settings."""
+
     def write(
         params: Params, context_ids: jax.Array, memory: MemoryT | None, settings: WriteSettings
-    ) -> Any:
-        def run(context_ids: jax.Array, memory: MemoryT | None, settings: WriteSettings) -> Any:
-            return model.run_steps(params, context_ids, memory, settings, max_steps)
-
+    ) -> tuple[MemoryT, WriteInfo]:
+        run = functools.partial(model.run_steps, params, max_steps=max_steps)
         return write_in_parts(run, context_ids, memory, settings, model.num_write_parts)
 
+    context_ids, memory, _ = batch
     batch_axes = (0, WriteInfo._make((1, 1, 0)))
-    batch = (context_ids, memory)
-    return on_any_mesh(write, batch, batch_axes, params, context_ids, memory, settings)
+    return on_any_mesh(write, (context_ids, memory), batch_axes, params, *batch)
 
 
 def _read(
@@ -441,8 +436,9 @@ class MemoryModel(Generic[MemoryT]):
             ValueError: wrong shapes, or ids outside the vocabulary.
         """
         query_ids = self.check_read(params, memory, query_ids)
-        return program(_read, self.reader())(params, memory, query_ids)
+        return program(_read, self.reader)(params, memory, query_ids)
 
+    @functools.cached_property
     def reader(self) -> typing.Self:
         """This model without what matters to WRITE alone: models that read alike have equal ones.
 
@@ -490,12 +486,11 @@ class MemoryModel(Generic[MemoryT]):
 
     def param_shapes(self) -> Params:
         """Shapes of the parameters of `init`."""
-        reader = self.reader()
 
         def evaluate() -> Params:
-            return jax.eval_shape(lambda: reader.init(jax.random.key(0)))
+            return jax.eval_shape(lambda: self.reader.init(jax.random.key(0)))
 
-        return kept(reader, "param_shapes", evaluate)
+        return kept(self.reader, "param_shapes", evaluate)
 
     def check_write(
         self, params: Params, memory: MemoryT | None, context_ids: ArrayLike

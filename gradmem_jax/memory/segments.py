@@ -51,9 +51,10 @@ def write_context(
     ids = check_ids("context_ids", ids, ("B", "T", "S"), c.lm.vocab_size, c.pad_id)
     shape = jax.ShapeDtypeStruct((ids.shape[0], ids.shape[2]), jnp.int32)
     jax.eval_shape(lambda ids: model.write_memory(params, ids, memory=memory, **options), shape)
-    num_steps = options.get("num_steps")
-    if num_steps is not None and np.ndim(num_steps) and not is_traced(num_steps):
-        options.setdefault("max_steps", int(np.max(jax.device_get(num_steps))))
+    num_steps: Any = options.get("num_steps")
+    if np.ndim(num_steps) and not is_traced(num_steps):
+        num_steps = np.asarray(jax.device_get(num_steps))
+        options = {"max_steps": int(num_steps.max())} | options | {"num_steps": num_steps}
     static = tuple((name, x) for name, x in options.items() if isinstance(x, int))
     arrays = on_device({name: x for name, x in options.items() if not isinstance(x, int)})
     write = program(_write_segments, model, static_argnames=("static",))
