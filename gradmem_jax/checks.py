@@ -13,6 +13,8 @@ from typing import Any, Literal
 import jax
 from jax.export import is_symbolic_dim
 
+from gradmem_jax.foreign_text import shortened, shown
+
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 DTYPES = typing.get_args(Dtype)
 ENABLE_X64 = 'call jax.config.update("jax_enable_x64", True) first.'
@@ -20,9 +22,9 @@ AUTOMATIC = -1  # of a count: have it chosen
 
 
 def require(condition: bool, message: str) -> None:
-    """Raises ValueError with `message` unless `condition` holds."""
+    """Raises ValueError with `message`, no longer than a screen, unless `condition` holds."""
     if not condition:
-        raise ValueError(message)
+        raise ValueError(shortened(message))
 
 
 def is_traced(value: Any) -> bool:
@@ -56,7 +58,7 @@ def require_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     value = plain(name, value)
     require(
         any(type(value) is type(choice) and value == choice for choice in choices),
-        f"{name}={value!r} is not known; choose one of {choices}.",
+        f"{name}={shown(value)} is not known; choose one of {choices}.",
     )
 
 
@@ -66,7 +68,7 @@ def require_integer(name: str, value: Any, minimum: int) -> int:
     is_integer = isinstance(value, int) and not isinstance(value, bool)
     require(
         is_integer and minimum <= value < 2**63,
-        f"{name}={value!r} must be an integer >= {minimum} and below 2**63.",
+        f"{name}={shown(value)} must be an integer >= {minimum} and below 2**63.",
     )
     return value
 
@@ -88,9 +90,9 @@ def require_number(name: str, value: Any, *, above: float | None = None) -> floa
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     is_finite = is_number and (isinstance(value, float) or _fits_float(value))
     is_finite = is_finite and math.isfinite(value)
-    require(is_finite, f"{name}={value!r} must be a finite number.")
+    require(is_finite, f"{name}={shown(value)} must be a finite number.")
     if above is not None:
-        require(value > above, f"{name}={value!r} must be greater than {above}.")
+        require(value > above, f"{name}={shown(value)} must be greater than {above}.")
     return value
 
 
@@ -100,14 +102,14 @@ def _fits_float(value: int) -> bool:
 
 def require_instance(name: str, value: Any, kind: Any) -> None:
     """Raises ValueError unless `value` is of a type that the annotation `kind` allows."""
-    require(_fits(value, kind), f"{name}={value!r} must be of type {_type_name(kind)}.")
+    require(_fits(value, kind), f"{name}={shown(value)} must be of type {_type_name(kind)}.")
 
 
 def require_path(name: str, value: Any) -> pathlib.Path:
     """Returns a path; raises ValueError unless `value` is one or a text."""
     require(
         isinstance(value, str | pathlib.PurePath),
-        f"{name}={value!r} must be a path: a str or a pathlib.Path.",
+        f"{name}={shown(value)} must be a path: a str or a pathlib.Path.",
     )
     return pathlib.Path(value)
 

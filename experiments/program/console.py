@@ -1,4 +1,8 @@
-"""What programs print: lines of one format, on a standard output that may be closed."""
+"""What programs print: lines of one format, on a standard output that may be closed.
+
+Texts in them may be foreign: names in a file that somebody sent. Whatever goes through here is
+printable, so none of it can steer the terminal.
+"""
 
 import logging
 import sys
@@ -6,7 +10,22 @@ import sys
 from absl import flags
 from absl import logging as absl_logging
 
+from gradmem_jax.foreign_text import printable
+
 log = logging.getLogger("experiments")
+
+
+class _Printable(logging.Formatter):
+    """Another formatter's lines, without what a terminal would obey."""
+
+    def __init__(self, formatter: logging.Formatter) -> None:
+        """Takes the other one."""
+        super().__init__()
+        self._formatter = formatter
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Formats a record."""
+        return printable(self._formatter.format(record))
 
 
 class _StandardOutput(logging.StreamHandler):
@@ -21,9 +40,15 @@ class _StandardOutput(logging.StreamHandler):
 def set_up_logging() -> None:
     """Sends our lines to standard output; of libraries only warnings, unless --verbosity is set."""
     handler = _StandardOutput(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(_Printable(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")))
     log.handlers = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False
     if not flags.FLAGS["verbosity"].present:
         absl_logging.set_verbosity(absl_logging.WARNING)
+    absl_logging.get_absl_handler().setFormatter(_Printable(absl_logging.PythonFormatter()))
+
+
+def say(text: str) -> None:
+    """Prints a text, perhaps of several lines, on standard output."""
+    print(printable(text), flush=True)

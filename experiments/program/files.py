@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from gradmem_jax.checks import require
+from gradmem_jax.storage import reading
+from gradmem_jax.storage.writing import write_text
 
 FIGURES = (".png", ".pdf", ".svg")
 
@@ -116,9 +118,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes a JSON file in one step: readers see the old one or the new one, whole."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(to_json(value), indent=1) + "\n")
-    temporary.replace(path)
+    write_text(path, json.dumps(to_json(value), indent=1) + "\n")
 
 
 def read_json(path: pathlib.Path) -> Any:
@@ -128,8 +128,6 @@ def read_json(path: pathlib.Path) -> Any:
         ValueError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"cannot read {path} ({error}); is {path.parent} the workdir of a run?"
-        ) from error
+        return reading.read_json(path, "file of a run")
+    except ValueError as error:
+        raise ValueError(f"{error} Is {path.parent} the workdir of a run?") from error

@@ -12,6 +12,7 @@ from typing import NoReturn
 from absl import app, flags
 
 from gradmem_jax.checks import require
+from gradmem_jax.foreign_text import one_line
 from gradmem_jax.storage.checkpoint import CheckpointError
 
 _OURS = tuple(pathlib.Path(__file__).parents[2] / name for name in ("experiments", "gradmem_jax"))
@@ -54,7 +55,7 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
         last = str(error).strip().splitlines()[-1].strip()
         if "Traceback" in str(error) and last.startswith("ValueError: "):  # of our configurations
             _refuse(last.removeprefix("ValueError: "))
-        _refuse(f"{error}\n{_hint(str(error))}--help lists the flags.")
+        _refuse(f"{error} {_hint(str(error))}--help lists the flags.")
 
 
 def _check_config_file(arguments: Sequence[str]) -> None:
@@ -127,7 +128,7 @@ def end_now(status: int) -> NoReturn:
 
 
 def _refuse(message: str) -> NoReturn:
-    sys.exit(f"error: {message}")
+    sys.exit(f"error: {one_line(message)}")
 
 
 def integers(name: str, values: Sequence[str]) -> list[int]:

@@ -2,39 +2,46 @@
 
 import os
 import pathlib
-import secrets
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import safetensors
-from safetensors.numpy import save
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
-from gradmem_jax.checks import require, require_instance
+from gradmem_jax.checks import require_instance
+from gradmem_jax.storage.reading import require_file
+from gradmem_jax.storage.writing import Writer, write_file
+
+
+def arrays_writer(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> Writer:
+    """Returns what writes arrays and texts to a path; see storage/writing.py."""
+
+    def write(path: pathlib.Path) -> None:
+        try:
+            save_file(dict(arrays), path, metadata=dict(metadata))
+        except SafetensorError as error:  # of a disk too, whose number is in the text only
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+    return write
 
 
 def write_arrays(
     path: str | pathlib.Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
     """Writes arrays and texts in one step: readers see the old file or the new one, whole."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(save(dict(arrays), metadata=dict(metadata)))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_file(path, arrays_writer(arrays, metadata))
 
 
 def open_arrays(path: str | pathlib.Path, what: str) -> Any:
     """Opens a file of `what`; raises ValueError if it is missing or cannot be read."""
     require_instance("path", path, str | os.PathLike)
-    path = pathlib.Path(path)
-    require(path.is_file(), f"{path} is not a file; where is the {what}?")
+    require_file(path, what)
     try:
         return safetensors.safe_open(path, framework="numpy")
     except Exception as error:  # safetensors raises errors of several kinds

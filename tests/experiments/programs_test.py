@@ -87,7 +87,7 @@ class ProgramsTest(absltest.TestCase):
         folder = self.create_tempdir().full_path
         done = start("evaluate", f"--workdir={folder}")
         self.assertEqual(done.returncode, 1)
-        self.assertRegex(done.stderr, "^error: cannot read .* the workdir of a run")
+        self.assertRegex(done.stderr, "^error: .* is not a file .* the workdir of a run")
 
     def test_help_shows_examples_as_they_are_typed(self):
         text = start("train", "--help").stdout

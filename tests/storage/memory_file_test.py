@@ -181,10 +181,10 @@ class MemoryFileTest(parameterized.TestCase):
         before = self.path.read_bytes()
         with self.assertRaisesRegex(ValueError, "what JSON has"):
             save_memory(self.path, memory, model, params, notes={"x": object()})
-        with self.assertRaises(OSError):
+        with self.assertRaisesRegex(ValueError, "is a folder"):
             save_memory(self.path.parent, memory, model, params)
         self.assertEqual(self.path.read_bytes(), before)
-        self.assertLen(list(self.path.parent.parent.glob(".*.tmp")), 0)
+        self.assertLen(list(self.path.parent.parent.glob(".*")), 0)
 
     def test_saves_again_after_writing_on(self):
         model, params, memory = written()

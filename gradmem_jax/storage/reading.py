@@ -1,0 +1,86 @@
+"""Files that may come from anybody: only regular ones are opened, and none larger than it may be.
+
+A FIFO or a device in place of a file would hang the reader or never end.
+"""
+
+import json
+import os
+import pathlib
+import stat
+from typing import Any
+
+from gradmem_jax.checks import require
+
+MEBIBYTE = 2**20
+LARGEST_JSON = 64 * MEBIBYTE
+
+
+def require_file(path: str | pathlib.Path, what: str) -> int:
+    """Returns the size of a file in bytes.
+
+    Args:
+        path: the file, or a link to one.
+        what: what it should be, for messages.
+
+    Raises:
+        ValueError: there is none, it cannot be looked at, or it is a folder, a device or a FIFO.
+    """
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path} is not a file ({reason}); where is the {what}?") from error
+    kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a device, a FIFO or a socket"
+    require(stat.S_ISREG(found.st_mode), f"{path} is not a file but {kind}; where is the {what}?")
+    return found.st_size
+
+
+def read_bytes(path: str | pathlib.Path, what: str, largest: int) -> bytes:
+    """Reads a file of at most `largest` bytes.
+
+    Raises:
+        ValueError: see `require_file`; or it is larger, or cannot be read.
+    """
+    size = require_file(path, what)
+    require(
+        size <= largest,
+        f"{path} has {size} bytes; a {what} has at most {largest}, so this is none.",
+    )
+    try:
+        with open(path, "rb") as file:
+            return file.read(largest)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}).") from error
+
+
+def read_text(path: str | pathlib.Path, what: str, largest: int) -> str:
+    """Reads a text in UTF-8 of at most `largest` bytes.
+
+    Raises:
+        ValueError: see `read_bytes`; or it is not UTF-8.
+    """
+    try:
+        return read_bytes(path, what, largest).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}); convert it first.") from error
+
+
+def read_json(path: str | pathlib.Path, what: str, largest: int = LARGEST_JSON) -> Any:
+    """Reads a JSON file of at most `largest` bytes.
+
+    Raises:
+        ValueError: see `read_text`; or it is not JSON, or nested too deeply.
+    """
+    return parse_json(read_text(path, what, largest), f"{path}, a {what},")
+
+
+def parse_json(text: str, where: str) -> Any:
+    """Parses JSON that stands at `where`.
+
+    Raises:
+        ValueError: it is not JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is damaged: it is no JSON ({error}).") from error

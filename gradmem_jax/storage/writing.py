@@ -1,0 +1,121 @@
+"""Files that are written whole or not at all, one or several together, also when a disk is full.
+
+They are written in a folder `.saving-*` beside their places, brought to the disk, and renamed. A
+rename takes the place of a link, so nothing is written to where a link leads.
+"""
+
+import contextlib
+import fcntl
+import os
+import pathlib
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from gradmem_jax.checks import require
+
+_PREFIX = ".saving-"
+Writer = Callable[[pathlib.Path], object]
+
+
+def write_files(
+    folder: str | pathlib.Path, writers: Mapping[str, Writer], *, remove: Sequence[str] = ()
+) -> None:
+    """Writes files together: none takes its place before all are on the disk.
+
+    Args:
+        folder: where to; made if missing.
+        writers: by name of the file, a function that writes it to the path it is given. Of several
+            files the last one says that the others belong together: an older one is removed before
+            they take their places, so that old and new ones are never taken for one model.
+        remove: files of an older version that are to be gone.
+
+    Raises:
+        ValueError: a folder or a device has one of the names.
+        OSError: the disk takes no more; what was there before is untouched.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    clean(folder)
+    *first, last = writers
+    for name in writers:
+        _require_replaceable(folder / name)
+    with _temporary_folder(folder) as temporary:
+        for name, write in writers.items():
+            place = temporary / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write(place)
+            _flush(place)
+        if first or remove:
+            (folder / last).unlink(missing_ok=True)
+            _flush(folder)
+        for name in remove:
+            (folder / name).unlink(missing_ok=True)
+        for name in (*first, last):
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (temporary / name).replace(target)
+            _flush(target.parent)
+
+
+def write_file(path: str | pathlib.Path, write: Writer) -> None:
+    """Writes one file: readers see the old one or the new one, whole."""
+    path = pathlib.Path(path)
+    write_files(path.parent, {path.name: write})
+
+
+def write_text(path: str | pathlib.Path, text: str) -> None:
+    """Writes one text file: readers see the old one or the new one, whole."""
+    write_file(path, lambda place: place.write_text(text, encoding="utf-8"))
+
+
+def clean(folder: pathlib.Path) -> None:
+    """Removes what processes left in a folder that were killed while they wrote files there."""
+    for left in folder.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError), _held(left):
+            shutil.rmtree(left)
+
+
+def _require_replaceable(path: pathlib.Path) -> None:
+    """Refuses to put a file in the place of a folder or a device."""
+    replaceable = path.is_symlink() or path.is_file() or not path.exists()
+    kind = "folder" if path.is_dir() else "device or FIFO"
+    require(replaceable, f"{path} is a {kind}; a file cannot take its place. Choose another name.")
+
+
+@contextlib.contextmanager
+def _temporary_folder(parent: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder that `clean` leaves alone as long as this block runs."""
+    while True:
+        folder = parent / f"{_PREFIX}{secrets.token_hex(8)}"
+        folder.mkdir()
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):  # some network file systems have no such locks
+                stack.enter_context(_held(folder))
+            if not folder.is_dir():  # `clean` was faster than the lock
+                continue
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+            return
+
+
+@contextlib.contextmanager
+def _held(folder: pathlib.Path) -> Iterator[None]:
+    """Holds a lock on a folder; raises OSError if another process does, or none can be held."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _flush(path: pathlib.Path) -> None:
+    """Brings a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,139 @@
+"""Files that are written together: all or none, whatever ends the writer."""
+
+import errno
+import os
+import pathlib
+import resource
+import signal
+import subprocess
+import sys
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from gradmem_jax.storage import writing
+from gradmem_jax.storage.arrays_file import arrays_writer
+
+ROOT = pathlib.Path(__file__).parents[2]
+NAMES = ("weights", "part/tokens", "config")
+# Writes version 2 and kills itself at the n-th renaming, removal or flush of it.
+_KILL = """
+import os, pathlib, signal, sys
+from gradmem_jax.storage import writing
+folder, place = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+count = 0
+def watch(event, arguments):
+    global count
+    if event in ("os.rename", "os.remove", "os.mkdir", "open") and str(folder) in str(arguments[0]):
+        count += 1
+        if count == place:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(watch)
+names = ("weights", "part/tokens", "config")
+writers = {name: lambda path: path.write_text("2") for name in names}
+writing.write_files(folder, writers, remove=["old"])
+"""
+
+
+def writers(text):
+    return {name: lambda path: path.write_text(text) for name in NAMES}
+
+
+class WritingTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(self.create_tempdir().full_path) / "model"
+
+    def found(self):
+        files = (path for path in self.folder.rglob("*") if path.is_file())
+        return {str(path.relative_to(self.folder)): path.read_text() for path in files}
+
+    def test_files_take_the_place_of_older_ones(self):
+        writing.write_files(self.folder, writers("1") | {"old": lambda p: p.write_text("1")})
+        writing.write_files(self.folder, writers("2"), remove=["old", "never was there"])
+        self.assertEqual(self.found(), dict.fromkeys(NAMES, "2"))
+
+    def test_a_writer_that_fails_leaves_what_was_there(self):
+        writing.write_files(self.folder, writers("1"))
+
+        def fail(path):
+            path.write_text("2")
+            raise OSError(errno.ENOSPC, "full")
+
+        for name in NAMES:
+            with self.assertRaisesRegex(OSError, "full"):
+                writing.write_files(self.folder, writers("2") | {name: fail}, remove=["weights"])
+            self.assertEqual(self.found(), dict.fromkeys(NAMES, "1"))
+
+    def test_kill(self):
+        """Whenever a writer is killed, there is the old model, the new one, or none."""
+        states = set()
+        for place in range(1, 40):
+            writing.write_files(self.folder, writers("1") | {"old": lambda p: p.write_text("1")})
+            done = subprocess.run(
+                [sys.executable, "-c", _KILL, str(self.folder), str(place)],
+                cwd=ROOT,
+                check=False,
+            )
+            left = {name: text for name, text in self.found().items() if ".saving" not in name}
+            states.add(left.get("config", "none"))
+            if "config" in left:
+                self.assertEqual({left[name] for name in NAMES}, {left["config"]})
+            if done.returncode == 0:
+                break
+            self.assertEqual(done.returncode, -signal.SIGKILL)
+        self.assertEqual(done.returncode, 0)
+        self.assertEqual(states, {"1", "none", "2"})
+        self.assertEqual(self.found(), dict.fromkeys(NAMES, "2"))
+
+    def test_what_a_killed_writer_left_is_cleaned_and_a_living_one_is_left_alone(self):
+        left = self.folder / ".saving-0123456789abcdef"
+        left.mkdir(parents=True)
+        (left / "weights").write_text("half")
+        other = self.create_tempdir().full_path
+        (self.folder / ".saving-link").symlink_to(other)
+        pathlib.Path(other, "precious").write_text("keep")
+
+        def write_inside(path):
+            writing.write_files(self.folder, writers("2"))  # cleans, but not what we write
+            path.write_text("1")
+
+        writing.write_files(self.folder, {"outer": write_inside})
+        self.assertEqual(self.found(), dict.fromkeys(NAMES, "2") | {"outer": "1"})
+        self.assertTrue(pathlib.Path(other, "precious").exists())
+
+    def test_nothing_is_written_through_a_link(self):
+        other = pathlib.Path(self.create_tempdir().full_path) / "precious"
+        other.write_text("keep")
+        self.folder.mkdir()
+        for name in ("weights", "config"):
+            (self.folder / name).symlink_to(other)
+        writing.write_files(self.folder, writers("1"))
+        self.assertEqual(other.read_text(), "keep")
+        self.assertEqual(self.found(), dict.fromkeys(NAMES, "1"))
+
+    def test_a_folder_in_place_of_a_file(self):
+        (self.folder / "config").mkdir(parents=True)
+        with self.assertRaisesRegex(ValueError, "config is a folder; a file cannot take"):
+            writing.write_files(self.folder, writers("1"))
+        self.assertEmpty(self.found())
+
+    def test_a_device_in_place_of_a_file(self):
+        os.mkfifo(self.folder.parent / "device")
+        with self.assertRaisesRegex(ValueError, "device is a device or FIFO"):
+            writing.write_text(self.folder.parent / "device", "1")
+
+    def test_arrays_on_a_disk_that_is_full(self):
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_FSIZE, limit)
+        self.addCleanup(signal.signal, signal.SIGXFSZ, signal.getsignal(signal.SIGXFSZ))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        self.folder.mkdir()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+        with self.assertRaises(OSError) as refused:
+            arrays_writer({"a": np.zeros(1000)}, {})(self.folder / "arrays")
+        self.assertEqual(refused.exception.errno, errno.EFBIG)
+
+
+if __name__ == "__main__":
+    absltest.main()
