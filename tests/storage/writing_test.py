@@ -16,22 +16,31 @@ from gradmem_jax.storage.arrays_file import arrays_writer
 
 ROOT = pathlib.Path(__file__).parents[2]
 NAMES = ("weights", "part/tokens", "config")
-# Writes version 2 and kills itself at the n-th renaming, removal or flush of it.
+# For each number it reads, a child writes version 2 and kills itself at so many events of it.
 _KILL = """
 import os, pathlib, signal, sys
 from gradmem_jax.storage import writing
-folder, place = pathlib.Path(sys.argv[1]), int(sys.argv[2])
-count = 0
-def watch(event, arguments):
-    global count
-    if event in ("os.rename", "os.remove", "os.mkdir", "open") and str(folder) in str(arguments[0]):
-        count += 1
-        if count == place:
-            os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(watch)
-names = ("weights", "part/tokens", "config")
-writers = {name: lambda path: path.write_text("2") for name in names}
-writing.write_files(folder, writers, remove=["old"])
+folder = pathlib.Path(sys.argv[1])
+events = ("os.rename", "os.remove", "os.mkdir", "open")
+def write(place):
+    count = 0
+    def watch(event, arguments):
+        nonlocal count
+        if event in events and str(folder) in str(arguments[0]):
+            count += 1
+            if count == place:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(watch)
+    writers = {
+        name: lambda path: path.write_text("2") for name in ("weights", "part/tokens", "config")
+    }
+    writing.write_files(folder, writers, remove=["old"])
+    os._exit(0)
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        write(int(line))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
@@ -68,21 +77,28 @@ class WritingTest(parameterized.TestCase):
     def test_kill(self):
         """Whenever a writer is killed, there is the old model, the new one, or none."""
         states = set()
-        for place in range(1, 40):
-            writing.write_files(self.folder, writers("1") | {"old": lambda p: p.write_text("1")})
-            done = subprocess.run(
-                [sys.executable, "-c", _KILL, str(self.folder), str(place)],
-                cwd=ROOT,
-                check=False,
-            )
-            left = {name: text for name, text in self.found().items() if ".saving" not in name}
-            states.add(left.get("config", "none"))
-            if "config" in left:
-                self.assertEqual({left[name] for name in NAMES}, {left["config"]})
-            if done.returncode == 0:
-                break
-            self.assertEqual(done.returncode, -signal.SIGKILL)
-        self.assertEqual(done.returncode, 0)
+        process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", _KILL, str(self.folder)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        with process:
+            for place in range(1, 40):
+                writing.write_files(self.folder, writers("1") | {"old": writers("1")["config"]})
+                process.stdin.write(f"{place}\n")
+                process.stdin.flush()
+                status = int(process.stdout.readline())
+                found = {name: x for name, x in self.found().items() if ".saving" not in name}
+                states.add(found.get("config", "none"))
+                if "config" in found:
+                    self.assertEqual({found[name] for name in NAMES}, {found["config"]})
+                if status == 0:
+                    break
+                self.assertEqual(status, -signal.SIGKILL)
+            process.stdin.close()
+        self.assertEqual(status, 0)
         self.assertEqual(states, {"1", "none", "2"})
         self.assertEqual(self.found(), dict.fromkeys(NAMES, "2"))
 
