@@ -13,6 +13,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from gradmem_jax.checks import require, require_path
+from gradmem_jax.storage.writing import write_text
 from gradmem_jax.tokenizers.files import (
     gguf_fields,
     open_gguf_reader,
@@ -83,7 +84,7 @@ class TextTokenizer:
 
     def save(self, path: str | pathlib.Path) -> None:
         """Writes the tokenizer to a file `tokenizer.json`, which `load_tokenizer` reads."""
-        pathlib.Path(path).write_text(self.backend.to_str(pretty=True), encoding="utf-8")
+        write_text(path, self.backend.to_str(pretty=True))
 
 
 def _find_id(backend: tokenizers.Tokenizer, names: Iterable[str], what: str) -> int:
