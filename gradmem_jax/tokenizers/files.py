@@ -34,23 +34,6 @@ class TokenizerFile(NamedTuple):
     end_token: str
 
 
-def open_gguf_reader(path: pathlib.Path) -> gguf.GGUFReader:
-    """Opens a GGUF file.
-
-    Raises:
-        ValueError: it is none, or it is damaged.
-    """
-    try:
-        return gguf.GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OverflowError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no GGUF file, damaged or cut short: {error}.") from error
-
-
-def gguf_fields(reader: gguf.GGUFReader) -> dict[str, Any]:
-    """The metadata of a GGUF file by its names."""
-    return {name: field.contents() for name, field in reader.fields.items()}
-
-
 def read_gguf_tokenizer(
     fields: Mapping[str, Any], path: str | pathlib.Path = "the GGUF file"
 ) -> TokenizerFile:

@@ -15,11 +15,10 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from gradmem_jax.checks import require, require_path
 from gradmem_jax.storage.writing import write_text
 from gradmem_jax.tokenizers.files import (
-    gguf_fields,
-    open_gguf_reader,
     read_gguf_tokenizer,
     read_llama2c_tokenizer,
 )
+from gradmem_jax.tokenizers.gguf_reader import open_gguf_file
 
 PAD, END, UNKNOWN = "[PAD]", "[END]", "[UNK]"
 _PAD_NAMES = (PAD, "<pad>", "<|endoftext|>", "<|end_of_text|>", "</s>")
@@ -187,7 +186,7 @@ def load_tokenizer(path: str | pathlib.Path) -> TextTokenizer:
     if path.is_dir() and not has_own and len(files := list(path.glob("*.gguf"))) == 1:
         (path,) = files
     if path.suffix == ".gguf" and path.is_file():
-        file = read_gguf_tokenizer(gguf_fields(open_gguf_reader(path)), path)
+        file = read_gguf_tokenizer(open_gguf_file(path).fields, path)
         return wrap_tokenizer(**file._asdict())
     if path.suffix == ".bin" and path.is_file():
         file = read_llama2c_tokenizer(_tokenizer_of_llama2c(path))

@@ -76,9 +76,12 @@ def load_pretrained(
         **changes: fields of the configuration to be replaced, such as `dtype`, `param_dtype`,
             `scan_layers`, `remat` or `max_positions`; of learned positions the first ones remain.
 
+    Weights are rounded to `param_dtype`, float32 by default, those of 64 bits too.
+
     Raises:
         ValueError: a file is missing or damaged, the model is none that can be computed here, or
-            its tensors are not those of its configuration. Weights are read last.
+            its tensors are not those of its configuration, not finite, or too large for
+            `param_dtype`. Weights are read last.
     """
     stored = _open(require_path("path", path))
     config = _change(stored.config, changes)
