@@ -124,6 +124,7 @@ def read_llama2c_tokenizer(path: pathlib.Path) -> TokenizerFile:
     scores: list[float] = []
     try:
         while place < len(content):
+            require(place + 8 <= len(content), "a piece is cut short")
             score, length = struct.unpack_from("<fi", content, place)
             piece = content[place + 8 : place + 8 + length]
             require(0 < length == len(piece), "a piece is cut short")
@@ -134,7 +135,7 @@ def read_llama2c_tokenizer(path: pathlib.Path) -> TokenizerFile:
         require(len(pieces) > _END, "it has no pieces")
         pieces[_BEGIN], pieces[_END] = "<s>", "</s>"
         require(len(set(pieces)) == len(pieces), "a piece stands twice")
-    except (struct.error, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} is no tokenizer of llama2.c, or damaged: {error}.") from error
     backend = _scored_bpe(pieces, scores)
     backend.add_special_tokens(["<unk>", "<s>", "</s>"])

@@ -85,12 +85,12 @@ def open_gguf_file(path: pathlib.Path) -> GGUFFile:
             return _read_header(path, _Header(file.read(min(size, _LARGEST_HEADER))), size)
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}).") from error
-    except (ValueError, struct.error) as error:
+    except ValueError as error:
         raise ValueError(f"{path} is no GGUF file, damaged or cut short: {error}.") from error
 
 
 class _Header:
-    """Reads values one after the other; what is not there raises ValueError or struct.error."""
+    """Reads values one after the other; what is not there raises ValueError."""
 
     def __init__(self, content: bytes) -> None:
         self.content = content
@@ -98,8 +98,10 @@ class _Header:
 
     def number(self, kind: str) -> Any:
         """One number of a type of `struct`."""
+        size = struct.calcsize(f"<{kind}")
+        require(self.place + size <= len(self.content), "its header has no end")
         (value,) = struct.unpack_from(f"<{kind}", self.content, self.place)
-        self.place += struct.calcsize(f"<{kind}")
+        self.place += size
         return value
 
     def count(self, what: str, least: int) -> int:
@@ -111,9 +113,11 @@ class _Header:
 
     def text(self) -> str:
         """A text in UTF-8 behind its length."""
-        length = self.count("bytes of a text", 1)
-        self.place += length
-        return self.content[self.place - length : self.place].decode("utf-8")
+        start = self.place + 8
+        self.place = start + int.from_bytes(self.content[self.place : start], "little")
+        if self.place > len(self.content):
+            raise ValueError("a text has no end")
+        return self.content[start : self.place].decode("utf-8")
 
     def value(self, kind: int) -> Any:
         """A value of one of GGUF's types."""
