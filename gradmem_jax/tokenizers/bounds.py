@@ -6,8 +6,9 @@ carries out without bounds.
 
 import base64
 import binascii
+import math
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from gradmem_jax.checks import require
@@ -19,17 +20,16 @@ _LONGEST_AFFIX = 64
 _MOST_PIECES_SQUARED = 2**27  # sum of squared lengths, a few times that of Gemma's 262,000 pieces
 _MOST_IDS_WITHOUT_TOKEN = 1024  # beside one for each token
 # The most that a part makes of a character. Unicode's longest decomposition has 18.
-_GROWTH = {
+_UNICODE = {
     "NFC": 3,
     "NFD": 4,
     "NFKC": 18,
     "NFKD": 18,
     "Lowercase": 3,
     "BertNormalizer": 12,
-    "ByteLevel": 5,
-    "Metaspace": 2,
-    "WordPiece": 2,
+    **dict.fromkeys(("Strip", "StripAccents", "Nmt"), 1),
 }
+_OTHERS = {"ByteLevel": 5, "Metaspace": 2, "WordPiece": 2}
 _PARTS = ("normalizers", "pretokenizers", "decoders")
 
 LLAMA3_PATTERN = (
@@ -62,11 +62,12 @@ def check_content(content: Any) -> bool:
         ValueError: it could make too much of a text, or is no tokenizer.
     """
     require(isinstance(content, dict), "it holds no object")
-    for name in ("normalizer", "pre_tokenizer", "decoder"):
-        growth = _growth(content.get(name), name)
+    for names in (("normalizer", "pre_tokenizer"), ("decoder",)):
+        growth = math.prod(_growth(content.get(name), name) for name in names)
         require(
             growth <= _MOST_GROWTH,
-            f"its {name} may make {growth} characters or more of one; {_MOST_GROWTH} are accepted",
+            f"its {' and '.join(names)} may make {growth} characters or more of one; "
+            f"{_MOST_GROWTH} are accepted",
         )
     model = content.get("model")
     require(isinstance(model, dict), "it has no model")
@@ -161,23 +162,40 @@ def _result(call: Callable[[], Any], what: str) -> Any:
 
 def _growth(part: Any, name: str) -> int:
     """The most characters that a part of a tokenizer makes of one."""
+    growth = in_row = 1
+    for leaf in _leaves(part, name):
+        if leaf["type"] in _UNICODE:  # several in a row make no more of a character than one
+            in_row = max(in_row, _UNICODE[leaf["type"]])
+        else:
+            growth = min(growth * in_row * _own_growth(leaf), _MOST_GROWTH + 1)
+            in_row = 1
+    return growth * in_row
+
+
+def _own_growth(part: Mapping[str, Any]) -> int:
+    if part["type"] == "Replace":
+        old, new = part["pattern"].get("String"), part["content"]
+        return max(1, -(-len(new) // len(old))) if old else 1 + len(new)
+    if part["type"] == "Prepend":
+        return 1 + len(part["prepend"])
+    if part["type"] == "Precompiled":
+        return _longest_replacement(part["precompiled_charsmap"])
+    return _OTHERS.get(part["type"], 1)
+
+
+def _leaves(part: Any, name: str) -> Iterator[Mapping[str, Any]]:
+    """The parts of a part of a tokenizer that have no parts, in the order of their work."""
     if part is None:
-        return 1
-    kind: Any = part.get("type") if isinstance(part, dict) else None
-    require(isinstance(kind, str), f"its {name} has a part without a type")
-    growth = _GROWTH.get(kind, 1)
-    if kind == "Replace":
-        old, new = part.get("pattern"), part.get("content")
-        require(isinstance(old, dict) and isinstance(new, str), "it has a Replace without texts")
-        replaced = old.get("String")
-        growth = -(-len(new) // len(replaced)) if replaced else 1 + len(new)
-    if kind == "Prepend":
-        growth = 1 + len(part.get("prepend") or "")
-    if kind == "Precompiled":
-        growth = _longest_replacement(part.get("precompiled_charsmap") or "")
-    for inner in (inner for key in _PARTS for inner in part.get(key) or ()):
-        growth = min(growth * _growth(inner, name), _MOST_GROWTH + 1)
-    return max(growth, 1)
+        return
+    require(
+        isinstance(part, dict) and isinstance(part.get("type"), str),
+        f"its {name} has a part without a type",
+    )
+    inner = [inner for key in _PARTS for inner in part.get(key, ())]
+    if not inner:
+        yield part
+    for each in inner:
+        yield from _leaves(each, name)
 
 
 def _longest_replacement(charsmap: str) -> int:
@@ -187,7 +205,7 @@ def _longest_replacement(charsmap: str) -> int:
     except (binascii.Error, ValueError) as error:
         raise ValueError(f"its precompiled_charsmap is damaged: {error}") from error
     texts = table[4 + int.from_bytes(table[:4], "little") :].split(b"\0")
-    return max(len(text.decode("utf-8", "ignore")) for text in texts)
+    return max(1, *(len(text.decode("utf-8", "ignore")) for text in texts))
 
 
 def _patterns(part: Any) -> Iterator[str]:

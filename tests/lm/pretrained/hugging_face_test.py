@@ -292,6 +292,38 @@ class HuggingFaceTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, message):
             load_pretrained(folder)
 
+    @parameterized.parameters(
+        (np.float32, np.nan, {}, "is not finite"),
+        (np.float32, np.inf, dict(param_dtype="bfloat16"), "is not finite"),
+        (np.float16, -np.inf, dict(param_dtype="float16"), "is not finite"),
+        (np.float64, 1e300, {}, r"has 1e\+300, which is too large for param_dtype='float32'"),
+        (np.float32, -7e4, dict(param_dtype="float16"), "has 7e.04, which is too large"),
+        (
+            np.float32,
+            3.4e38,
+            dict(param_dtype="bfloat16"),
+            "has 3.* large for param_dtype='bfloat16'",
+        ),
+        (np.int32, 1, {}, "is of type I32; weights must be"),
+        (np.float64, 1.5, {}, None),
+        (np.float32, 6e4, dict(param_dtype="float16"), None),
+        (np.float16, 6e4, dict(param_dtype="bfloat16"), None),
+    )
+    def test_numbers(self, dtype, value, changes, message):
+        folder = self.copy("lm_llama")
+
+        def change(tensors):
+            tensors["model.norm.weight"] = tensors["model.norm.weight"].astype(dtype)
+            tensors["model.norm.weight"][3] = value
+
+        self.change_tensors(folder, change)
+        if message is not None:
+            with self.assertRaisesRegex(ValueError, f"the tensor 'model.norm.weight' {message}"):
+                load_pretrained(folder, **changes)
+            return
+        got = load_pretrained(folder, **changes).params["final_norm"]["scale"]
+        np.testing.assert_allclose(float(got[3]), value, rtol=1e-2)
+
     def test_rope_scaling_of_transformers_4(self):
         folder = self.copy(
             "lm_llama3",
