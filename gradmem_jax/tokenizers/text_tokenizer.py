@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 from collections.abc import Iterable
@@ -14,7 +13,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from gradmem_jax.checks import require, require_path
 from gradmem_jax.foreign_text import shown
-from gradmem_jax.storage.reading import LARGEST_JSON, read_json, read_text
+from gradmem_jax.storage.reading import LARGEST_JSON, parse_json, read_json, read_text
 from gradmem_jax.storage.writing import write_text
 from gradmem_jax.tokenizers.bounds import (
     EVERY_CHARACTER,
@@ -201,10 +200,8 @@ def _read_folder_or_json(path: pathlib.Path) -> TextTokenizer:
     file = path / "tokenizer.json" if path.is_dir() else path
     special = _special_tokens(path / "tokenizer_config.json") if path.is_dir() else {}
     if os.path.lexists(file):
-        content = read_json(file, "tokenizer")
-        is_watched = check_content(content)
-        # What was checked, not the file: of keys that stand twice others may take the first.
-        text = json.dumps(content)
+        text = read_text(file, "tokenizer", LARGEST_JSON)
+        is_watched = check_content(parse_json(text, f"{file}, a tokenizer,"))
         backend = limited(lambda: tokenizers.Tokenizer.from_str(text), "be read", len(text))
         tokenizer = wrap_tokenizer(backend, **special)
         return dataclasses.replace(tokenizer, is_watched=is_watched)

@@ -11,6 +11,11 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from experiments.configs import default
+from experiments.program import files
+from experiments.run.exported import write_exported
+from experiments.run.saved_run import SavedRun
+from experiments.run.workdir import EXPORTED
 from gradmem_jax import load_pretrained
 from gradmem_jax.tokenizers.text_tokenizer import load_tokenizer, word_tokenizer
 from tests.hostile.binary_models import gguf, llama2c
@@ -22,7 +27,10 @@ GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 
 def cases(folder: pathlib.Path) -> Iterator[Case]:
     """Yields a name, a call that opens an input, and whether it must be accepted."""
-    parts = (_hugging_face, _safetensors, gguf, llama2c, tokenizer_json, _special_files)
+    parts = (
+        *(_hugging_face, _safetensors, gguf, llama2c, tokenizer_json),
+        *(_special_files, _exports),
+    )
     for part in parts:
         place = folder / part.__name__
         place.mkdir()
@@ -175,3 +183,46 @@ def _safetensors(folder: pathlib.Path) -> Iterator[Case]:
         place = _copy(folder / kind.replace("?", "strange"), "lm_llama")
         (place / "model.safetensors").write_bytes(changed_content)
         yield f"safetensors: {kind}", opening(load_pretrained, place), False
+
+
+def _exports(folder: pathlib.Path) -> Iterator[Case]:
+    """What experiments.export makes, of several exports or with strange files in it."""
+    fields = files.to_json(default.get_config("gradmem").to_dict())
+    for step in (1, 2):
+        write_exported(
+            folder / str(step),
+            {"a": np.full(3, step, np.float32)},
+            step,
+            fields | {"seed": step},
+            tokenizer=word_tokenizer([f"text {step}"]),
+            lm={"model_type": f"llama {step}"},
+        )
+    marker = json.loads((folder / "1" / EXPORTED).read_text())
+
+    def read(place: pathlib.Path) -> object:
+        run = SavedRun(place)
+        return run.fields, run.params()
+
+    yield "export", opening(read, folder / "1"), True
+    for name in (*marker["checksums"], EXPORTED):
+        mixed = pathlib.Path(shutil.copytree(folder / "1", folder / f"mixed {name[:4]}"))
+        shutil.copy(folder / "2" / name, mixed / name)
+        yield f"export: {name} of another one", opening(read, mixed), False
+        for kind in _special(folder):
+            place = folder / f"{name} {kind}".replace("/", " ")
+            shutil.copytree(folder / "1", place)
+            (place / name).unlink()
+            _special(place / name)[kind]()
+            yield f"export: {name}: {kind}", opening(read, place), False
+    for i, changes in enumerate(
+        (
+            *({"step": value} for value in (None, "1", 1.5, True, [], {})),
+            *({"checksums": value} for value in (3, "a", [], {}, {"a": "b"}, {"a": None})),
+            {"checksums": marker["checksums"] | {"../secret": "a"}},
+            {"checksums": dict.fromkeys(marker["checksums"], None)},
+            {"checksums": dict.fromkeys(marker["checksums"], {})},
+        )
+    ):
+        place = pathlib.Path(shutil.copytree(folder / "1", folder / f"changed {i}"))
+        (place / EXPORTED).write_text(json.dumps(marker | changes))
+        yield f"export: {changes!r:.60}", opening(read, place), False
