@@ -6,15 +6,17 @@ carries out without bounds.
 
 import base64
 import binascii
-import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from gradmem_jax.checks import require
 from gradmem_jax.foreign_text import shown
 
-_MOST_GROWTH = 100  # characters that one may become; 72 for XLM-R, 5 for GPT-2
+# Characters that one may become. The normalizer of XLM-R can make 36, but of usual texts no more
+# than a few; that is looked at when it works.
+_MOST_GROWTH = {"normalizer": 100, "pre_tokenizer": 10, "decoder": 100}
+_USUAL_GROWTH, _ALWAYS_ACCEPTED = 4, 1000
 _LONGEST_WORD = 1000  # characters; cutting one takes their square or cube
 _LONGEST_AFFIX = 64
 _MOST_PIECES_SQUARED = 2**27  # sum of squared lengths, a few times that of Gemma's 262,000 pieces
@@ -57,25 +59,36 @@ _KNOWN_PATTERNS = {
 _SECONDS, _CHARACTERS_IN_SECOND = 5.0, 20_000  # usual tokenizers cut a million in a second
 
 
-def check_content(content: Any) -> bool:
+class Watch(NamedTuple):
+    """What is to be watched when a tokenizer works.
+
+    Attributes:
+        time: it has patterns that are not known, which may take for ever.
+        size: its normalizer can make much of a text.
+    """
+
+    time: bool = False
+    size: bool = False
+
+
+def check_content(content: Any) -> Watch:
     """Checks a tokenizer.json before `tokenizers` makes anything of it.
 
     Args:
         content: what it holds.
 
     Returns:
-        Whether it has patterns that are not known, so that its work is to be watched.
+        What is to be watched when it works.
 
     Raises:
         ValueError: it could make too much of a text, or is no tokenizer.
     """
     require(isinstance(content, dict), "it holds no object")
-    for names in (("normalizer", "pre_tokenizer"), ("decoder",)):
-        growth = math.prod(_growth(content.get(name), name) for name in names)
+    growth = {name: _growth(content.get(name), name) for name in _MOST_GROWTH}
+    for name, most in _MOST_GROWTH.items():
         require(
-            growth <= _MOST_GROWTH,
-            f"its {' and '.join(names)} may make {growth} characters or more of one; "
-            f"{_MOST_GROWTH} are accepted",
+            growth[name] <= most,
+            f"its {name} may make {growth[name]} characters or more of one; {most} are accepted",
         )
     model = content.get("model")
     require(isinstance(model, dict), "it has no model")
@@ -89,15 +102,26 @@ def check_content(content: Any) -> bool:
         require(len(affix) <= _LONGEST_AFFIX, f"model.{name} is longer than {_LONGEST_AFFIX}")
     vocabulary = model.get("vocab") or ()
     check_pieces(piece if isinstance(piece, str) else piece[0] for piece in vocabulary)
-    unknown = sorted({*_patterns(content)} - _KNOWN_PATTERNS)
+    size = growth["normalizer"] > _USUAL_GROWTH
     added = content.get("added_tokens") or ()
     require(
-        not {*_patterns(content.get("normalizer"))} - _KNOWN_PATTERNS
-        or not any(token.get("normalized") for token in added),
-        "its normalizer has a pattern that is not known here, and added tokens are normalized; "
-        "that may take for ever",
+        {*_patterns(content.get("normalizer"))} <= _KNOWN_PATTERNS
+        or not (size or any(token.get("normalized") for token in added)),
+        "its normalizer has a pattern that is not known here, and either makes much of a text or "
+        "is used on added tokens; that may take for ever",
     )
-    return bool(unknown)
+    return Watch(not {*_patterns(content)} <= _KNOWN_PATTERNS, size)
+
+
+def check_size(normalizer: Any, text: str) -> None:
+    """Refuses a text of which a normalizer makes far more than is usual."""
+    size = len(limited(lambda: normalizer.normalize_str(text), "normalize a text", len(text)))
+    most = _USUAL_GROWTH * len(text) + _ALWAYS_ACCEPTED
+    require(
+        size <= most,
+        f"the tokenizer makes {size} characters of a text of {len(text)}; {most} are accepted. Use "
+        "another tokenizer.",
+    )
 
 
 def check_pieces(pieces: Iterable[str]) -> None:
@@ -175,7 +199,7 @@ def _growth(part: Any, name: str) -> int:
         if leaf["type"] in _UNICODE:  # several in a row make no more of a character than one
             in_row = max(in_row, _UNICODE[leaf["type"]])
         else:
-            growth = min(growth * in_row * _own_growth(leaf), _MOST_GROWTH + 1)
+            growth = min(growth * in_row * _own_growth(leaf), 1000)
             in_row = 1
     return growth * in_row
 

@@ -17,9 +17,11 @@ from gradmem_jax.storage.reading import LARGEST_JSON, parse_json, read_json, rea
 from gradmem_jax.storage.writing import write_text
 from gradmem_jax.tokenizers.bounds import (
     EVERY_CHARACTER,
+    Watch,
     check_content,
     check_ids,
     check_pieces,
+    check_size,
     limited,
 )
 from gradmem_jax.tokenizers.files import (
@@ -41,14 +43,13 @@ class TextTokenizer:
         backend: the tokenizer; it adds no special tokens.
         pad_id: the id that fills contexts and queries; it stands for no text.
         end_id: the id that ends an answer.
-        is_watched: whether it has patterns of a stranger's, so that its work is given up if it
-            takes too long.
+        watch: what of its work is watched, if it is a stranger's.
     """
 
     backend: tokenizers.Tokenizer
     pad_id: int
     end_id: int
-    is_watched: bool = False
+    watch: Watch = Watch()
 
     @property
     def vocab_size(self) -> int:
@@ -63,7 +64,7 @@ class TextTokenizer:
         """Returns the ids of a text, int32 [n].
 
         Raises:
-            ValueError: the tokenizer fails, or takes too long.
+            ValueError: the tokenizer fails, takes too long, or makes too much of the text.
         """
         return np.array(self._encoding(text).ids, np.int32)
 
@@ -74,12 +75,15 @@ class TextTokenizer:
         return np.array(encoding.ids, np.int32), offsets
 
     def _encoding(self, text: str) -> Any:
+        if self.watch.size:
+            check_size(self.backend.normalizer, text)
+
         def encode() -> Any:
-            if self.is_watched:  # of a batch other threads run meanwhile
+            if self.watch.time:  # of a batch other threads run meanwhile
                 return self.backend.encode_batch([text], add_special_tokens=False)[0]
             return self.backend.encode(text, add_special_tokens=False)
 
-        return limited(encode, "cut a text", len(text), self.is_watched)
+        return limited(encode, "cut a text", len(text), self.watch.time)
 
     def unknown(self, text: str) -> list[str]:
         """Returns the words of a text that become the token of unknown ones, if there is one."""
@@ -104,11 +108,11 @@ class TextTokenizer:
         kept = [i for i in ids if i not in (self.pad_id, self.end_id)]
 
         def decode() -> str:
-            if self.is_watched:
+            if self.watch.time:
                 return self.backend.decode_batch([kept], skip_special_tokens=True)[0]
             return self.backend.decode(kept, skip_special_tokens=True)
 
-        return limited(decode, "join the pieces", len(kept), self.is_watched)
+        return limited(decode, "join the pieces", len(kept), self.watch.time)
 
     def save(self, path: str | pathlib.Path) -> None:
         """Writes the tokenizer to a file `tokenizer.json`, which `load_tokenizer` reads."""
@@ -201,10 +205,10 @@ def _read_folder_or_json(path: pathlib.Path) -> TextTokenizer:
     special = _special_tokens(path / "tokenizer_config.json") if path.is_dir() else {}
     if os.path.lexists(file):
         text = read_text(file, "tokenizer", LARGEST_JSON)
-        is_watched = check_content(parse_json(text, f"{file}, a tokenizer,"))
+        watch = check_content(parse_json(text, f"{file}, a tokenizer,"))
         backend = limited(lambda: tokenizers.Tokenizer.from_str(text), "be read", len(text))
         tokenizer = wrap_tokenizer(backend, **special)
-        return dataclasses.replace(tokenizer, is_watched=is_watched)
+        return dataclasses.replace(tokenizer, watch=watch)
     vocabulary, merges = path / "vocab.json", path / "merges.txt"
     require(
         os.path.lexists(vocabulary) and os.path.lexists(merges),

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gradmem_jax.checks import require, require_instance
-from gradmem_jax.foreign_text import shown
+from gradmem_jax.foreign_text import one_line, shown
 from gradmem_jax.lm.attention import RopeScaling
 from gradmem_jax.lm.language_model import LMConfig
 from gradmem_jax.lm.pretrained.hugging_face_families import FAMILIES, NEEDED, Family, family_of
@@ -136,8 +136,8 @@ def _open_tensors(directory: pathlib.Path, mark: Any) -> dict[str, StoredTensor]
     missing = [name for name in names if not os.path.lexists(directory / name)]
     require(
         not missing,
-        f"{directory} lacks {', '.join(missing)}; weights are read from safetensors only (in "
-        "transformers, save_pretrained writes them).",
+        f"{directory} lacks {one_line(', '.join(missing), 200)}; weights are read from safetensors "
+        "only (in transformers, save_pretrained writes them).",
     )
     tensors: dict[str, StoredTensor] = {}
     for name in names:
