@@ -31,13 +31,15 @@ def write_files(
         remove: files of an older version that are to be gone.
 
     Raises:
-        ValueError: a folder or a device has one of the names.
+        ValueError: a folder or a device has one of the names, or a link leads out of the folder.
         OSError: the disk takes no more; what was there before is untouched.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     clean(folder)
     *first, last = writers
+    for name in (*writers, *remove):
+        _require_inside(folder, name)
     for name in writers:
         _require_replaceable(folder / name)
     with _temporary_folder(folder) as temporary:
@@ -74,6 +76,14 @@ def clean(folder: pathlib.Path) -> None:
     for left in folder.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError), _held(left):
             shutil.rmtree(left)
+
+
+def _require_inside(folder: pathlib.Path, name: str) -> None:
+    """Refuses a name with a folder in it that is a link: it may lead anywhere."""
+    links = [
+        part for part in (folder / name).parents if folder in part.parents and part.is_symlink()
+    ]
+    require(not links, f"{folder / name}: {[*map(str, links)]} is a link; remove it first.")
 
 
 def _require_replaceable(path: pathlib.Path) -> None:
