@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from gradmem_jax.checks import require
+from gradmem_jax.foreign_text import shown
 
 _PREFIX = ".saving-"
 Writer = Callable[[pathlib.Path], object]
@@ -80,10 +81,9 @@ def clean(folder: pathlib.Path) -> None:
 
 def _require_inside(folder: pathlib.Path, name: str) -> None:
     """Refuses a name with a folder in it that is a link: it may lead anywhere."""
-    links = [
-        part for part in (folder / name).parents if folder in part.parents and part.is_symlink()
-    ]
-    require(not links, f"{folder / name}: {[*map(str, links)]} is a link; remove it first.")
+    between = (part for part in (folder / name).parents if folder in part.parents)
+    links = [str(part) for part in between if part.is_symlink()]
+    require(not links, f"{folder / name}: {shown(links)} is a link; remove it first.")
 
 
 def _require_replaceable(path: pathlib.Path) -> None:

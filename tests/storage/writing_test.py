@@ -117,7 +117,7 @@ class WritingTest(parameterized.TestCase):
         (other / "tokens").write_text("keep")
         self.folder.mkdir()
         (self.folder / "part").symlink_to(other)
-        message = "part/tokens: .*part'. is a link; remove it"
+        message = "part/tokens: .*'. is a link; remove it"
         with self.assertRaisesRegex(ValueError, message):
             writing.write_files(self.folder, writers("1"))
         with self.assertRaisesRegex(ValueError, message):
