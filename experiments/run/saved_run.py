@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from experiments.configs.default import get_config
 from experiments.program import files
 from experiments.run.build import build
+from experiments.run.exported import read_step
 from experiments.run.plan import RunPlan
 from experiments.run.workdir import EXPORTED, LM, PARAMS
 from gradmem_jax.checks import require, require_choice
@@ -49,6 +50,8 @@ class SavedRun:
         Raises:
             ValueError: it cannot be read, or names files that are not there.
         """
+        if (self.folder / EXPORTED).exists():
+            read_step(self.folder)  # and sees that all files are of one export
         path = self.folder / "config.json"
         fields = files.read_json(path)
         wrong = [
@@ -103,9 +106,7 @@ class SavedRun:
         """
         if not (self.folder / PARAMS).exists():
             return checkpoint.restore_params(self.folder / "checkpoints", checkpoint_name)
-        path = self.folder / EXPORTED
-        step = _find(files.read_json(path), "step")
-        require(isinstance(step, int), f"{path} has no step; export the run again.")
+        step = read_step(self.folder)
         require_choice("checkpoint", checkpoint_name, ("best", "latest", str(step)))
         return step, load_params(self.folder / PARAMS)
 

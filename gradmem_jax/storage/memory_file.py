@@ -21,10 +21,10 @@ from gradmem_jax.storage.arrays_file import open_arrays, write_arrays
 from gradmem_jax.storage.fingerprint import (
     Fingerprint,
     describe_config,
-    hash_bytes,
     read_fields,
     take_fingerprint,
 )
+from gradmem_jax.storage.hashing import hash_bytes
 from gradmem_jax.trees import Params, named_leaves
 
 FORMAT, VERSION = "gradmem_jax memory", "1"

@@ -18,7 +18,7 @@ from gradmem_jax.checks import (
     require_instance,
 )
 from gradmem_jax.storage.arrays_file import open_arrays, write_arrays
-from gradmem_jax.storage.fingerprint import hash_bytes
+from gradmem_jax.storage.hashing import hash_bytes
 from gradmem_jax.trees import Params, named_leaves
 
 FORMAT = "gradmem_jax parameters"

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from gradmem_jax.checks import require
+from gradmem_jax.foreign_text import shown
 
 _PREFIX = ".saving-"
 Writer = Callable[[pathlib.Path], object]
@@ -31,13 +32,15 @@ def write_files(
         remove: files of an older version that are to be gone.
 
     Raises:
-        ValueError: a folder or a device has one of the names.
+        ValueError: a folder or a device has one of the names, or a link leads out of the folder.
         OSError: the disk takes no more; what was there before is untouched.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     clean(folder)
     *first, last = writers
+    for name in (*writers, *remove):
+        _require_inside(folder, name)
     for name in writers:
         _require_replaceable(folder / name)
     with _temporary_folder(folder) as temporary:
@@ -74,6 +77,13 @@ def clean(folder: pathlib.Path) -> None:
     for left in folder.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError), _held(left):
             shutil.rmtree(left)
+
+
+def _require_inside(folder: pathlib.Path, name: str) -> None:
+    """Refuses a name with a folder in it that is a link: it may lead anywhere."""
+    between = (part for part in (folder / name).parents if folder in part.parents)
+    links = [str(part) for part in between if part.is_symlink()]
+    require(not links, f"{folder / name}: {shown(links)} is a link; remove it first.")
 
 
 def _require_replaceable(path: pathlib.Path) -> None:

@@ -128,6 +128,18 @@ class WritingTest(parameterized.TestCase):
         self.assertEqual(other.read_text(), "keep")
         self.assertEqual(self.found(), dict.fromkeys(NAMES, "1"))
 
+    def test_a_folder_that_is_a_link(self):
+        other = pathlib.Path(self.create_tempdir().full_path)
+        (other / "tokens").write_text("keep")
+        self.folder.mkdir()
+        (self.folder / "part").symlink_to(other)
+        message = "part/tokens: .*'. is a link; remove it"
+        with self.assertRaisesRegex(ValueError, message):
+            writing.write_files(self.folder, writers("1"))
+        with self.assertRaisesRegex(ValueError, message):
+            writing.write_files(self.folder, {"config": print}, remove=["part/tokens"])
+        self.assertEqual((other / "tokens").read_text(), "keep")
+
     def test_a_folder_in_place_of_a_file(self):
         (self.folder / "config").mkdir(parents=True)
         with self.assertRaisesRegex(ValueError, "config is a folder; a file cannot take"):
