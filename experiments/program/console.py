@@ -29,12 +29,21 @@ class _Printable(logging.Formatter):
 
 
 class _StandardOutput(logging.StreamHandler):
-    """Standard output, which may be closed: a program goes on though nobody reads it any more."""
+    """Standard output, which may be closed or full: a program goes on without its lines.
+
+    Attributes:
+        lost: why a line was not taken, if its reader has not just gone.
+    """
+
+    lost: OSError | None = None
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Says that a record could not be written, unless its reader has gone."""
-        if not isinstance(sys.exc_info()[1], BrokenPipeError):
+        """Says that a record could not be written; of a disk that is full, `check` does."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
             super().handleError(record)
+        elif not isinstance(error, BrokenPipeError):
+            self.lost = error
 
 
 def set_up_logging() -> None:
@@ -51,4 +60,18 @@ def set_up_logging() -> None:
 
 def say(text: str) -> None:
     """Prints a text, perhaps of several lines, on standard output."""
-    print(printable(text), flush=True)
+    try:
+        print(printable(text), flush=True)
+    except OSError as error:
+        raise _of_output(error) from error
+
+
+def check() -> None:
+    """Raises OSError if a line of the log could not be written on standard output."""
+    for handler in log.handlers:
+        if isinstance(handler, _StandardOutput) and handler.lost is not None:
+            raise _of_output(handler.lost)
+
+
+def _of_output(error: OSError) -> OSError:
+    return OSError(error.errno, error.strerror, "standard output")

@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from gradmem_jax.storage.memory_file import StoredContext
 
 matplotlib.use("Agg")
-
+matplotlib.rcParams["text.parse_math"] = False  # names of others may hold two dollars
 
 _LINES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))  # and markers, ten colours each
 

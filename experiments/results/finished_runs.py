@@ -11,6 +11,7 @@ from experiments.program.console import log
 from experiments.run.workdir import EXPORTED, is_run
 from gradmem_jax.checks import require
 from gradmem_jax.data.tasks import SIZES, TASKS, size_name
+from gradmem_jax.foreign_text import one_line, shown
 from gradmem_jax.methods import BY_GRADIENT
 
 NAMES = {
@@ -140,7 +141,7 @@ def find_runs(root: pathlib.Path, only: str = "") -> Found:
     pattern = name_pattern(only)
     found = Found([], [], [])
     for path in sorted(root.rglob("config.json")):
-        name = path.parent.relative_to(root).as_posix()
+        name = one_line(path.parent.relative_to(root).as_posix())
         if any((folder / EXPORTED).exists() for folder in (path.parent, path.parent.parent)):
             continue  # made by experiments.export, and the language model in it
         if not pattern.search(name):
@@ -159,10 +160,10 @@ def find_runs(root: pathlib.Path, only: str = "") -> Found:
             require(all(0 <= x < float("inf") for x in (run.size, run.score)), "no size or score")
             found.runs.append(run)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            found.damaged.append(f"{name} ({error})")
-            log.warning("left out, damaged: %s: %r", name, error)
+            found.damaged.append(f"{name} ({one_line(str(error), 300)})")
+            log.warning("left out, damaged: %s: %s", name, shown(error))
     there = [f"{name} (not finished)" for name in found.unfinished] + found.damaged
-    there = there or sorted(path.name for path in root.iterdir())
+    there = there or sorted(one_line(path.name) for path in root.iterdir())
     require(
         found.runs != [],
         f"{root} holds no finished run, a folder with config.json and metrics.json. There is: "
