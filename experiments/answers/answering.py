@@ -9,11 +9,11 @@ from typing import IO
 import jax
 import numpy as np
 
-from experiments.answers.contexts import bucket, is_text, warn_of_unknown
+from experiments.answers.contexts import bucket, warn_of_unknown
 from experiments.answers.open_model import OpenModel
 from experiments.program.console import say
 from gradmem_jax.checks import require
-from gradmem_jax.foreign_text import one_line, shown
+from gradmem_jax.foreign_text import is_text, one_line, shown
 from gradmem_jax.memory.generate import generate
 from gradmem_jax.memory.interface import Memory
 from gradmem_jax.storage.fingerprint import take_fingerprint

@@ -10,7 +10,7 @@ import numpy as np
 from experiments.program.console import log
 from gradmem_jax.checks import require
 from gradmem_jax.data.task import Tokenizer
-from gradmem_jax.foreign_text import one_line, shown
+from gradmem_jax.foreign_text import is_text, one_line, shown
 from gradmem_jax.storage import reading
 
 _SMALLEST_BUCKET = 16
@@ -99,11 +99,6 @@ def _read_lines(path: str, text: str) -> list[Context]:
             ) from error
     require(bool(contexts), f"{path} is empty: there is nothing to write.")
     return contexts
-
-
-def is_text(text: str) -> bool:
-    """Whether a text has nothing that UTF-8 cannot say, such as wrong bytes of a command line."""
-    return not any(0xD800 <= ord(symbol) < 0xE000 for symbol in text)
 
 
 def warn_of_unknown(name: str, text: str, tokenizer: Tokenizer) -> None:
