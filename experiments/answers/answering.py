@@ -1,6 +1,7 @@
 """Answers from memory files: questions to ids, ids to answers."""
 
 import fnmatch
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -152,6 +153,8 @@ def ask_in_a_loop(
         prompt: what is printed before each question.
         errors: where to report.
     """
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # `is_text` finds what is wrong
     while True:
         try:
             question = input(prompt)

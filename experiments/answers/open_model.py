@@ -118,8 +118,8 @@ def reopen_model(
             elsewhere["tokenizer"] = own
     require(
         not elsewhere,
-        f"{memory} names a {' and a '.join(elsewhere)} that are not in its folder, and anybody may "
-        f"have written it. If you trust them: {ask_command(memory, elsewhere, typed)}",
+        f"{memory} names a {' and a '.join(elsewhere)} outside of its folder, and anybody may have "
+        f"written it. If you trust what it names: {ask_command(memory, elsewhere, typed)}",
     )
     require(
         os.path.exists(path),

@@ -4,8 +4,10 @@ Texts in them may be foreign: names in a file that somebody sent. Whatever goes 
 printable, so none of it can steer the terminal.
 """
 
+import io
 import logging
 import sys
+from typing import Any
 
 from absl import flags
 from absl import logging as absl_logging
@@ -48,6 +50,7 @@ class _StandardOutput(logging.StreamHandler):
 
 def set_up_logging() -> None:
     """Sends our lines to standard output; of libraries only warnings, unless --verbosity is set."""
+    _say_all(sys.stdout)
     handler = _StandardOutput(sys.stdout)
     handler.setFormatter(_Printable(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")))
     log.handlers = [handler]
@@ -56,6 +59,12 @@ def set_up_logging() -> None:
     if not flags.FLAGS["verbosity"].present:
         absl_logging.set_verbosity(absl_logging.WARNING)
     absl_logging.get_absl_handler().setFormatter(_Printable(absl_logging.PythonFormatter()))
+
+
+def _say_all(stream: Any) -> None:
+    """Has a stream escape what its encoding lacks, where it would raise an error."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
 
 
 def say(text: str) -> None:

@@ -198,7 +198,7 @@ class WriteAskTest(parameterized.TestCase):
         elsewhere = self.out.rename(self.here / self.out.name)
         done = start("ask", f"--memory={elsewhere}", "--context=*0.txt", "a 'b'")
         self.assertEqual(done.returncode, 1)
-        command = done.stderr.strip().partition("If you trust them: ")[2]
+        command = done.stderr.strip().partition("it names: ")[2]
         self.assertStartsWith(command, f"python -m experiments.ask --memory={elsewhere} ")
         asked = start("ask", *shlex.split(command)[3:])
         self.assertEqual(asked.returncode, 0, asked.stderr)

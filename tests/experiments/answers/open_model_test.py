@@ -27,8 +27,10 @@ class ReopenTest(parameterized.TestCase):
         link.symlink_to(self.root / "elsewhere")
         for place in (self.root / "elsewhere", link, self.root / "here/inside/../../elsewhere"):
             said = self.refused({"model": str(place), "options": {}})
-            self.assertRegex(said, r"names a model that .* not in its folder.* If you trust them: ")
-            command = shlex.split(said.partition("trust them: ")[2])
+            self.assertRegex(
+                said, r"names a model outside of its folder.* If you trust what it names: "
+            )
+            command = shlex.split(said.partition("it names: ")[2])
             want = ["python", "-m", "experiments.ask", f"--memory={self.memory}"]
             self.assertEqual(command, [*want, f"--model={place}"])
 
@@ -48,7 +50,7 @@ class ReopenTest(parameterized.TestCase):
         flags = f"--model={elsewhere} --tokenizer={tokenizer}"
         self.assertEndsWith(said, f"python -m experiments.ask 'what?' --m {flags}")
         said = self.refused({"model": elsewhere, "options": options}, elsewhere)
-        self.assertRegex(said, "names a tokenizer that .* --tokenizer=")
+        self.assertRegex(said, "names a tokenizer outside .* --tokenizer=")
         self.assertNotIn("--model=", said)
         for path, given in ((tokenizer, tokenizer), (f"{elsewhere}/tokenizer.json", None)):
             notes = {"model": elsewhere, "options": {"tokenizer_path": path}}
@@ -58,7 +60,7 @@ class ReopenTest(parameterized.TestCase):
         for path in ("/a;rm -rf ~", "/$(x)", "/`x`", "/a'b", "/a b\n c", "/\x1b[2J", "/a\0b"):
             said = self.refused({"model": path, "options": {}})
             self.assertTrue(said.isprintable())
-            self.assertLen(shlex.split(said.partition("trust them: ")[2]), 5)
+            self.assertLen(shlex.split(said.partition("it names: ")[2]), 5)
 
     @parameterized.parameters(
         ({"model": 5},), ({"model": []},), ({"model": None},), ({"options": []},), ({},)
