@@ -1,5 +1,6 @@
 """Answers from memory files: questions to ids, ids to answers."""
 
+import contextlib
 import fnmatch
 import io
 import json
@@ -154,7 +155,8 @@ def ask_in_a_loop(
         errors: where to report.
     """
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # `is_text` finds what is wrong
+        with contextlib.suppress(io.UnsupportedOperation):  # something was read from it before
+            sys.stdin.reconfigure(errors="surrogateescape")  # `is_text` finds what is wrong
     while True:
         try:
             question = input(prompt)
