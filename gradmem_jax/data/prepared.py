@@ -42,6 +42,21 @@ def record_features() -> Any:
     )
 
 
+def make_builder(kind: Any, data_dir: str | pathlib.Path, config: Any) -> Any:
+    """Makes a TFDS builder, which reads what is written already.
+
+    Raises:
+        ValueError: that is damaged.
+    """
+    try:
+        return kind(data_dir=str(data_dir), config=config, file_format="array_record")
+    except Exception as error:  # TFDS raises errors of several kinds
+        raise ValueError(
+            f"{data_dir} holds a data set {config.name} that cannot be read "
+            f"({one_line(str(error), 300)}); remove it, and it is written again."
+        ) from error
+
+
 def read_prepared(folder: pathlib.Path, split: str, data_name: str) -> Records:
     """Reads the records of a split that `prepare` wrote.
 

@@ -102,6 +102,17 @@ class TextTFDSTest(absltest.TestCase):
         with self.assertRaisesRegex(ValueError, "bytes and would unpack to 8388"):
             dataclasses.replace(raw, data_dir=str(written)).records("test")
 
+    def test_preparing_again_in_a_damaged_folder(self):
+        raw, folder = (
+            BabiConfig(data_dir=self.babi(), variant="en"),
+            self.create_tempdir().full_path,
+        )
+        written = pathlib.Path(prepare(raw, folder).data_path)
+        for damage in ("{", "[]", '{"splits": 5}'):
+            (written / "dataset_info.json").write_text(damage)
+            with self.assertRaisesRegex(ValueError, "data set babi_qa1_.* cannot be read"):
+                prepare(raw, folder)
+
     def test_running_text(self):
         raw = TextSpansConfig(data_dir=self.folder({"a.txt": "one two three " * 20}), num_tokens=2)
         builder = prepare(raw, self.create_tempdir().full_path)
