@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save, save_file
 
@@ -141,7 +141,7 @@ def cases(folder: pathlib.Path) -> Iterator[Case]:
     double = {"memory": memory.astype(np.float64)}
     others: dict[str, dict[str, np.ndarray]] = {
         "float64": double,
-        "bfloat16": {"memory": memory.astype(ml_dtypes.bfloat16)},
+        "bfloat16": {"memory": memory.astype(jnp.bfloat16)},
         "integers": {"memory": memory.astype(np.int32)},
         "one row": {"memory": memory[:1]},
         "three rows": {"memory": np.concatenate([memory, memory[:1]])},
@@ -169,7 +169,7 @@ def cases(folder: pathlib.Path) -> Iterator[Case]:
         )
         yield f"{what}, two contexts", built(arrays, _texts(header)), False
     path = folder / "f8.safetensors"
-    save_file({"memory": memory.astype(ml_dtypes.float8_e4m3fn)}, path, texts)
+    save_file({"memory": memory.astype(jnp.float8_e4m3fn)}, path, texts)
     yield "8 bits", load(path), False
 
     for options in ({"num_memory_tokens": 10**12}, {"tokenizer_path": "/etc"}, [], {"a": 1}):
