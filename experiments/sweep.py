@@ -18,9 +18,10 @@ import jax
 from absl import flags
 
 from experiments.program import console, files, startup
-from experiments.program.console import log
+from experiments.program.console import log, say
 from experiments.sweeps import runner
 from experiments.sweeps.sweep_file import load_runs, select
+from gradmem_jax.foreign_text import one_line
 
 _SWEEP = flags.DEFINE_string(
     "sweep", None, "Python file whose get_runs() lists the runs (required).", required=True
@@ -42,7 +43,7 @@ def main(_: Sequence[str]) -> int:
         for run in runs:
             done = runner.finished(root / run.name)
             words = runner.command(run, root)
-            print(f"# {run.name} is finished" if done else shlex.join(words))
+            say(f"# {one_line(run.name)} is finished" if done else one_line(shlex.join(words)))
         return 0
     files.output_folder("root", root)
     for number in (signal.SIGINT, signal.SIGTERM):

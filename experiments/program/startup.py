@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from absl import app, flags
 
+from experiments.program import console
 from gradmem_jax.checks import require
 from gradmem_jax.foreign_text import one_line
 from gradmem_jax.storage.checkpoint import CheckpointError
@@ -107,7 +108,10 @@ def without_traceback(
     Those of other packages keep their traceback: they are mistakes of ours.
     """
     try:
-        return main(arguments)
+        status = main(arguments)
+        sys.stdout.flush()
+        console.check()
+        return status
     except (ValueError, CheckpointError) as error:
         raised_in = pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename)
         if not any(raised_in.is_relative_to(folder) for folder in _OURS):
@@ -116,8 +120,27 @@ def without_traceback(
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
     except BrokenPipeError:  # nobody reads what we print
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(1)
+    except OSError as error:
+        _refuse(_of_disk(error))
+
+
+def _of_disk(error: OSError) -> str:
+    """What a disk or another part of the system refused, in a line; a mistake of ours is raised."""
+    if error.errno is None:
+        raise error
+    where = f": {error.filename}" if error.filename is not None else ""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
+    return f"{error.strerror}{where}. Mend that and start again."
+
+
+def _drop_output() -> None:
+    """Has what is still to be printed go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def end_now(status: int) -> NoReturn:

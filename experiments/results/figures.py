@@ -9,11 +9,13 @@ import matplotlib
 import numpy as np
 from matplotlib import pyplot as plt
 
+from gradmem_jax.foreign_text import one_line
 from gradmem_jax.storage.memory_file import StoredContext
 
 matplotlib.use("Agg")
+matplotlib.rcParams["text.parse_math"] = False  # names of others may hold two dollars
 
-
+_LONGEST_NAME = 40
 _LINES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))  # and markers, ten colours each
 
 
@@ -137,7 +139,7 @@ def written_contexts(
         shown: how many contexts at most, the first ones.
     """
     contexts, sizes = contexts[:shown], sizes[:shown]
-    names = [pathlib.PurePath(context.name).name for context in contexts]
+    names = [one_line(pathlib.PurePath(context.name).name, _LONGEST_NAME) for context in contexts]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for name, context in zip(names, contexts, strict=True):
         losses = [loss for row in context.write_losses for loss in row] + [context.final_loss]

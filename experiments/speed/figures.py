@@ -8,6 +8,7 @@ import matplotlib
 from matplotlib import pyplot as plt
 
 matplotlib.use("Agg")
+matplotlib.rcParams["text.parse_math"] = False
 
 
 def growth(

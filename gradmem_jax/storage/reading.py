@@ -17,6 +17,11 @@ MEBIBYTE = 2**20
 LARGEST_JSON = 64 * MEBIBYTE
 
 
+def largest_unpacked(size: int) -> int:
+    """How many bytes a packed file of some size may hold: text seldom shrinks to a hundredth."""
+    return min(max(64 * MEBIBYTE, 100 * size), 4096 * MEBIBYTE)
+
+
 def require_file(path: str | pathlib.Path, what: str) -> int:
     """Returns the size of a file in bytes.
 

@@ -47,8 +47,9 @@ def write_files(
         for name, write in writers.items():
             place = temporary / name
             place.parent.mkdir(parents=True, exist_ok=True)
-            write(place)
-            _flush(place)
+            with _errors_about(folder / name):
+                write(place)
+                _flush(place)
         if first or remove:
             (folder / last).unlink(missing_ok=True)
             _flush(folder)
@@ -59,6 +60,17 @@ def write_files(
             target.parent.mkdir(parents=True, exist_ok=True)
             (temporary / name).replace(target)
             _flush(target.parent)
+
+
+@contextlib.contextmanager
+def _errors_about(path: pathlib.Path) -> Iterator[None]:
+    """Has errors of the system in this block name a file by its path, not by a temporary one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_file(path: str | pathlib.Path, write: Writer) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from gradmem_jax.storage import writing
-from gradmem_jax.storage.arrays_file import arrays_writer
+from gradmem_jax.storage.arrays_file import arrays_writer, write_arrays
 
 ROOT = pathlib.Path(__file__).parents[2]
 NAMES = ("weights", "part/tokens", "config")
@@ -70,7 +70,7 @@ class WritingTest(parameterized.TestCase):
             raise OSError(errno.ENOSPC, "full")
 
         for name in NAMES:
-            with self.assertRaisesRegex(OSError, "full"):
+            with self.assertRaisesRegex(OSError, f"full: '{self.folder / name}'"):
                 writing.write_files(self.folder, writers("2") | {name: fail}, remove=["weights"])
             self.assertEqual(self.found(), dict.fromkeys(NAMES, "1"))
 
@@ -161,6 +161,13 @@ class WritingTest(parameterized.TestCase):
         with self.assertRaises(OSError) as refused:
             arrays_writer({"a": np.zeros(1000)}, {})(self.folder / "arrays")
         self.assertEqual(refused.exception.errno, errno.EFBIG)
+
+    def test_others_may_read_arrays_as_other_files(self):
+        self.addCleanup(os.umask, os.umask(0o022))
+        write_arrays(self.folder / "arrays", {"a": np.zeros(3)}, {})
+        writing.write_text(self.folder / "text", "1")
+        modes = {path.name: path.stat().st_mode & 0o777 for path in self.folder.iterdir()}
+        self.assertEqual(modes, {"arrays": 0o644, "text": 0o644})
 
 
 if __name__ == "__main__":

@@ -41,6 +41,28 @@ class ProgramTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "three"):
             startup.without_traceback(mistake, [])
 
+    @parameterized.parameters(
+        (OSError(28, "No space left on device", "/a/b"), "error: No space left on device: /a/b. "),
+        (PermissionError(13, "Permission denied", "x\x1b\ny"), r"error: .* x\\u001b\\ny\. "),
+    )
+    def test_what_the_system_refuses_is_a_line(self, error, message):
+        with self.assertRaises(SystemExit) as ended:
+            startup.without_traceback(mock.Mock(side_effect=error), [])
+        self.assertRegex(str(ended.exception.code), message)
+
+    def test_an_output_that_is_full(self):
+        command = (
+            "from experiments.program import console, startup\n"
+            "def main(_): console.say('a')\n"
+            "startup.without_traceback(main, [])"
+        )
+        with open("/dev/full", "w") as full:
+            words = [sys.executable, "-c", command]
+            done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True)
+        self.assertEqual(done.returncode, 1)
+        want = r"^error: No space left on device: standard output\. .*\n$"
+        self.assertRegex(done.stderr, want)
+
     def test_a_reader_that_has_gone_and_ctrl_c(self):
         command = (
             "import os, sys; from experiments.program import startup\n"
