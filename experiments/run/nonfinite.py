@@ -12,7 +12,8 @@ import optax
 from experiments.run.stage import FIELDS
 from gradmem_jax.checks import require
 from gradmem_jax.memory.interface import MemoryModel
-from gradmem_jax.storage.checkpoint import saved_steps
+from gradmem_jax.storage.steps import saved_steps
+from gradmem_jax.storage.writing import write_file
 from gradmem_jax.training.step import loss_gradient
 from gradmem_jax.trees import Params
 
@@ -31,7 +32,7 @@ def save_batch(
     part = f"_process_{jax.process_index()}" if jax.process_count() > 1 else ""
     path = workdir / f"nonfinite_step_{step}{part}.npz"
     arrays: dict[str, Any] = {**batch, "step": step, "num_write_steps": num_write_steps}
-    np.savez(path, **arrays)
+    write_file(path, lambda place: np.savez(place, **arrays))
     return path
 
 

@@ -1,6 +1,7 @@
 """Progress lines of a run and its TensorBoard events, and these read back."""
 
 import pathlib
+import secrets
 import struct
 import time
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from experiments.program.console import log
 from experiments.program.formatting import minutes
+from gradmem_jax.storage.writing import require_no_link
 
 Points = list[tuple[int, float]]
 
@@ -26,8 +28,10 @@ class ScalarWriter:
     def __init__(self, workdir: pathlib.Path) -> None:
         """Opens a new event file of the run."""
         folder = workdir / "tensorboard"
+        require_no_link(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = EventsWriter(str(folder / "events"))
+        ending = f".{secrets.token_hex(8)}"  # no file that is there is opened
+        self._file = EventsWriter(str(folder / "events"), ending)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes scalars by name; raises OSError if the disk takes no more."""

@@ -14,6 +14,7 @@ from experiments.program.console import log
 from experiments.run.plan import LOWER_IS_BETTER
 from experiments.sweeps.run_list import Run
 from experiments.sweeps.sweep_file import find_file
+from gradmem_jax.storage.writing import open_to_append
 
 LOCK = "sweep.lock"  # in the folder of a run
 
@@ -83,7 +84,7 @@ def why_not(run: Run, root: pathlib.Path) -> str:
 
 def execute(words: Sequence[str], path: pathlib.Path, held: TextIO) -> int:
     """Runs a command, its output appended to a file, and stops it when this program is stopped."""
-    with open(path, "a") as out:
+    with open_to_append(path) as out:
         print(f"$ {shlex.join(words)}", file=out, flush=True)
         # The child holds the lock as well: it may outlive a killed sweep.
         keep = (held.fileno(),)

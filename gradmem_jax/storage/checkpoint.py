@@ -1,6 +1,7 @@
 """Checkpoints of a run: the latest and the best, with all that an exact resume needs."""
 
 import contextlib
+import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -14,12 +15,25 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
 
+from gradmem_jax.checks import require
 from gradmem_jax.parallel.sharding import placed_shapes, shardings
-from gradmem_jax.storage.damage import DAMAGED, CheckpointError, check_metrics, is_damage, set_aside
+from gradmem_jax.storage.damage import (
+    DAMAGED,
+    CheckpointError,
+    check_metrics,
+    is_damage,
+    reason,
+    set_aside,
+)
+from gradmem_jax.storage.reading import MEBIBYTE
+from gradmem_jax.storage.steps import StepNames, check_files, saved_steps
+from gradmem_jax.storage.writing import require_no_link
 from gradmem_jax.trees import named_leaves
 
 State = TypeVar("State")
 BIT_SUM = "bit_sum"
+# Files are compressed, moments of zeros well and parameters hardly; both bytes.
+_LARGEST_SMALL, _MOST_COMPRESSED = 64 * MEBIBYTE, 100
 
 
 @contextlib.contextmanager
@@ -39,14 +53,17 @@ def open_checkpoints(
         create: make the directory if it is missing.
 
     Raises:
-        ValueError: `create` is false, and the directory is missing or has a damaged checkpoint.
+        ValueError: `create` is false, and the directory is missing or has a damaged checkpoint;
+            or it is true, and there are links where files are to be written.
         CheckpointError: at the end, if one could not be written.
     """
     directory = pathlib.Path(directory).absolute()
     if not create and not directory.is_dir():
         raise ValueError(f"there are no checkpoints in {directory}; is this a finished workdir?")
+    if create:
+        _check_links(directory)
     if jax.process_index() == 0 or not create:
-        check_metrics(directory, move=create)
+        check_metrics(directory, best_metric, move=create)
     _wait_for_all("metrics")
     latest = checkpoint_managers.LatestN(keep_latest)
     best = checkpoint_managers.BestN(
@@ -59,6 +76,7 @@ def open_checkpoints(
         best_fn=lambda metrics: metrics[best_metric],
         preservation_policy=checkpoint_managers.AnyPreservationPolicy([latest, best]),
         cleanup_tmp_directories=create,
+        step_name_format=StepNames(),
     )
     handlers = {"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
     checkpoints = ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
@@ -67,6 +85,14 @@ def open_checkpoints(
     finally:
         with _writing(checkpoints):
             checkpoints.close()
+
+
+def _check_links(directory: pathlib.Path) -> None:
+    """Refuses links in the place of what is written, moved or deleted here."""
+    require_no_link(directory)
+    require_no_link(directory.with_name(f"{directory.name}.{DAMAGED}"))
+    for path in directory.glob("[0-9]*"):  # steps, and what a save that was killed has left
+        require_no_link(path)
 
 
 @contextlib.contextmanager
@@ -78,15 +104,10 @@ def _writing(checkpoints: ocp.CheckpointManager) -> Iterator[None]:
         directory = pathlib.Path(checkpoints.directory)
         whole = saved_steps(directory)
         raise CheckpointError(
-            f"a checkpoint could not be written to {directory}: {error}\nWhole ones there: steps "
-            f"{whole}. Make space or make the folder writable; the same command goes on from the "
-            "last of them."
+            f"a checkpoint could not be written to {directory}: {reason(error)}. Whole ones there: "
+            f"steps {whole}. Make space or make the folder writable; the same command goes on from "
+            "the last of them."
         ) from error
-
-
-def saved_steps(directory: pathlib.Path) -> list[int]:
-    """Returns the steps of the checkpoints in a directory, in ascending order."""
-    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdecimal())
 
 
 def _wait_for_all(name: str) -> None:
@@ -161,6 +182,7 @@ def restore_latest(
     for step in steps:
         restored, error = None, None
         try:
+            check_files(directory / str(step))
             _check_structure(checkpoints, step, template)
             restored = restore(checkpoints, step, template)
         except Exception as raised:  # whatever it is, all processes must hear of it
@@ -171,18 +193,13 @@ def restore_latest(
             return restored
         if failures[:, 1].any():
             raise CheckpointError(
-                f"the checkpoint of step {step} in {directory} cannot be read: "
-                f"{error or 'another process says why'}\nIt may be whole and was left as it is. "
-                "Once that is mended, the same command goes on from it; to go on from the one "
-                f"before, move the folder {step} away."
+                f"the checkpoint of step {step} in {directory} cannot be read: {reason(error)}. It "
+                "may be whole and was left as it is. Once that is mended, the same command goes on "
+                f"from it; to go on from the one before, move the folder {step} away."
             ) from error
-        logging.error(
-            "checkpoint of step %d is damaged and set aside: %s",
-            step,
-            error or "another process says why",
-        )
+        logging.error("checkpoint of step %d is damaged and set aside: %s", step, reason(error))
         if jax.process_index() == 0:
-            set_aside(directory, str(step))
+            set_aside(directory, step)
         _wait_for_all("damaged")
         checkpoints.reload()
     if steps:
@@ -269,19 +286,28 @@ def restore_params(
         if step is None or step not in steps:
             raise ValueError(f"{directory} has no checkpoint {which!r}; it has steps {steps}.")
         try:
-            return step, _restore_state(checkpoints, step, mesh)["params"]
+            size = check_files(pathlib.Path(directory, str(step)))
+            return step, _restore_state(checkpoints, step, mesh, size)["params"]
         except Exception as error:
             raise ValueError(
-                f"checkpoint {which!r} of {directory}, step {step}, cannot be read: {error}\nThere "
-                f"are also steps {[other for other in steps if other != step]}; name one of them."
+                f"checkpoint {which!r} of {directory}, step {step}, cannot be read: "
+                f"{reason(error)}. There are also steps "
+                f"{[other for other in steps if other != step]}; name one of them."
             ) from error
 
 
-def _restore_state(checkpoints: ocp.CheckpointManager, step: int, mesh: Mesh | None) -> Any:
-    """Restores a state, whatever its structure."""
+def _restore_state(
+    checkpoints: ocp.CheckpointManager, step: int, mesh: Mesh | None, size: int
+) -> Any:
+    """Restores a state, whatever its structure, from files of so many bytes."""
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
         dict(checkpoints.item_metadata(step)["state"]),
+    )
+    claimed = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+    require(
+        claimed <= _LARGEST_SMALL + _MOST_COMPRESSED * size,
+        f"its {size} bytes claim to hold arrays of {claimed} bytes.",
     )
     first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     where = first if mesh is None else shardings(shapes, mesh)

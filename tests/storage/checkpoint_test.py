@@ -230,7 +230,7 @@ class CheckpointTest(parameterized.TestCase):
         chex.assert_trees_all_equal(self.restore()[0], state_of(2))
 
     @parameterized.parameters(
-        (True, r"step 2 .* cannot be read: another process says why\nIt may be whole", [1, 2]),
+        (True, r"step 2 .* cannot be read: another process says why. It may be whole", [1, 2]),
         (False, "step 2 is damaged and set aside: another process says why", [1]),
     )
     def test_what_one_process_cannot_read_none_goes_on_from(self, stops, message, left):

@@ -281,7 +281,7 @@ class ReportTest(parameterized.TestCase):
             text = self.report()
         self.assertLen(logs.output, 3)
         self.assertIn("\n2 runs are not finished: c, x/b.\n", text)
-        self.assertRegex(text, r"\n3 runs are damaged and left out: d \(cannot read .*, e .*, f ")
+        self.assertRegex(text, r"\n3 runs are damaged and left out: d \(.*no JSON .*, e .*, f ")
         self.assertEqual(cells(text, "GradMem, K = 2")[1], "20.0 [100.0]")
 
     def test_exported_runs_are_no_runs(self):
