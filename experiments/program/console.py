@@ -5,7 +5,9 @@ printable, so none of it can steer the terminal.
 """
 
 import logging
+import os
 import sys
+from typing import Any
 
 from absl import flags
 from absl import logging as absl_logging
@@ -13,6 +15,7 @@ from absl import logging as absl_logging
 from gradmem_jax.foreign_text import printable
 
 log = logging.getLogger("experiments")
+_ORBAX = os.path.join("orbax", "checkpoint", "")
 
 
 class _Printable(logging.Formatter):
@@ -37,6 +40,17 @@ class _StandardOutput(logging.StreamHandler):
             super().handleError(record)
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether nobody else says it: what Orbax fails at it logs on pages, and raises too."""
+    return not (_ORBAX in record.pathname or record.name == "asyncio")
+
+
+def _print_uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Prints an error that nobody caught, unless a failed save of Orbax left its thread with it."""
+    if str(error) != "Event loop is closed":
+        sys.__excepthook__(kind, error, trace)
+
+
 def set_up_logging() -> None:
     """Sends our lines to standard output; of libraries only warnings, unless --verbosity is set."""
     handler = _StandardOutput(sys.stdout)
@@ -46,6 +60,8 @@ def set_up_logging() -> None:
     log.propagate = False
     if not flags.FLAGS["verbosity"].present:
         absl_logging.set_verbosity(absl_logging.WARNING)
+        absl_logging.get_absl_handler().addFilter(_is_news)
+        sys.excepthook = _print_uncaught
     absl_logging.get_absl_handler().setFormatter(_Printable(absl_logging.PythonFormatter()))
 
 

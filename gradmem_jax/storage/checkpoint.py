@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -82,9 +83,16 @@ def open_checkpoints(
     checkpoints = ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
     try:
         yield checkpoints
-    finally:
+    except CheckpointError:
+        with contextlib.suppress(Exception):  # it fails for the same reason
+            checkpoints.close()
+        raise
+    except BaseException:
         with _writing(checkpoints):
             checkpoints.close()
+        raise
+    with _writing(checkpoints):
+        checkpoints.close()
 
 
 def _check_links(directory: pathlib.Path) -> None:
@@ -102,10 +110,14 @@ def _writing(checkpoints: ocp.CheckpointManager) -> Iterator[None]:
         yield
     except Exception as error:
         directory = pathlib.Path(checkpoints.directory)
-        whole = saved_steps(directory)
+        try:
+            os.listdir(directory)
+            whole = f"steps {saved_steps(directory)}"
+        except OSError as hidden:
+            whole = f"cannot be seen ({hidden.strerror})"
         raise CheckpointError(
             f"a checkpoint could not be written to {directory}: {reason(error)}. Whole ones there: "
-            f"steps {whole}. Make space or make the folder writable; the same command goes on from "
+            f"{whole}. Make space or make the folder writable; the same command goes on from "
             "the last of them."
         ) from error
 

@@ -32,7 +32,8 @@ def reason(error: BaseException | None) -> str:
     """What an error says, in one short line; those of Orbax and Tensorstore go on for pages."""
     if error is None:
         return "another process says why"
-    return one_line(" ".join(str(error).split()) or type(error).__name__, _LONGEST_REASON)
+    text = " ".join(str(error).split()).rstrip(".")
+    return one_line(text or type(error).__name__, _LONGEST_REASON)
 
 
 def check_metrics(directory: pathlib.Path, name: str, *, move: bool) -> None:

@@ -94,11 +94,11 @@ def open_to_append(path: pathlib.Path) -> TextIO:
     """
     require_no_link(path)
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
-    file = os.fdopen(os.open(path, flags, 0o666), "a+", encoding="utf-8", errors="replace")
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
+    descriptor = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise ValueError(f"{path} is a device or a FIFO; remove it.")
-    return file
+    return os.fdopen(descriptor, "a+", encoding="utf-8", errors="replace")
 
 
 def clean(folder: pathlib.Path) -> None:
