@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
@@ -18,6 +17,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from gradmem_jax.checks import require
 from gradmem_jax.parallel.sharding import placed_shapes, shardings
+from gradmem_jax.storage.checksum import bit_sum, checksum
 from gradmem_jax.storage.damage import (
     DAMAGED,
     CheckpointError,
@@ -32,7 +32,7 @@ from gradmem_jax.storage.writing import require_no_link
 from gradmem_jax.trees import named_leaves
 
 State = TypeVar("State")
-BIT_SUM = "bit_sum"
+_CHECKSUM, _BIT_SUM = "checksum", "bit_sum"  # the latter until 2026-11, blind to places
 # Files are compressed, moments of zeros well and parameters hardly; both bytes.
 _LARGEST_SMALL, _MOST_COMPRESSED = 64 * MEBIBYTE, 100
 
@@ -159,7 +159,7 @@ def save(
         if step in checkpoints.all_steps():
             checkpoints.wait_until_finished()
             checkpoints.delete(step)
-        host = dict(run) | {BIT_SUM: _bit_sum(state)}
+        host = dict(run) | {_CHECKSUM: checksum(state)}
         checkpoints.save(
             step,
             args=ocp.args.Composite(
@@ -264,11 +264,11 @@ def restore(
         args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes), run=ocp.args.JsonRestore()),
     )
     state, run = restored["state"], dict(restored["run"])
-    saved = run.pop(BIT_SUM, None)
-    if saved not in (None, _bit_sum(state)):
-        raise ValueError(
-            "its arrays are not those that were saved: their bits have another sum, so some of "
-            "them have changed on the disk."
+    for name, compute in ((_CHECKSUM, checksum), (_BIT_SUM, bit_sum)):
+        require(
+            name not in run or run.pop(name) == compute(state),
+            f"its arrays are not those that were saved: they have another {name}, so some of them "
+            "have changed on the disk.",
         )
     return state, run
 
@@ -324,20 +324,3 @@ def _restore_state(
     first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     where = first if mesh is None else shardings(shapes, mesh)
     return restore(checkpoints, step, placed_shapes(shapes, where))[0]
-
-
-@jax.jit
-def _add_bits(state: Any) -> jax.Array:
-    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
-
-    def total(x: jax.Array) -> jax.Array:
-        x = x.astype(jnp.uint8) if x.dtype == bool else x
-        bits = jax.lax.bitcast_convert_type(x, unsigned[x.dtype.itemsize])
-        return bits.sum(dtype=jnp.uint32)
-
-    return sum(map(total, jax.tree.leaves(state)), jnp.uint32(0))
-
-
-def _bit_sum(state: Any) -> int:
-    """The sum of a state's bits as unsigned numbers, modulo 2**32, however it is split."""
-    return int(_add_bits(state).addressable_data(0))

@@ -21,6 +21,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from gradmem_jax.storage import checkpoint
+from gradmem_jax.storage.checksum import bit_sum, checksum
 from gradmem_jax.storage.damage import set_aside
 from gradmem_jax.storage.steps import saved_steps
 from tests.storage.kill_in_save import NUM_EVENTS, TEMPORARY
@@ -370,6 +371,31 @@ class CheckpointTest(parameterized.TestCase):
         path.unlink(missing_ok=True)
         os.mkfifo(path)
         with self.assertRaisesRegex(ValueError, f"{name} is not a file but a device, a FIFO"):
+            checkpoint.restore_params(self.folder)
+
+    def test_rows_that_have_changed_places_are_found(self):
+        w = state_of(0)["params"]["w"]
+        saved = checksum(state_of(1))
+        with (
+            mock.patch.object(checkpoint, "checksum", lambda _: saved),
+            checkpoint.open_checkpoints(self.folder) as checkpoints,
+        ):
+            permuted = state_of(1) | {"params": {"w": 1 + w[::-1], "b": jnp.float32(1)}}
+            checkpoint.save(checkpoints, 1, permuted, {}, {"score": 0.0})
+        with self.assertRaisesRegex(ValueError, "they have another checksum, so some of them"):
+            checkpoint.restore_params(self.folder)
+
+    @_ORBAX_LEAVES_COROUTINES
+    def test_the_sum_of_earlier_versions_is_still_checked(self):
+        with (
+            mock.patch.object(checkpoint, "_CHECKSUM", "bit_sum"),
+            mock.patch.object(checkpoint, "checksum", bit_sum),
+        ):
+            self.save(0.1, 0.2, 0.3)
+        self.assertIn("bit_sum", (self.folder / "3" / "run" / "metadata").read_text())
+        self.assertEqual(checkpoint.restore_params(self.folder)[0], 3)
+        change_arrays(self.folder / "3")
+        with self.assertRaisesRegex(ValueError, "they have another bit_sum"):
             checkpoint.restore_params(self.folder)
 
     def test_refusals(self):
