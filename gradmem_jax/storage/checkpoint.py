@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
 
+from gradmem_jax.array_checks import require_finite
 from gradmem_jax.checks import require
 from gradmem_jax.parallel.sharding import placed_shapes, shardings
 from gradmem_jax.storage.checksum import bit_sum, checksum
@@ -299,7 +300,9 @@ def restore_params(
             raise ValueError(f"{directory} has no checkpoint {which!r}; it has steps {steps}.")
         try:
             size = check_files(pathlib.Path(directory, str(step)))
-            return step, _restore_state(checkpoints, step, mesh, size)["params"]
+            params = _restore_state(checkpoints, step, mesh, size)["params"]
+            require_finite(params, "its parameters")
+            return step, params
         except Exception as error:
             raise ValueError(
                 f"checkpoint {which!r} of {directory}, step {step}, cannot be read: "
