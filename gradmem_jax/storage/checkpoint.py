@@ -4,7 +4,7 @@ import contextlib
 import math
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -17,6 +17,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from gradmem_jax.array_checks import require_finite
 from gradmem_jax.checks import require
+from gradmem_jax.foreign_text import shown
 from gradmem_jax.parallel.sharding import placed_shapes, shardings
 from gradmem_jax.storage.checksum import bit_sum, checksum
 from gradmem_jax.storage.damage import (
@@ -33,6 +34,7 @@ from gradmem_jax.storage.writing import require_no_link
 from gradmem_jax.trees import named_leaves
 
 State = TypeVar("State")
+Result = TypeVar("Result")
 _CHECKSUM, _BIT_SUM = "checksum", "bit_sum"  # the latter until 2026-11, blind to places
 # Files are compressed, moments of zeros well and parameters hardly; both bytes.
 _LARGEST_SMALL, _MOST_COMPRESSED = 64 * MEBIBYTE, 100
@@ -291,18 +293,40 @@ def restore_params(
     Raises:
         ValueError: there is no such checkpoint, or it cannot be read.
     """
+
+    def read(checkpoints: ocp.CheckpointManager, step: int, shapes: Any) -> tuple[int, Any]:
+        params = _restore_state(checkpoints, step, shapes, mesh)["params"]
+        require_finite(params, "its parameters")
+        return step, params
+
+    return _read_one(directory, which, read)
+
+
+def stored_shapes(directory: str | pathlib.Path, which: str | int = "best") -> Any:
+    """Shapes of the parameters that `restore_params` would restore, none of which is read."""
+
+    def read(_: ocp.CheckpointManager, __: int, shapes: Any) -> Any:
+        return shapes["params"]
+
+    return _read_one(directory, which, read)
+
+
+def _read_one(
+    directory: str | pathlib.Path,
+    which: str | int,
+    read: Callable[[ocp.CheckpointManager, int, Any], Result],
+) -> Result:
+    """Reads something of a checkpoint; gives its step and the shapes of its state to `read`."""
     which = str(which)
     with open_checkpoints(directory, create=False) as checkpoints:
         steps = checkpoints.all_steps()
         named = {"best": checkpoints.best_step, "latest": checkpoints.latest_step}
         step = named[which]() if which in named else int(which) if which.isdecimal() else None
         if step is None or step not in steps:
-            raise ValueError(f"{directory} has no checkpoint {which!r}; it has steps {steps}.")
+            raise ValueError(f"{directory} has no checkpoint {shown(which)}; it has steps {steps}.")
         try:
             size = check_files(pathlib.Path(directory, str(step)))
-            params = _restore_state(checkpoints, step, mesh, size)["params"]
-            require_finite(params, "its parameters")
-            return step, params
+            return read(checkpoints, step, _shapes(checkpoints, step, size))
         except Exception as error:
             raise ValueError(
                 f"checkpoint {which!r} of {directory}, step {step}, cannot be read: "
@@ -311,10 +335,8 @@ def restore_params(
             ) from error
 
 
-def _restore_state(
-    checkpoints: ocp.CheckpointManager, step: int, mesh: Mesh | None, size: int
-) -> Any:
-    """Restores a state, whatever its structure, from files of so many bytes."""
+def _shapes(checkpoints: ocp.CheckpointManager, step: int, size: int) -> Any:
+    """Shapes of a state, whatever its structure, in files of so many bytes."""
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
         dict(checkpoints.item_metadata(step)["state"]),
@@ -322,8 +344,15 @@ def _restore_state(
     claimed = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(shapes))
     require(
         claimed <= _LARGEST_SMALL + _MOST_COMPRESSED * size,
-        f"its {size} bytes claim to hold arrays of {claimed} bytes.",
+        f"its {size} bytes claim to hold arrays of {claimed} bytes",
     )
+    return shapes
+
+
+def _restore_state(
+    checkpoints: ocp.CheckpointManager, step: int, shapes: Any, mesh: Mesh | None
+) -> Any:
+    """Restores a state of some shapes."""
     first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     where = first if mesh is None else shardings(shapes, mesh)
     return restore(checkpoints, step, placed_shapes(shapes, where))[0]
