@@ -305,7 +305,7 @@ class StoppingTest(parameterized.TestCase):
         np.save(self.folder / "array.npy", np.zeros(3))
         with self.assertRaisesRegex(ValueError, "array.npy is no batch of a run"):
             load_batch(self.folder / "array.npy")
-        with self.assertRaisesRegex(ValueError, "none.npz cannot be read"):
+        with self.assertRaisesRegex(ValueError, "none.npz is not a file"):
             load_batch(self.folder / "none.npz")
 
     def test_rerun_computes_the_step_again(self):
