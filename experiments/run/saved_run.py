@@ -54,7 +54,7 @@ class SavedRun:
         """
         path = self.folder / "config.json"
         fields = files.read_json(path)
-        _check_names(path, fields)
+        check_names(path, fields)
         wrong = [
             name for name, kind in _FIELDS.items() if not isinstance(_find(fields, name), kind)
         ]
@@ -122,7 +122,7 @@ class SavedRun:
         return step, load_params(self.folder / PARAMS)
 
 
-def _check_names(path: pathlib.Path, fields: Any) -> None:
+def check_names(path: pathlib.Path, fields: Any) -> None:
     """Refuses names that no field has, and groups in groups in groups."""
     level = [fields]
     for _ in range(_MOST_LEVELS):
