@@ -39,7 +39,10 @@ def check_metrics(metrics: Any, judged_by: str) -> None:
     _require_dict("metrics.json", metrics)
     rows = metrics["by_num_write_steps"]
     _require_dict("by_num_write_steps", rows)
-    require(len(rows) <= _MOST_ROWS, f"it has more than {_MOST_ROWS} numbers of WRITE steps")
+    require(
+        0 < len(rows) <= _MOST_ROWS,
+        f"by_num_write_steps has {len(rows)} rows; it must have from 1 to {_MOST_ROWS}",
+    )
     for k in rows:
         require(k.isdecimal() and len(k) < 10, f"{shown(k)} is no number of WRITE steps")
     for row in (metrics, *rows.values()):

@@ -75,6 +75,12 @@ def check_task(task: Any) -> None:
 def check_patterns(frozen: Sequence[str]) -> None:
     """Refuses regular expressions that may take for ever: a repeated group, or much repeated."""
     for pattern in frozen:
+        try:
+            re.compile(pattern)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(
+                f"frozen {shown(pattern)} is no regular expression: {error}."
+            ) from error
         repeated = len(re.findall(r"[*+{]", pattern))
         require(
             repeated <= _MOST_REPEATED and re.search(r"\)[*+{]", pattern) is None,

@@ -266,7 +266,9 @@ def restore(
         step,
         args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes), run=ocp.args.JsonRestore()),
     )
-    state, run = restored["state"], dict(restored["run"])
+    state, run = restored["state"], restored["run"]
+    require(isinstance(run, dict), "its file run/metadata is damaged")
+    run = dict(run)
     for name, compute in ((_CHECKSUM, checksum), (_BIT_SUM, bit_sum)):
         require(
             name not in run or run.pop(name) == compute(state),
