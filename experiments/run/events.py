@@ -5,7 +5,6 @@ import struct
 from collections.abc import Iterator
 
 import numpy as np
-from google.protobuf.message import DecodeError
 from tensorboardX.crc32c import CRC_TABLE
 from tensorboardX.proto.event_pb2 import Event
 
@@ -30,7 +29,7 @@ def read_events(path: pathlib.Path) -> Iterator[Event]:
     for length, place in whole:
         try:
             yield Event.FromString(content[place + 12 : place + 12 + length])
-        except DecodeError:
+        except Exception:  # whatever protobuf makes of other bytes
             _require_whole(path, place, False)
 
 

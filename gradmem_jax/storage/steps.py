@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import orbax.checkpoint as ocp
-from etils import epath
 
 from gradmem_jax.checks import require
 from gradmem_jax.storage.reading import require_file
@@ -53,10 +52,14 @@ class StepNames(ocp.path.step.NameFormat):
     def find_step(self, base_path: Any, step: int) -> _Step:
         """Returns one of them.
 
+        Args:
+            base_path: the folder, as Orbax has it.
+            step: its number.
+
         Raises:
             ValueError: it is not there.
         """
-        path = epath.Path(base_path) / str(step)
+        path = base_path / str(step)
         require(_is_step(pathlib.Path(path)), f"{path} is no folder of a checkpoint.")
         return _Step(step=step, path=path)
 
