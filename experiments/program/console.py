@@ -4,9 +4,11 @@ Texts in them may be foreign: names in a file that somebody sent. Whatever goes 
 printable, so none of it can steer the terminal.
 """
 
+import functools
 import logging
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from absl import flags
@@ -45,10 +47,10 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not (_ORBAX in record.pathname or record.name == "asyncio")
 
 
-def _print_uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Prints an error that nobody caught, unless a failed save of Orbax left its thread with it."""
-    if str(error) != "Event loop is closed":
-        sys.__excepthook__(kind, error, trace)
+def _print_unraisable(print_it: Callable[[Any], object], unraisable: Any) -> None:
+    """Prints an error that has nowhere to go, but for those that a failed save of Orbax leaves."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        print_it(unraisable)
 
 
 def set_up_logging() -> None:
@@ -61,7 +63,7 @@ def set_up_logging() -> None:
     if not flags.FLAGS["verbosity"].present:
         absl_logging.set_verbosity(absl_logging.WARNING)
         absl_logging.get_absl_handler().addFilter(_is_news)
-        sys.excepthook = _print_uncaught
+        sys.unraisablehook = functools.partial(_print_unraisable, sys.unraisablehook)
     absl_logging.get_absl_handler().setFormatter(_Printable(absl_logging.PythonFormatter()))
 
 
