@@ -10,7 +10,6 @@ each other stay together. Example, the first of two workers:
 
 import pathlib
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +18,7 @@ from absl import flags
 
 from experiments.program import console, files, startup
 from experiments.program.console import log, say
+from experiments.run.stopping import handle_signals
 from experiments.sweeps import runner
 from experiments.sweeps.sweep_file import load_runs, select
 from gradmem_jax.foreign_text import one_line
@@ -46,8 +46,7 @@ def main(_: Sequence[str]) -> int:
             say(f"# {one_line(run.name)} is finished" if done else one_line(shlex.join(words)))
         return 0
     files.output_folder("root", root)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+    handle_signals(_stop)
     failed = runner.run_all(runs, root)
     if failed:
         log.error("failed: %s", ", ".join(failed))

@@ -14,7 +14,7 @@ from absl.testing import absltest, parameterized
 from gradmem_jax.foreign_text import LONGEST_MESSAGE
 from gradmem_jax.storage.checkpoint import CheckpointError
 from tests.bad_inputs import OURS, TRIED
-from tests.hostile import models, texts
+from tests.hostile import models, runs, texts
 
 _SECONDS, _MIB = 10, 1024  # that a case may take
 
@@ -56,7 +56,7 @@ def outcome(call):
 
 class HostileTest(parameterized.TestCase):
     @parameterized.named_parameters(
-        (module.__name__.rpartition(".")[2], module) for module in (models, texts)
+        (module.__name__.rpartition(".")[2], module) for module in (models, runs, texts)
     )
     def test_files(self, module):
         self.addCleanup(signal.signal, signal.SIGALRM, signal.signal(signal.SIGALRM, _stop))

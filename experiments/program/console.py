@@ -4,9 +4,12 @@ Texts in them may be foreign: names in a file that somebody sent. Whatever goes 
 printable, so none of it can steer the terminal.
 """
 
+import functools
 import io
 import logging
+import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from absl import flags
@@ -15,6 +18,7 @@ from absl import logging as absl_logging
 from gradmem_jax.foreign_text import printable
 
 log = logging.getLogger("experiments")
+_ORBAX = os.path.join("orbax", "checkpoint", "")
 
 
 class _Printable(logging.Formatter):
@@ -48,6 +52,17 @@ class _StandardOutput(logging.StreamHandler):
             self.lost = error
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether nobody else says it: what Orbax fails at it logs on pages, and raises too."""
+    return not (_ORBAX in record.pathname or record.name == "asyncio")
+
+
+def _print_unraisable(print_it: Callable[[Any], object], unraisable: Any) -> None:
+    """Prints an error that has nowhere to go, but for those that a failed save of Orbax leaves."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        print_it(unraisable)
+
+
 def set_up_logging() -> None:
     """Sends our lines to standard output; of libraries only warnings, unless --verbosity is set."""
     _say_all(sys.stdout)
@@ -58,6 +73,8 @@ def set_up_logging() -> None:
     log.propagate = False
     if not flags.FLAGS["verbosity"].present:
         absl_logging.set_verbosity(absl_logging.WARNING)
+        absl_logging.get_absl_handler().addFilter(_is_news)
+        sys.unraisablehook = functools.partial(_print_unraisable, sys.unraisablehook)
     absl_logging.get_absl_handler().setFormatter(_Printable(absl_logging.PythonFormatter()))
 
 

@@ -13,7 +13,7 @@ from absl import app, flags
 
 from experiments.program import console
 from gradmem_jax.checks import require
-from gradmem_jax.foreign_text import one_line
+from gradmem_jax.foreign_text import one_line, printable
 from gradmem_jax.storage.checkpoint import CheckpointError
 
 _OURS = tuple(pathlib.Path(__file__).parents[2] / name for name in ("experiments", "gradmem_jax"))
@@ -24,6 +24,9 @@ _INTERRUPTED = 130  # what shells give for Ctrl-C
 
 def run(main: Callable[[Sequence[str]], int | None], *, takes_words: bool = False) -> None:
     """Runs a program; what its input is refused for is printed without a traceback.
+
+    One that fails ends at once: a library whose thread hangs, such as one that saves to a disk that
+    is gone, cannot keep it alive. One that succeeds ends as Python does.
 
     Args:
         main: gets the command line behind the flags and returns the exit status, or None for 0.
@@ -39,7 +42,16 @@ def run(main: Callable[[Sequence[str]], int | None], *, takes_words: bool = Fals
         )
         return main(arguments)
 
-    app.run(lambda arguments: without_traceback(checked, arguments), flags_parser=parse_flags)
+    status, message = 0, ""
+    try:
+        app.run(lambda arguments: without_traceback(checked, arguments), flags_parser=parse_flags)
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        message = f"{end.code}\n" if isinstance(end.code, str) else ""
+    except BaseException:
+        status, message = 1, traceback.format_exc()
+    if status:
+        _end_now(status, message)
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:
@@ -143,10 +155,12 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def end_now(status: int) -> NoReturn:
-    """Ends the process without waiting for threads, which may compile for minutes."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+def _end_now(status: int, message: str) -> NoReturn:
+    """Ends the process without waiting for threads, which may compile for minutes, or hang."""
+    for stream, text in ((sys.stdout, ""), (sys.stderr, printable(message))):
+        with contextlib.suppress(OSError, ValueError):  # it may be closed
+            stream.write(text)
+            stream.flush()
     os._exit(status)
 
 

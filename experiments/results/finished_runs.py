@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from experiments.program import files
 from experiments.program.console import log
-from experiments.results.kinds import check_kinds
+from experiments.results.run_checks import check_config, check_metrics
+from experiments.run.saved_run import check_names
 from experiments.run.workdir import EXPORTED, is_run
 from gradmem_jax.checks import require
 from gradmem_jax.data.tasks import SIZES, TASKS, size_name
@@ -152,10 +153,11 @@ def find_runs(root: pathlib.Path, only: str = "") -> Found:
                 found.unfinished.append(name)
             continue
         try:
-            run = FinishedRun(
-                name, files.read_json(path), files.read_json(path.with_name("metrics.json"))
-            )
-            check_kinds(run.config, run.metrics)
+            config, metrics = files.read_json(path), files.read_json(path.with_name("metrics.json"))
+            check_names(path, config)
+            check_config(config)
+            run = FinishedRun(name, config, metrics)
+            check_metrics(metrics, run.metric.field)
             require(label(run.config) != "", "no method")
             require(all(0 <= x < 2**31 for x in (run.size, run.score)), "no size or score")
             found.runs.append(run)

@@ -10,7 +10,9 @@ import os
 import pathlib
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TextIO
 
 from gradmem_jax.checks import require
 from gradmem_jax.foreign_text import shown
@@ -82,6 +84,36 @@ def write_file(path: str | pathlib.Path, write: Writer) -> None:
 def write_text(path: str | pathlib.Path, text: str) -> None:
     """Writes one text file: readers see the old one or the new one, whole."""
     write_file(path, lambda place: place.write_text(text, encoding="utf-8"))
+
+
+def require_no_link(path: pathlib.Path) -> None:
+    """Refuses a link in the place of what is to be written, emptied or deleted.
+
+    It may come with a folder of somebody else, and lead out of that.
+
+    Raises:
+        ValueError: it is one.
+    """
+    require(
+        not path.is_symlink(),
+        f"{path} is a link: what it leads to would be changed. Remove it, or put what it leads to "
+        "in its place.",
+    )
+
+
+def open_to_append(path: pathlib.Path) -> TextIO:
+    """Opens a text to read it and add to it; makes it if it is missing.
+
+    Raises:
+        ValueError: it is a link, or no regular file.
+    """
+    require_no_link(path)
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+    descriptor = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError(f"{path} is a device or a FIFO; remove it.")
+    return os.fdopen(descriptor, "a+", encoding="utf-8", errors="replace")
 
 
 def clean(folder: pathlib.Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import re
 import sys
 from unittest import mock
@@ -50,6 +51,21 @@ class ConsoleTest(parameterized.TestCase):
         with contextlib.redirect_stdout(io.StringIO()) as said:
             console.say("\x1b[2J a\nb")
         self.assertEqual(said.getvalue(), "\\u001b[2J a\nb\n")
+
+    @parameterized.parameters(
+        ("absl", "/lib/orbax/checkpoint/_src/futures/future.py", False),
+        ("asyncio", "/lib/asyncio/base_events.py", False),
+        ("absl", "/lib/jax/_src/xla_bridge.py", True),
+    )
+    def test_what_orbax_fails_at_is_said_once(self, name, path, is_news):
+        record = logging.LogRecord(name, logging.ERROR, path, 1, "failed", None, None)
+        self.assertEqual(console._is_news(record), is_news)
+
+    @parameterized.parameters(("Event loop is closed", False), ("no such thing", True))
+    def test_what_is_left_of_a_failed_save_is_no_news(self, text, is_news):
+        print_it = mock.Mock()
+        console._print_unraisable(print_it, mock.Mock(exc_value=RuntimeError(text)))
+        self.assertEqual(print_it.called, is_news)
 
 
 if __name__ == "__main__":
