@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.run.plan import BEST_METRICS
+from experiments.run.plan import BEST_METRICS, LOWER_IS_BETTER
 from gradmem_jax.checks import require
 from gradmem_jax.foreign_text import shown
 
@@ -49,17 +49,17 @@ def check_metrics(metrics: Any, judged_by: str) -> None:
     for row in (metrics, *rows.values()):
         _require_dict("an evaluation", row)
         require(0 <= _number("exact_match", row["exact_match"]) <= 1, "exact_match not in [0, 1]")
-        _number(judged_by, row[judged_by])
+        _number(judged_by, row[judged_by], finite=judged_by not in LOWER_IS_BETTER)
         losses = row.get("write_loss_of", {})
         _require_dict("write_loss_of", losses)
         for kind, loss in losses.items():
-            _number(kind, loss)
+            _number(kind, loss, finite=False)
         rates = row.get("exact_match_by_segment", [])
         require(isinstance(rates, list), "exact_match_by_segment is no list")
         for rate in rates:
             _number("exact_match_by_segment", rate)
     for name in _NUMBERS:
-        _number(name, metrics.get(name, 0))
+        _number(name, metrics.get(name, 0), finite=name not in LOWER_IS_BETTER)
     devices = metrics.get("devices", [])
     require(
         isinstance(devices, list) and all(isinstance(name, str) for name in devices),
@@ -71,11 +71,12 @@ def _require_dict(name: str, value: Any) -> None:
     require(isinstance(value, Mapping), f"{name} is a {type(value).__name__}, no group of fields")
 
 
-def _number(name: str, value: Any) -> float:
-    """Returns a number; a loss may be infinite or not a number."""
+def _number(name: str, value: Any, *, finite: bool = True) -> float:
+    """Returns a number that can be drawn; a loss need not be finite."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_drawn = is_number and abs(value) < _LARGEST
     require(
-        is_number and (abs(value) < _LARGEST or not math.isfinite(value)),
+        is_drawn or (is_number and not finite and not math.isfinite(value)),
         f"{shown(name)}={shown(value)} is no number that can be drawn",
     )
     return value
