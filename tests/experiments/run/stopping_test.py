@@ -127,11 +127,12 @@ class StoppingTest(parameterized.TestCase):
 
     def test_a_closed_terminal_stops_as_a_signal_does_but_not_under_nohup(self):
         number = signal.SIGHUP
+        self.addCleanup(signal.signal, number, signal.signal(number, signal.SIG_DFL))
         with catch_signals() as stopping, mock.patch.object(os, "write", side_effect=OSError):
             os.kill(os.getpid(), number)
             with self.assertRaisesRegex(Stopped, "SIGHUP"):
                 stopping.check()
-        self.addCleanup(signal.signal, number, signal.signal(number, signal.SIG_IGN))
+        signal.signal(number, signal.SIG_IGN)
         with catch_signals() as stopping:
             os.kill(os.getpid(), number)
             stopping.check()
