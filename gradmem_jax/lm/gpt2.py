@@ -40,7 +40,13 @@ class GPT2Layer(nn.Module):
         y, new = self_attention(c, y, inputs, state, use_bias=True)
         x = x + y
         y = dense(c, c.mlp_size, "up", use_bias=True)(layer_norm(c, "mlp_norm")(x))
-        return x + dense(c, c.width, "down", use_bias=True)(nn.gelu(y, approximate=True)), new
+        return x + dense(c, c.width, "down", use_bias=True)(_gelu(y)), new
+
+
+@jax.checkpoint
+def _gelu(x: jax.Array) -> jax.Array:
+    """The activation; to compute it again takes less memory than to keep its parts."""
+    return nn.gelu(x, approximate=True)
 
 
 class GPT2(Transformer):
