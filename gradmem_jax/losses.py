@@ -10,6 +10,7 @@ from gradmem_jax.dtypes import at_least_float32
 
 IGNORE = -100
 LARGEST_LOGITS = 2**27  # bytes of logits that are made at once
+CHUNK_LOGITS = 2**25  # bytes of a chunk of more
 SHORTEST_CHUNK = 16  # tokens of a sample
 
 
@@ -53,11 +54,11 @@ def losses_of_hidden(
     if is_symbolic(batch_size) or is_symbolic(length):
         return losses(hidden, labels)
     logits = jax.eval_shape(project, hidden)
-    num_chunks = -(-logits.size * logits.dtype.itemsize // LARGEST_LOGITS)
-    size = max(-(-length // max(num_chunks, 1)), SHORTEST_CHUNK)
-    num_chunks = -(-length // size)
-    if num_chunks <= 1:
+    num_bytes = logits.size * logits.dtype.itemsize
+    size = max(CHUNK_LOGITS * length // max(num_bytes, 1), SHORTEST_CHUNK)
+    if num_bytes <= LARGEST_LOGITS or length <= size:
         return losses(hidden, labels)
+    num_chunks = -(-length // size)
     left = num_chunks * size - length
     hidden = jnp.pad(hidden, ((0, 0), (0, left), (0, 0)))
     labels = jnp.pad(labels, ((0, 0), (0, left)), constant_values=IGNORE)

@@ -67,7 +67,8 @@ class LossesOfHiddenTest(parameterized.TestCase):
             return total(hidden, head)[1], jax.jvp(gradient, (hidden, head), direction)
 
         whole = curvature(hidden, head)
-        with mock.patch.object(losses_module, "LARGEST_LOGITS", 2 * 16 * 11 * 8):
+        limits = {"LARGEST_LOGITS": 2 * 16 * 11 * 8, "CHUNK_LOGITS": 1}
+        with mock.patch.multiple(losses_module, **limits):
             made = [x.aval.shape for x in _results(jax.make_jaxpr(curvature)(hidden, head))]
             self.assertEqual((2, length, 11) in made, length == 16)
             parts = curvature(hidden, head)
