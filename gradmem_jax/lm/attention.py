@@ -19,6 +19,7 @@ from gradmem_jax.checks import (
     require_number,
 )
 from gradmem_jax.dtypes import at_least_float32
+from gradmem_jax.lm.blockwise import causal_attention
 from gradmem_jax.lm.products import dot_general
 
 
@@ -135,6 +136,7 @@ LONGEST_SAVED = 1024  # beyond it backward passes compute scores again, not keep
 LARGEST_SAVED = 2**28  # bytes of weights, beyond which they do so too
 LARGEST_ROWS = 2**25  # bytes of scores that are there at once then
 FEWEST_ROWS = 16  # queries of a sample that go together
+SMALLEST_BLOCK = 64  # queries, and keys, of `blockwise.causal_attention`
 
 
 def rotary_frequencies(
@@ -186,6 +188,7 @@ def attend(
     cached: CachedKV | None = None,
     cache_mask: jax.Array | None = None,
     by_position: ByPosition | None = None,
+    method: str = "xla",
 ) -> PartialAttention:
     """Softmax attention that can be differentiated any number of times, in any dtype.
 
@@ -201,6 +204,7 @@ def attend(
         cached: keys and values [B, Hkv, T, Dh] of earlier tokens.
         cache_mask: bool [B, 1, S, E], true where a query sees one of the first E cached keys.
         by_position: keys that positions hide beside these masks, and what they add to scores.
+        method: see `TransformerConfig.attention`.
 
     Returns:
         The attention to these keys; its `mean` is the result if there are no others.
@@ -249,6 +253,11 @@ def attend(
     else:
         attend_block = functools.partial(_attend_block, may_see_nothing=by_position is not None)
         size = query_rows(batch_size, num_heads, length)
+        has_cache = cache_mask is not None and cache_mask.shape[-1] > 0
+        if method == "auto" and size is not None and by_position is None and not has_cache:
+            scaled = grouped * query.shape[-1] ** -0.5
+            block = block_size(batch_size, num_heads, length)
+            return _partial_attention(query, [causal_attention(scaled, key, value, block)])
 
         def rows(queries: jax.Array, start: Any, end: int) -> tuple[jax.Array, jax.Array]:
             """Causal attention of neighbouring queries, the first one at `start`."""
@@ -342,6 +351,14 @@ def query_rows(batch_size: int, num_heads: int, length: int) -> int | None:
     if length <= LONGEST_SAVED and row * length <= LARGEST_SAVED:
         return None
     return max(LARGEST_ROWS // row // FEWEST_ROWS * FEWEST_ROWS, FEWEST_ROWS)
+
+
+def block_size(batch_size: int, num_heads: int, length: int) -> int:
+    """How many queries, and as many keys, make a block of `blockwise.causal_attention`."""
+    size = SMALLEST_BLOCK
+    while size < length and batch_size * num_heads * (2 * size) ** 2 * 4 <= LARGEST_ROWS:
+        size *= 2
+    return size
 
 
 def _row_by_row(

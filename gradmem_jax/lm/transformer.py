@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,10 +30,16 @@ class TransformerConfig(LMConfig):
     Attributes:
         num_heads: H, query heads.
         mlp_width: hidden size of the MLP; None means `4 * width`.
+        attention: how that of many tokens to themselves is computed: "auto" takes blocks of queries
+            and keys, linear in memory through a second derivative; JAX refuses forward mode through
+            it unless a gradient was taken first. "xla" goes through queries only, in any mode.
     """
+
+    not_in_read: ClassVar[tuple[str, ...]] = (*LMConfig.not_in_read, "attention")
 
     num_heads: int = 4
     mlp_width: int | None = None
+    attention: Literal["auto", "xla"] = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -162,13 +168,15 @@ def self_attention(
     new: AttentionState = None
     if isinstance(state, PartialAttention):
         of_last = merge_partial(state, attend_all(state.query, key, value))
-        y = jnp.concatenate([attend(query, key, value).mean, of_last], axis=1)
+        y = jnp.concatenate([attend(query, key, value, method=c.attention).mean, of_last], axis=1)
     elif isinstance(state, ReturnPartial):
-        new = attend(query, key, value)
+        new = attend(query, key, value, method=c.attention)
         y = new.mean
     else:
         places = None if mask is None and bias is None else ByPosition(inputs.positions, mask, bias)
-        y = attend(query, key, value, inputs.mask, state, inputs.cache_mask, places).mean
+        y = attend(
+            query, key, value, inputs.mask, state, inputs.cache_mask, places, c.attention
+        ).mean
         new = None if state is None else (key, value)
     y = y.astype(query.dtype)
     return dense(c, c.width, "output", axis=(-2, -1), use_bias=use_bias)(y), new

@@ -11,6 +11,7 @@ from absl.testing import absltest, parameterized
 
 from gradmem_jax.lm import attention
 
+METHODS = ("auto", "xla")
 B, H, KV, D = 2, 4, 2, 6
 
 
@@ -26,7 +27,7 @@ def draw(length, dtype=np.float64, cached=0):
     return {name: jnp.asarray(rng.standard_normal(s), dtype) for name, s in shapes.items()}
 
 
-def attend(arrays, by_position=None, cache_mask=None):
+def attend(arrays, by_position=None, cache_mask=None, method="xla"):
     cached = (arrays["cached_key"], arrays["cached_value"])
     found = attention.attend(
         arrays["query"],
@@ -35,6 +36,7 @@ def attend(arrays, by_position=None, cache_mask=None):
         cached=cached if cached[0].shape[2] else None,
         cache_mask=cache_mask,
         by_position=by_position,
+        method=method,
     )
     return found.mean, found.log_sum_exp
 
@@ -56,25 +58,30 @@ class AttentionRowsTest(parameterized.TestCase):
         self.enter_context(jax.enable_x64(True))
 
     def by_rows(self, size, call):
-        with (
-            mock.patch.object(attention, "LARGEST_SAVED", 0),
-            mock.patch.object(attention, "query_rows", lambda *_: size),
+        with mock.patch.multiple(
+            attention,
+            LARGEST_SAVED=0,
+            query_rows=lambda *_: size,
+            block_size=lambda *_: size,
         ):
             return call()
 
-    @parameterized.parameters((1, 16), (37, 16), (130, 16), (200, 64))
-    def test_values_and_derivatives(self, length, size):
+    @parameterized.product(case=((1, 16), (37, 16), (130, 16), (200, 64)), method=METHODS)
+    def test_values_and_derivatives(self, case, method):
+        length, size = case
         arrays = draw(length)
         for function in (attend, curvature):
             whole = jax.jit(function)(arrays)
+            function = functools.partial(function, method=method)
             rows = self.by_rows(size, lambda f=function: jax.jit(lambda x: f(x))(arrays))
             chex.assert_trees_all_close(rows, whole, rtol=1e-9, atol=1e-11)
 
-    def test_reverse_over_reverse(self):
+    @parameterized.parameters(*METHODS)
+    def test_reverse_over_reverse(self, method):
         arrays = draw(70)
 
         def norm(arrays):
-            gradient = jax.grad(scalar)(arrays)
+            gradient = jax.grad(functools.partial(scalar, method=method))(arrays)
             return sum(jnp.square(g).sum() for g in jax.tree.leaves(gradient))
 
         whole = jax.jit(jax.grad(norm))(arrays)
@@ -108,10 +115,13 @@ class AttentionRowsTest(parameterized.TestCase):
     def test_how_many_queries(self, batch_size, heads, length, expected):
         self.assertEqual(attention.query_rows(batch_size, heads, length), expected)
 
-    def test_temporary_memory_grows_with_the_length_not_with_its_square(self):
+    @parameterized.parameters(*METHODS)
+    def test_temporary_memory_grows_with_the_length_not_with_its_square(self, method):
+        function = functools.partial(curvature, method=method)
+
         def temporary(length):
             shapes = jax.eval_shape(functools.partial(draw, length, np.float32))
-            compiled = jax.jit(curvature).lower(shapes).compile()
+            compiled = jax.jit(function).lower(shapes).compile()
             return compiled.memory_analysis().temp_size_in_bytes
 
         with mock.patch.object(attention, "LARGEST_ROWS", 2**17):
