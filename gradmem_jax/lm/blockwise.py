@@ -12,6 +12,7 @@ in memory. Reverse over reverse is right, but keeps every block.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +66,7 @@ def _forward(
         new = (new_top, total, mixed)
         return tuple(_put(x, y, i) for x, y in zip(carry, new, strict=True)), None
 
-    top, total, mixed = jax.lax.scan(add, vary_like(start, (q, k, v)), _pairs(q, block))[0]
+    top, total, mixed = _over_pairs(add, vary_like(start, (q, k, v)), q, block)
     total = jnp.where(total == 0, 1, total)  # of padding
     mean = (mixed / total)[..., :length, :]
     log_sum_exp = (jnp.log(total) + top)[..., :length, :]
@@ -102,7 +103,7 @@ def _backward(
 
     start = tuple(jnp.zeros(x.shape, dtype) for x in (q, k, v))
     start = vary_like(start, (q, k, v, d_mean, shift))
-    found = jax.lax.scan(add, start, _pairs(q, block))[0]
+    found = _over_pairs(add, start, q, block)
     d_query, d_key, d_value = (x[..., :length, :] for x in found)
     return d_query.astype(query.dtype), d_key.astype(key.dtype), d_value.astype(value.dtype)
 
@@ -110,11 +111,21 @@ def _backward(
 causal_attention.defvjp(_forward, _backward)
 
 
-def _pairs(query: jax.Array, block: int) -> jax.Array:
-    """Numbers of the blocks of queries and keys that see one another, int32 [n, 2]."""
+def _over_pairs(
+    add: Callable[[Arrays, jax.Array], tuple[Arrays, None]],
+    start: Arrays,
+    query: jax.Array,
+    block: int,
+) -> Arrays:
+    """Calls `add(carry, (i, j))` for all blocks of queries i and of keys j that see one another.
+
+    Without the checkpoint, JAX would compute the masks of all pairs beforehand where it transposes
+    the loop, and keep them.
+    """
     count = query.shape[3] // block
-    pairs = [(i, j) for i in range(count) for j in range(i + 1)]
-    return jnp.asarray(np.array(pairs, np.int32))
+    pairs = np.array([(i, j) for i in range(count) for j in range(i + 1)], np.int32)
+    step = jax.checkpoint(add, prevent_cse=False)
+    return jax.lax.scan(step, start, jnp.asarray(pairs))[0]
 
 
 def _scores(

@@ -77,8 +77,8 @@ class LMConfig:
         require_number("init_std", self.init_std, above=0)
 
 
-_LARGEST_HIDDEN = 2**27  # bytes of an MLP's hidden layer that are there at once
-_CHUNK_BYTES = 2**25  # of a larger one
+_LARGEST_HIDDEN = 2**26  # bytes of an MLP's hidden layer that are there at once
+_CHUNK_BYTES = 2**24  # of a larger one
 _FEWEST_TOKENS = 16  # of a sample that go together
 _REMAT_POLICIES = {
     "full": None,
@@ -287,7 +287,7 @@ class LanguageModel(nn.Module):
             (c.vocab_size, c.width),
             c.param_dtype,
         )
-        layer = self.layer_class
+        layer = self.layer_type()
         if c.remat != "none":
             layer = nn.remat(layer, policy=_REMAT_POLICIES[c.remat], prevent_cse=not c.scan_layers)
         if c.scan_layers:
@@ -303,6 +303,10 @@ class LanguageModel(nn.Module):
         self.final_norm = self.make_final_norm()
         if not c.tied_head:
             self.head = self.param("head", kernel_init(c), (c.width, c.vocab_size), c.param_dtype)
+
+    def layer_type(self) -> Any:
+        """The class of the layers."""
+        return self.layer_class
 
     def make_final_norm(self) -> nn.Module:
         """The norm behind the last layer."""

@@ -1,11 +1,13 @@
 """Causal language models whose tokens attend to all tokens before them."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from gradmem_jax.checks import is_symbolic, require, require_integer
 from gradmem_jax.lm.attention import (
@@ -21,6 +23,7 @@ from gradmem_jax.lm.attention import (
     merge_partial,
 )
 from gradmem_jax.lm.language_model import LanguageModel, LMConfig, dense
+from gradmem_jax.parallel.sharding import gather_layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +36,17 @@ class TransformerConfig(LMConfig):
         attention: how that of many tokens to themselves is computed: "auto" takes blocks of queries
             and keys, linear in memory through a second derivative; JAX refuses forward mode through
             it unless a gradient was taken first. "xla" goes through queries only, in any mode.
+        gather: where parameters are split over devices (`mesh.fsdp`), "step" gathers all of them
+            once a training step; "layer" has each layer gather its own when it runs, in the compute
+            dtype: far less memory, but they are sent for every pass.
     """
 
-    not_in_read: ClassVar[tuple[str, ...]] = (*LMConfig.not_in_read, "attention")
+    not_in_read: ClassVar[tuple[str, ...]] = (*LMConfig.not_in_read, "attention", "gather")
 
     num_heads: int = 4
     mlp_width: int | None = None
     attention: Literal["auto", "xla"] = "auto"
+    gather: Literal["step", "layer"] = "step"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -199,6 +206,15 @@ class Transformer(LanguageModel):
     attends_apart: ClassVar[bool] = False
 
     config: TransformerConfig
+
+    def layer_type(self) -> Any:
+        """The class of the layers; it gathers their parameters if it has to."""
+        if self.config.gather == "step" or self.is_initializing():
+            return self.layer_class
+        gather = functools.partial(
+            gather_layer, width=self.config.width, dtype=jnp.dtype(self.config.dtype)
+        )
+        return nn.map_variables(self.layer_class, "params", trans_in_fn=gather)
 
     def __call__(
         self,
