@@ -25,6 +25,7 @@ from experiments.program.console import log
 from experiments.run.build import build
 from gradmem_jax.checks import require
 
+_FIELDS = ("remat", "dtype", "gather", "attention")
 with startup.known_fields():
     _CONFIG = config_flags.DEFINE_config_file("config", None, "The run whose steps are planned.")
 _WORK = flags.DEFINE_string(
@@ -38,6 +39,16 @@ _TOPOLOGY = flags.DEFINE_list(
 )
 _BATCH_SIZES = flags.DEFINE_list(
     "batch_sizes", None, "Batch sizes of all devices together; default: the run's own."
+)
+_LM = flags.DEFINE_list(
+    "lm",
+    [],
+    f"Settings to plan with, as in remat=full,dtype=bfloat16; fields: {', '.join(_FIELDS)}.",
+)
+_NUM_MICRO_BATCHES = flags.DEFINE_integer(
+    "num_micro_batches",
+    None,
+    "Parts of each device's batch; default: the run's own, -1 as few as there is room for.",
 )
 _REMEDIES = flags.DEFINE_bool(
     "remedies", True, "Seek settings that fit where a step does not; each takes a compile."
@@ -54,13 +65,27 @@ def _works(topology: Topology) -> Iterator[Work]:
             yield from works_of_run(build(_CONFIG.value.lock()), size)
 
 
+def changed(work: Work) -> Work:
+    """A step with the settings that flags ask for."""
+    settings = dict(text.partition("=")[::2] for text in _LM.value)
+    unknown = sorted(settings.keys() - {*_FIELDS})
+    require(
+        not unknown and all(settings.values()),
+        f"--lm={','.join(_LM.value)} must be of name=value, with names of {', '.join(_FIELDS)}.",
+    )
+    work = work.with_lm(**settings)
+    if _NUM_MICRO_BATCHES.value is not None:
+        work = dataclasses.replace(work, num_micro_batches=_NUM_MICRO_BATCHES.value)
+    return work
+
+
 def _gib(size: float | None) -> float | None:
     return None if size is None else size / GIB
 
 
 def table(plans: Sequence[StepPlan]) -> str:
     """Formats plans, a line each."""
-    head = ["step", "on", "B", "parts", "remat", "dtype", "fits", "GiB of", "parameters"]
+    head = ["step", "on", "B", "parts", "remat", "dtype", "gather", "fits", "GiB of", "parameters"]
     head += ["optimizer", "gathered", "temporary", "TFLOP", "GB moved", "ms", "bound by"]
     head += ["GB sent", "compile s"]
     rows = [
@@ -71,6 +96,7 @@ def table(plans: Sequence[StepPlan]) -> str:
             p.settings["num_micro_batches"],
             p.settings["remat"],
             p.settings["dtype"],
+            p.settings["gather"],
             "yes" if p.fits else "NO",
             f"{p.total / GIB:.2f} of {p.available / GIB:.1f}",
             *map(_gib, (p.parameters, p.optimizer, p.gathered, p.temporary)),
@@ -97,7 +123,7 @@ def main(_: Sequence[str]) -> None:
     machines.set_up()
     plans: list[StepPlan] = []
     for topology in map(machines.open_topology, _TOPOLOGY.value):
-        for work in _works(topology):
+        for work in map(changed, _works(topology)):
             plan = plan_step(work, topology)
             plans.append(plan)
             log.info("%s on %s: %.2f GiB", plan.work, plan.topology, plan.total / GIB)

@@ -55,7 +55,9 @@ def losses_of_hidden(
         return losses(hidden, labels)
     logits = jax.eval_shape(project, hidden)
     num_bytes = logits.size * logits.dtype.itemsize
-    size = max(CHUNK_LOGITS * length // max(num_bytes, 1), SHORTEST_CHUNK)
+    # Each chunk adds to the gradient of the head [d, V], so it should have about d / 4 rows.
+    rows = -(-width // (4 * max(batch_size, 1)))
+    size = max(CHUNK_LOGITS * length // max(num_bytes, 1), rows, SHORTEST_CHUNK)
     if num_bytes <= LARGEST_LOGITS or length <= size:
         return losses(hidden, labels)
     num_chunks = -(-length // size)

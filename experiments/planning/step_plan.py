@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import re
 import time
 from typing import Any
 
@@ -12,14 +11,12 @@ from experiments.planning.flops import count_flops
 from experiments.planning.hlo import measure
 from experiments.planning.machines import Topology
 from experiments.planning.work import Work
-from gradmem_jax.checks import require
+from experiments.run import fitting
+from gradmem_jax.checks import AUTOMATIC, require
 from gradmem_jax.parallel import sharding
 from gradmem_jax.training.optimizer import make_optimizer
 from gradmem_jax.training.step import TrainState, init_state, jit_train_step
 from gradmem_jax.trees import PyTree
-
-_NO_ROOM = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm")
-_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,17 +79,18 @@ def plan_step(work: Work, topology: Topology) -> StepPlan:
         f"{topology.name} along the batch; choose another --batch_size, or a mesh with tensor.",
     )
     state = _state_shapes(work)
-    step = jit_train_step(
-        work.model,
-        make_optimizer(work.optimizer),
-        state,
-        mesh,
-        work.num_micro_batches,
-        work.frozen,
-    )
+    flops = 0
+
+    def lower(parts: int) -> Any:
+        nonlocal flops
+        step = jit_train_step(
+            work.model, make_optimizer(work.optimizer), state, mesh, parts, work.frozen
+        )
+        traced = step.trace(state, dict(work.batch))
+        flops = count_flops(traced.jaxpr)
+        return traced.lower()
+
     started = time.monotonic()
-    traced = step.trace(state, dict(work.batch))
-    flops = count_flops(traced.jaxpr)
     lm = work.model.config.lm
     machine = topology.machine
     own, whole = (_bytes(state.params, mesh, whole) for whole in (False, True))
@@ -102,25 +100,29 @@ def plan_step(work: Work, topology: Topology) -> StepPlan:
         "devices": len(topology.devices),
         "batch_size": work.batch_size,
         "settings": {
-            "num_micro_batches": work.num_micro_batches,
             "remat": lm.remat,
             "dtype": lm.dtype,
+            "gather": getattr(lm, "gather", "step"),
         },
         "available": machine.usable,
         "parameters": own,
         "optimizer": _bytes(state.optimizer_state, mesh, False),
         "gathered": whole - own,
-        "flops": flops,
     }
+    given, rows = work.num_micro_batches, work.batch_size // shards
     try:
-        compiled = traced.lower().compile()
+        if given == AUTOMATIC:
+            compiled, parts = fitting.compile_in_parts(lower, rows, machine.usable)
+        else:
+            compiled, parts = lower(given).compile(), given
     except jax.errors.JaxRuntimeError as error:
-        found = _NO_ROOM.search(str(error))
-        if found is None:
+        used = fitting.bytes_without_room(error)
+        if used is None:
             raise
-        used = int(float(found[1]) * _UNITS[found[2]])
+        known["settings"]["num_micro_batches"] = rows if given == AUTOMATIC else given
         return StepPlan(
             **known,
+            flops=flops,
             fits=False,
             temporary=used - own - known["optimizer"],
             total=used,
@@ -130,13 +132,8 @@ def plan_step(work: Work, topology: Topology) -> StepPlan:
             collectives={},
             compile_seconds=time.monotonic() - started,
         )
-    memory, traffic = compiled.memory_analysis(), measure(compiled.as_text())
-    total = (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-    )
+    known["settings"]["num_micro_batches"] = parts
+    traffic, total = measure(compiled.as_text()), fitting.total_bytes(compiled)
     times = {
         "compute": flops / machine.peak(lm.dtype),
         "memory": traffic.memory / machine.bandwidth,
@@ -144,8 +141,9 @@ def plan_step(work: Work, topology: Topology) -> StepPlan:
     bound_by = max(times, key=lambda name: times[name])
     return StepPlan(
         **known,
+        flops=flops,
         fits=total <= machine.usable,
-        temporary=memory.temp_size_in_bytes,
+        temporary=compiled.memory_analysis().temp_size_in_bytes,
         total=total,
         moved=traffic.memory,
         seconds=times[bound_by],
