@@ -43,7 +43,7 @@ _BATCH_SIZES = flags.DEFINE_list(
 _LM = flags.DEFINE_list(
     "lm",
     [],
-    f"Settings to plan with, as in remat=full,dtype=bfloat16; fields: {', '.join(_FIELDS)}.",
+    f"Settings to plan with, as in remat=full,dtype=bfloat16, of {', '.join(_FIELDS)}.",
 )
 _NUM_MICRO_BATCHES = flags.DEFINE_integer(
     "num_micro_batches",

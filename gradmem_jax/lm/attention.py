@@ -354,9 +354,15 @@ def query_rows(batch_size: int, num_heads: int, length: int) -> int | None:
 
 
 def block_size(batch_size: int, num_heads: int, length: int) -> int:
-    """How many queries, and as many keys, make a block of `blockwise.causal_attention`."""
+    """How many queries, and as many keys, make a block of `blockwise.causal_attention`.
+
+    Blocks on the diagonal are half hidden, so there are to be some `MAX_BLOCKS` along a side.
+    """
     size = SMALLEST_BLOCK
-    while size < length and batch_size * num_heads * (2 * size) ** 2 * 4 <= LARGEST_ROWS:
+    while (
+        2 * size * MAX_BLOCKS <= length
+        and batch_size * num_heads * (2 * size) ** 2 * 4 <= LARGEST_ROWS
+    ):
         size *= 2
     return size
 
