@@ -4,8 +4,12 @@ Every question is put to every memory of the file, or to those that --context na
 
   python -m experiments.ask --memory=notes.safetensors 'Where is Mary?' 'Where is John?'
   python -m experiments.ask --memory=notes.safetensors --interactive
+
+The model that wrote the file is opened by itself only if it lies in the file's folder: anybody may
+have written the file. Otherwise say with --model where it is.
 """
 
+import sys
 from collections.abc import Iterable, Sequence
 
 from absl import flags
@@ -24,7 +28,8 @@ from gradmem_jax.memory.interface import Memory
 from gradmem_jax.storage.memory_file import read_header
 
 _MEMORY = flags.DEFINE_string("memory", None, "A memory file (required).", required=True)
-_MODEL = flags.DEFINE_string("model", None, "Where the model is now, if it was moved.")
+_MODEL = flags.DEFINE_string("model", None, "Where the model is, if not in the memory's folder.")
+_TOKENIZER = flags.DEFINE_string("tokenizer", None, "The same of a tokenizer that write was given.")
 _CONTEXT = flags.DEFINE_string("context", "*", "Names of the contexts to ask, a pattern.")
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
     "max_new_tokens", 32, "Longest answer, in tokens.", lower_bound=1
@@ -45,7 +50,9 @@ def main(arguments: Sequence[str]) -> None:
     )
     header = read_header(_MEMORY.value)
     chosen = choose_contexts(_MEMORY.value, header, _CONTEXT.value)
-    opened = reopen_model(_MEMORY.value, header.notes, _MODEL.value)
+    opened = reopen_model(
+        _MEMORY.value, header.notes, _MODEL.value, _TOKENIZER.value, typed=sys.argv[1:]
+    )
     memories = open_memories(_MEMORY.value, opened, header, chosen, _BATCH_SIZE.value)
 
     def ask(questions: Sequence[str], memories: Iterable[tuple[list[str], Memory]]) -> None:

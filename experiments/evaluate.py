@@ -19,7 +19,7 @@ from experiments.results import figures
 from experiments.run.curriculum import describe_task, resize
 from experiments.run.evaluation import evaluate_params, one_query, table
 from experiments.run.saved_run import SavedRun, check_paths
-from gradmem_jax.checks import AUTOMATIC, DTYPES, Dtype, require
+from gradmem_jax.checks import AUTOMATIC, DTYPES, Dtype, require, require_count
 from gradmem_jax.data.task import Task
 from gradmem_jax.parallel import sharding
 
@@ -67,11 +67,13 @@ def main(_: Sequence[str]) -> None:
     out = files.with_ending(pathlib.Path(_OUT.value or run.folder / "evaluation"), ".json")
     files.output_file("out", out)
     few = 1 if run.fields["pretrained"] else AUTOMATIC
-    cores.make_devices(run.fields.get("cpu_devices", few), _BATCH_SIZE)
+    wanted = require_count("cpu_devices", run.fields.get("cpu_devices", few))
+    cores.make_devices(min(wanted, cores.count_cores()), _BATCH_SIZE)
     mesh = sharding.make_mesh(sharding.MeshConfig())
-    step, params = run.params(_CHECKPOINT.value)
-    params = sharding.place(params, sharding.shardings(params, mesh))
     plan = run.plan
+    step, params = run.params(_CHECKPOINT.value)
+    plan.target.model.check_params(params)
+    params = sharding.place(params, sharding.shardings(params, mesh))
     model, task = plan.target.model, one_query(plan.target.task)
     if _DTYPE.value:
         dtype = cast(Dtype, _DTYPE.value)

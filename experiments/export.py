@@ -15,13 +15,12 @@ from absl import flags
 
 from experiments.program import console, files, startup
 from experiments.program.console import log
+from experiments.run.exported import write_exported
 from experiments.run.saved_run import SavedRun
-from experiments.run.workdir import EXPORTED, LM, PARAMS
+from experiments.run.workdir import EXPORTED, PARAMS
 from gradmem_jax.checks import DTYPES, require
 from gradmem_jax.lm.pretrained.hugging_face import write_config
 from gradmem_jax.lm.pretrained.load import load_config
-from gradmem_jax.storage.params_file import save_params
-from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run (required).", required=True)
 _OUT = flags.DEFINE_string(
@@ -43,21 +42,10 @@ def main(_: Sequence[str]) -> None:
     )
     step, params = run.params(_CHECKPOINT.value)
     fields = run.fields | {"init_from": ""}  # nobody else has that run
-    pretrained, tokenizer = fields["pretrained"], run.tokenizer
+    pretrained = fields["pretrained"]
     lm = write_config(load_config(pretrained)) if pretrained else None
     files.output_folder("out", out)
-    for name in ("tokenizer.json", f"{LM}/config.json", "evaluation.json", "evaluation.png"):
-        (out / name).unlink(missing_ok=True)  # of an older export
-    if isinstance(tokenizer, TextTokenizer):
-        tokenizer.save(out / "tokenizer.json")
-        fields["data"] = fields["data"] | {"tokenizer_path": ""}
-    if lm is not None:
-        (out / LM).mkdir(exist_ok=True)
-        files.write_json(out / LM / "config.json", lm)
-        fields["pretrained"] = LM
-    save_params(out / PARAMS, params, _DTYPE.value)
-    files.write_json(out / "config.json", fields)
-    files.write_json(out / EXPORTED, {"step": step, "dtype": _DTYPE.value})
+    write_exported(out, params, step, fields, tokenizer=run.tokenizer, lm=lm, dtype=_DTYPE.value)
     log.info(
         "step %d of %s: %d parameters, %.0f KiB in %s",
         step,

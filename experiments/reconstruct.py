@@ -18,6 +18,7 @@ from experiments.program.files import check_apart, matching_files, output_figure
 from experiments.results import figures
 from experiments.run.workdir import require_no_run
 from gradmem_jax.checks import require
+from gradmem_jax.foreign_text import one_line
 
 _MODEL = flags.DEFINE_string(
     "model", None, "Files of a pretrained language model (required).", required=True
@@ -63,7 +64,7 @@ def main(_: Sequence[str]) -> None:
     limit = config.lm.max_positions - opened.model.write_positions - 1
     (context,) = contexts
     ids = encode_context(context, opened.tokenizer, pad_id=config.pad_id, limit=limit)
-    log.info("%s, %d tokens; compiling", context.name, len(ids))
+    log.info("%s, %d tokens; compiling", one_line(context.name), len(ids))
     curves: dict[str, list[dict[str, float]]] = {}
     steps = {"num_steps": _NUM_WRITE_STEPS.value, "every": _EVERY.value}
     for name, rows in trace_writes(opened, ids[None], optimizers, **steps):

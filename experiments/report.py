@@ -26,7 +26,7 @@ def main(_: Sequence[str]) -> None:
     console.set_up_logging()
     out = pathlib.Path(_OUT.value.removesuffix(".md"))
     text = write_report(pathlib.Path(_ROOT.value), out, _TITLE.value, _ONLY.value)
-    print(text, end="")
+    console.say(text.rstrip("\n"))
 
 
 if __name__ == "__main__":

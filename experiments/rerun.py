@@ -14,7 +14,7 @@ from absl import flags
 
 from experiments.program import console, startup
 from experiments.program.console import log
-from experiments.run.nonfinite import checkpoint_before, load_batch, sample_results
+from experiments.run.nonfinite import check_ids, checkpoint_before, load_batch, sample_results
 from experiments.run.saved_run import SavedRun
 from gradmem_jax.training.step import step_params
 
@@ -35,7 +35,9 @@ def main(_: Sequence[str]) -> None:
     checkpoint = _CHECKPOINT.value or checkpoint_before(run.folder / "checkpoints", number)
     step, params = run.params(checkpoint)
     log.info("batch of step %d, K = %d; parameters of step %d", number, k, step)
+    check_ids(batch, plan.target.task.vocab_size)
     model = plan.model_with(num_write_steps=k)
+    model.check_params(params)
     params = step_params(model, params, number - 1, plan.seed)
     for result in sample_results(model, params, batch, plan.frozen):
         finite = np.isfinite([result.loss, result.gradient_norm]).all()

@@ -12,6 +12,7 @@ from experiments.program import console, files, startup
 from experiments.program.console import log
 from experiments.run.workdir import require_no_run
 from gradmem_jax import load_pretrained
+from gradmem_jax.storage.writing import write_text
 
 _MODEL = flags.DEFINE_string(
     "model", None, "Files of a pretrained language model (required).", required=True
@@ -40,7 +41,7 @@ def main(_: Sequence[str]) -> None:
         seed=_SEED.value,
     )
     text = "\n\n".join(texts) + "\n"
-    out.write_text(text, encoding="utf-8")
+    write_text(out, text)
     log.info("wrote %d texts, %d characters, to %s", len(texts), len(text), out)
 
 

@@ -10,7 +10,6 @@ each other stay together. Example, the first of two workers:
 
 import pathlib
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
 
@@ -18,9 +17,11 @@ import jax
 from absl import flags
 
 from experiments.program import console, files, startup
-from experiments.program.console import log
+from experiments.program.console import log, say
+from experiments.run.stopping import handle_signals
 from experiments.sweeps import runner
 from experiments.sweeps.sweep_file import load_runs, select
+from gradmem_jax.foreign_text import one_line
 
 _SWEEP = flags.DEFINE_string(
     "sweep", None, "Python file whose get_runs() lists the runs (required).", required=True
@@ -42,11 +43,10 @@ def main(_: Sequence[str]) -> int:
         for run in runs:
             done = runner.finished(root / run.name)
             words = runner.command(run, root)
-            print(f"# {run.name} is finished" if done else shlex.join(words))
+            say(f"# {one_line(run.name)} is finished" if done else one_line(shlex.join(words)))
         return 0
     files.output_folder("root", root)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+    handle_signals(_stop)
     failed = runner.run_all(runs, root)
     if failed:
         log.error("failed: %s", ", ".join(failed))

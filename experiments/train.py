@@ -1,8 +1,9 @@
 """Trains a way of writing memory on a task and evaluates it with the context removed.
 
-Run again with the same --workdir, a stopped run goes on from its last checkpoint. SIGTERM and
-Ctrl-C let it finish the steps in flight, save, and exit with status 75. Example:
+Run again with the same --workdir, a stopped run goes on from its last checkpoint. SIGTERM,
+Ctrl-C and a closed terminal let it finish the steps in flight, save, and exit with status 75.
 
+Example:
   python -m experiments.train --workdir=runs/kv_quick
   python -m experiments.train --config=experiments/configs/kv_paper.py:n8_k2 --workdir=runs/n8_k2
 
@@ -13,7 +14,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
@@ -94,8 +94,7 @@ def main(_: Sequence[str]) -> int:
         train(config, workdir)
     except Stopped as signal:
         log.info("stopped by %s; the same command goes on from here", signal)
-        if jax.process_count() == 1:
-            startup.end_now(EXIT_STOPPED)
+        hosts.disconnect()
         return EXIT_STOPPED
     except (CheckpointError, NonFiniteError) as error:
         log.error("%s", error)

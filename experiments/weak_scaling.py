@@ -18,6 +18,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments.program import files, startup
+from experiments.program.console import say
 from experiments.run.build import build
 from experiments.speed.projection import Chip, project
 from experiments.speed.weak_steps import measure, table
@@ -56,12 +57,12 @@ def main(_: Sequence[str]) -> None:
     plan, results = build(_CONFIG.value), []
     for number in numbers:
         row = measure(plan, _AXIS.value, number, _BATCH.value, _STEPS.value)
-        print(json.dumps(row), flush=True)
+        say(json.dumps(row))
         results.append(row)
-    print(table(results))
+    say(table(results))
     chip = Chip(_FLOPS.value, _UTILIZATION.value, _BANDWIDTH.value)
     last = results[-1]
-    print(json.dumps(project(last["param_bytes"], last["flops_per_device"], _CHIPS.value, chip)))
+    say(json.dumps(project(last["param_bytes"], last["flops_per_device"], _CHIPS.value, chip)))
     if out:
         out.write_text("".join(json.dumps(row) + "\n" for row in results))
 

@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments.answers.contexts import read_contexts
-from experiments.answers.open_model import open_model
+from experiments.answers.open_model import ask_command, not_beside, open_model
 from experiments.answers.writing import describe_sizes, report, save_written, write_contexts
 from experiments.program import console, files, startup
 from experiments.program.console import log
 from experiments.program.files import check_apart, matching_files, output_figure
 from experiments.results import figures
+from gradmem_jax.foreign_text import one_line
 
 _MODEL = flags.DEFINE_string(
     "model",
@@ -82,7 +83,9 @@ def main(arguments: Sequence[str]) -> None:
         show=_SHOW.value,
     )
     save_written(_OUT.value, opened, written)
-    log.info("%s\nwrote %s", report(opened, written), _OUT.value)
+    more = not_beside(_OUT.value, opened.notes)
+    log.info("%s\nwrote %s", report(opened, written), one_line(_OUT.value))
+    log.info("ask it with %s QUESTION", ask_command(_OUT.value, more))
     if _FIGURE.value:
         sizes = [describe_sizes(opened, written.memory, c) for c in written.contexts]
         figures.written_contexts(pathlib.Path(_FIGURE.value), written.contexts, sizes)

@@ -12,6 +12,8 @@ from flax.traverse_util import flatten_dict
 
 from gradmem_jax.checks import is_traced, require, require_integer
 from gradmem_jax.dtypes import at_least_float32
+from gradmem_jax.foreign_text import shown
+from gradmem_jax.trees import named_leaves
 
 _SHOWN = 5  # differences that a message names
 
@@ -184,6 +186,21 @@ def check_params(params: Mapping[str, Any], expected: Mapping[str, Any]) -> None
         "the parameters do not fit their configuration: "
         f"{'; '.join(problems[:_SHOWN])}{more}.{hint}",
     )
+
+
+def require_finite(tree: Any, what: str) -> None:
+    """Raises ValueError, naming an array, unless all numbers of a tree are finite."""
+    for name, x in named_leaves(tree).items():
+        require(
+            not jnp.issubdtype(x.dtype, jnp.inexact) or bool(_all_finite(x)),
+            f"{what} are not finite, such as {shown(name)}; with them every answer would be "
+            "empty. Take others.",
+        )
+
+
+@jax.jit
+def _all_finite(x: jax.Array) -> jax.Array:
+    return jnp.isfinite(x).all()
 
 
 def _shapes(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,15 @@ def shortened(text: str, longest: int = LONGEST_MESSAGE) -> str:
     return text[: longest - end] + left_out + text[-end:]
 
 
+def is_text(text: str) -> bool:
+    """Whether a text can be said in UTF-8; wrong bytes and halves of characters cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def shown(value: Any) -> str:
     """How a message shows a value: its `repr`, one line of it."""
     try:

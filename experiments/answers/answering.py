@@ -1,6 +1,8 @@
 """Answers from memory files: questions to ids, ids to answers."""
 
+import contextlib
 import fnmatch
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +13,9 @@ import numpy as np
 
 from experiments.answers.contexts import bucket, warn_of_unknown
 from experiments.answers.open_model import OpenModel
+from experiments.program.console import say
 from gradmem_jax.checks import require
+from gradmem_jax.foreign_text import is_text, one_line, shown
 from gradmem_jax.memory.generate import generate
 from gradmem_jax.memory.interface import Memory
 from gradmem_jax.storage.fingerprint import take_fingerprint
@@ -31,20 +35,20 @@ def encode_questions(
     limit = config.lm.max_positions - positions - max_new_tokens
     rows = []
     for question in questions:
-        require(bool(question.strip()), f"the question {question!r} is empty; ask something.")
-        require(_is_text(question), f"the question {question!r} is not UTF-8 text.")
+        require(bool(question.strip()), f"the question {shown(question)} is empty; ask something.")
+        require(is_text(question), f"the question {shown(question)} is not UTF-8 text.")
         text = opened.prompt(question)
-        warn_of_unknown(f"the question {question!r}", text, opened.tokenizer)
+        warn_of_unknown(f"the question {shown(question)}", text, opened.tokenizer)
         ids = np.asarray(opened.tokenizer.encode(text), np.int32)
-        require(len(ids) > 0, f"the question {question!r} has no tokens; ask something else.")
+        require(len(ids) > 0, f"the question {shown(question)} has no tokens; ask something else.")
         require(
             config.pad_id not in ids,
-            f"the question {question!r} holds the padding token {config.pad_id}, which stands for "
-            "no text; leave it out.",
+            f"the question {shown(question)} holds the padding token {config.pad_id}, which stands "
+            "for no text; leave it out.",
         )
         require(
             len(ids) <= limit,
-            f"the question {question!r} has {len(ids)} tokens; the model has room for {limit} "
+            f"the question {shown(question)} has {len(ids)} tokens; the model has room for {limit} "
             f"beside the memory and {max_new_tokens} new ones. Shorten it or lower "
             "--max_new_tokens.",
         )
@@ -54,11 +58,6 @@ def encode_questions(
     for row, ids in zip(padded, rows, strict=True):
         row[: len(ids)] = ids
     return padded
-
-
-def _is_text(argument: str) -> bool:
-    """Whether the bytes of a command line were UTF-8."""
-    return not any(0xD800 <= ord(symbol) < 0xE000 for symbol in argument)
 
 
 def answer(
@@ -99,7 +98,8 @@ def choose_contexts(path: str, header: Header, pattern: str) -> list[int]:
     chosen = [
         i for i, name in enumerate(names) if name == pattern or fnmatch.fnmatchcase(name, pattern)
     ]
-    require(bool(chosen), f"{path} has no context {pattern!r}; it has {names[:20]}.")
+    some = one_line(repr(names[:20]), 600)
+    require(bool(chosen), f"{path} has no context {pattern!r}; it has {some}.")
     return chosen
 
 
@@ -129,15 +129,19 @@ def show(
     with_names: bool,
     as_json: bool,
 ) -> None:
-    """Prints the answers of some contexts, a line each."""
+    """Prints the answers of some contexts, a line each, in which nothing steers the terminal."""
     for name, row in zip(names, answers, strict=True):
         for question, text in zip(questions, row, strict=True):
             if as_json:
                 fields = {"context": name, "question": question, "answer": text}
-                print(json.dumps(fields, ensure_ascii=False), flush=True)
+                say(json.dumps(fields, ensure_ascii=False))
             else:
-                where = f"{name}: " if with_names else ""
-                print(f"{where}{question} -> {text}", flush=True)
+                parts = [f"{name}: "] if with_names else []
+                say("".join(map(_in_a_line, [*parts, f"{question} -> {text}"])))
+
+
+def _in_a_line(text: str) -> str:
+    return one_line(text, len(text))
 
 
 def ask_in_a_loop(
@@ -150,6 +154,9 @@ def ask_in_a_loop(
         prompt: what is printed before each question.
         errors: where to report.
     """
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        with contextlib.suppress(io.UnsupportedOperation):  # something was read from it before
+            sys.stdin.reconfigure(errors="surrogateescape")  # `is_text` finds what is wrong
     while True:
         try:
             question = input(prompt)
@@ -160,4 +167,4 @@ def ask_in_a_loop(
         try:
             ask(question)
         except ValueError as error:
-            print(error, file=errors, flush=True)
+            print(one_line(str(error)), file=errors, flush=True)

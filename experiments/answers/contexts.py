@@ -1,7 +1,6 @@
 """Contexts to write: from files to ids of few shapes."""
 
 import glob
-import json
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -11,9 +10,13 @@ import numpy as np
 from experiments.program.console import log
 from gradmem_jax.checks import require
 from gradmem_jax.data.task import Tokenizer
+from gradmem_jax.foreign_text import is_text, one_line, shown
+from gradmem_jax.storage import reading
 
 _SMALLEST_BUCKET = 16
 _MAX_SHOWN = 10  # unknown words
+_LARGEST_FILE = 256 * reading.MEBIBYTE
+_LONGEST_TOKEN = 1000  # characters; more than any tokenizer takes for one token, text over
 
 
 class Context(NamedTuple):
@@ -75,12 +78,7 @@ def _read(path: str) -> str:
         not pathlib.Path(path).is_dir(),
         f"{path} is a directory; name its files, as in --context='{path.rstrip('/')}/*.txt'.",
     )
-    try:
-        return pathlib.Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}); convert it first.") from error
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
+    return reading.read_text(path, "text", _LARGEST_FILE)
 
 
 def _read_lines(path: str, text: str) -> list[Context]:
@@ -88,13 +86,16 @@ def _read_lines(path: str, text: str) -> list[Context]:
     for number, line in enumerate(text.split("\n"), 1):  # splitlines splits at U+2028 too
         if not line.strip():
             continue
-        name = f"{path}:{number}"
+        where = f"{path}:{number}"
         try:
-            fields = json.loads(line)
-            contexts.append(Context(str(fields.get("name", name)), fields["context"] + ""))
+            fields = reading.parse_json(line, where)
+            name, content = fields.get("name", where), fields["context"]
+            require(isinstance(content, str) and is_text(content), "a context is a text")
+            require(isinstance(name, str | int | float), "a name is a text")
+            contexts.append(Context(str(name), content))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f'{name} is no context: give an object such as {{"name": "a", "context": "text"}}.'
+                f'{where} is no context: give an object such as {{"name": "a", "context": "text"}}.'
             ) from error
     require(bool(contexts), f"{path} is empty: there is nothing to write.")
     return contexts
@@ -105,10 +106,10 @@ def warn_of_unknown(name: str, text: str, tokenizer: Tokenizer) -> None:
     unknown = tokenizer.unknown(text)
     if unknown:
         words = dict.fromkeys(unknown)
-        shown = ", ".join(map(repr, [*words][:_MAX_SHOWN]))
+        some = ", ".join(map(shown, [*words][:_MAX_SHOWN]))
         more = f" and {len(words) - _MAX_SHOWN} more" if len(words) > _MAX_SHOWN else ""
         text = "%s: the model does not know %s%s; unknown words are all the same to it"
-        log.warning(text, name, shown, more)
+        log.warning(text, one_line(name), some, more)
 
 
 def encode_context(
@@ -134,6 +135,17 @@ def encode_context(
     Raises:
         ValueError: the context has no tokens, holds the padding token, or is too long.
     """
+    longest = limit if segment_tokens is None else segment_tokens
+    require(
+        1 <= longest <= limit,
+        f"--segment_tokens={longest}: the model takes 1 to {limit} tokens in one WRITE.",
+    )
+    characters = len(context.text)
+    require(
+        segment_tokens is not None or characters <= limit * _LONGEST_TOKEN,
+        f"{context.name} has {characters} characters, the model takes at most {limit} tokens in "
+        f"one WRITE; write it segment after segment with --segment_tokens={limit} or less.",
+    )
     ids = np.asarray(tokenizer.encode(context.text), np.int32)
     warn_of_unknown(context.name, context.text, tokenizer)
     require(len(ids) > 0, f"{context.name} has no tokens: there is nothing to write.")
@@ -141,11 +153,6 @@ def encode_context(
         pad_id not in ids,
         f"{context.name} holds the padding token {pad_id} of the model, which stands for no text; "
         "take it out.",
-    )
-    longest = limit if segment_tokens is None else segment_tokens
-    require(
-        1 <= longest <= limit,
-        f"--segment_tokens={longest}: the model takes 1 to {limit} tokens in one WRITE.",
     )
     if segment_tokens is None or len(ids) <= segment_tokens:
         require(

@@ -2,7 +2,8 @@
 
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,8 +13,15 @@ import optax
 
 from experiments.run.saved_run import SavedRun
 from experiments.run.workdir import is_run
-from gradmem_jax.checks import require, require_choice, require_number
+from gradmem_jax.checks import (
+    require,
+    require_choice,
+    require_instance,
+    require_integer,
+    require_number,
+)
 from gradmem_jax.data.task import Tokenizer
+from gradmem_jax.foreign_text import one_line, shown
 from gradmem_jax.lm.pretrained.load import load_pretrained
 from gradmem_jax.memory.gradmem import GradMem, GradMemConfig
 from gradmem_jax.memory.interface import MemoryModel
@@ -73,29 +81,87 @@ def open_model(path: str, options: Mapping[str, Any] | None = None) -> OpenModel
     return opened._replace(notes={"model": str(folder.absolute()), "options": dict(options)})
 
 
-def reopen_model(memory: str, notes: Mapping[str, Any], moved_to: str | None = None) -> OpenModel:
+def reopen_model(
+    memory: str,
+    notes: Mapping[str, Any],
+    moved_to: str | None = None,
+    tokenizer: str | None = None,
+    typed: Sequence[str] = (),
+) -> OpenModel:
     """Opens the model that wrote a memory file.
+
+    Anybody may have written the file. So what its notes name is opened only if it lies in the
+    folder of the file, or if the user names it.
 
     Args:
         memory: the file.
         notes: what its header says of the model, see `OpenModel.notes`.
-        moved_to: where the model is now, if not where the file says.
+        moved_to: where the user says that the model is.
+        tokenizer: where the user says that its tokenizer is, if it has one of its own.
+        typed: the words of the user's command, for messages.
 
     Raises:
-        ValueError: there is no such model, or it is one of another kind.
+        ValueError: there is no such model, or it is one of another kind; or it is elsewhere, and
+            the message says what to type.
     """
-    path, options = moved_to or str(notes.get("model", "")), notes.get("options", {})
+    named, options = notes.get("model", ""), notes.get("options", {})
+    for part, kind in ((named, str), (options, dict)):
+        require_instance(f"what {memory} says of its model", part, kind)
+    path, options = moved_to or named, dict(options)
     require(bool(path), f"{memory} does not say where its model is; name it with --model.")
+    elsewhere = {} if moved_to or _beside(memory, path) else {"model": path}
+    if tokenizer is not None:
+        options["tokenizer_path"] = tokenizer
+    elif isinstance(own := options.get("tokenizer_path"), str):
+        inside_model = moved_to is not None and _is_inside(own, moved_to)
+        if not (inside_model or _beside(memory, own)):
+            elsewhere["tokenizer"] = own
+    require(
+        not elsewhere,
+        f"{memory} names a {' and a '.join(elsewhere)} outside of its folder, and anybody may have "
+        f"written it. If you trust what it names: {ask_command(memory, elsewhere, typed)}",
+    )
     require(
         os.path.exists(path),
         f"there is no model {path}; say with --model where the one that wrote {memory} is now.",
     )
     require(
         not _foreign(path, options),
-        f"{memory} was written with {options}, and {path} is {_kind(path)}, which takes no such "
-        "options; name the model that wrote it with --model.",
+        f"{memory} was written with {shown(options)}, and {path} is {_kind(path)}, which takes no "
+        "such options; name the model that wrote it with --model.",
     )
     return open_model(path, options)
+
+
+def ask_command(memory: str, names: Mapping[str, str], typed: Sequence[str] = ()) -> str:
+    """The command that asks a memory, for a shell.
+
+    Args:
+        memory: the file.
+        names: values of more flags.
+        typed: the words that the user gave to experiments.ask.
+    """
+    words = [*(typed or [f"--memory={memory}"]), *(f"--{name}={x}" for name, x in names.items())]
+    return shlex.join(["python", "-m", "experiments.ask", *map(one_line, words)])
+
+
+def not_beside(memory: str, notes: Mapping[str, Any]) -> dict[str, str]:
+    """The flags that `ask` needs for what a memory's notes name, by `reopen_model`."""
+    found = {"model": notes["model"], "tokenizer": notes["options"].get("tokenizer_path")}
+    return {name: path for name, path in found.items() if path and not _beside(memory, path)}
+
+
+def _beside(memory: str, path: str) -> bool:
+    """Whether something lies in the folder of a memory file, or in one inside of it."""
+    return _is_inside(path, pathlib.Path(os.path.realpath(memory)).parent)
+
+
+def _is_inside(path: str, folder: str | pathlib.Path) -> bool:
+    try:
+        inside = pathlib.Path(os.path.realpath(path))
+        return inside.is_relative_to(os.path.realpath(folder))
+    except (OSError, ValueError):  # such as of a path with a zero byte
+        return False
 
 
 def _kind(path: str) -> str:
@@ -118,6 +184,7 @@ def open_run(workdir: pathlib.Path, checkpoint_name: str = "best") -> OpenModel:
     Raises:
         ValueError: there is no such run or checkpoint.
     """
+    require_instance("checkpoint_name", checkpoint_name, str)
     run = SavedRun(workdir)
     model, task, _ = run.plan.target
     _, params = run.params(checkpoint_name)
@@ -153,6 +220,10 @@ def open_pretrained(
     Raises:
         ValueError: there is no model or no tokenizer, or an option is wrong.
     """
+    require_integer("num_memory_tokens", num_memory_tokens, 1)
+    require_integer("num_write_steps", num_write_steps, 0)
+    require_instance("tokenizer_path", tokenizer_path, str | None)
+    require_instance("scan_layers", scan_layers, bool)
     require_choice("write_optimizer", write_optimizer, tuple(WRITE_LEARNING_RATES))
     usual = WRITE_LEARNING_RATES[write_optimizer]
     rate = usual if write_learning_rate is None else write_learning_rate
@@ -162,6 +233,11 @@ def open_pretrained(
     )
     if tokenizer is None:
         raise ValueError(f"{path} has no tokenizer; name one with --tokenizer.")
+    require(
+        num_memory_tokens < lm.max_positions,
+        f"num_memory_tokens={num_memory_tokens} leaves no room in the {lm.max_positions} positions "
+        "of this model; take fewer.",
+    )
     embedding = np.asarray(lm_params["embedding"], np.float64)
     optimizer = None
     if write_optimizer == "adam":

@@ -14,6 +14,7 @@ from experiments.answers.open_model import OpenModel, scaled_adam
 from experiments.program import formatting
 from experiments.program.console import log
 from gradmem_jax.checks import require, require_number
+from gradmem_jax.foreign_text import one_line
 from gradmem_jax.losses import token_losses
 from gradmem_jax.memory.interface import Memory
 from gradmem_jax.memory.reconstruction import reconstruct
@@ -76,7 +77,7 @@ def trace_writes(
                 seconds += time.monotonic() - started
         back = reconstruct(model, params, memory, context_ids)
         rows[-1]["accuracy"] = float(back.accuracy[0])
-        log.info("%s, from memory alone: %s", name, opened.tokenizer.decode(back.ids[0]))
+        log.info("%s, from memory alone: %s", name, one_line(opened.tokenizer.decode(back.ids[0])))
         yield name, rows
 
 

@@ -13,6 +13,7 @@ from experiments.answers.contexts import Context, encode_context, make_batches
 from experiments.answers.open_model import OpenModel
 from experiments.program import formatting
 from experiments.program.console import log
+from gradmem_jax.foreign_text import one_line
 from gradmem_jax.lm.transformer import TransformerConfig
 from gradmem_jax.memory.interface import Memory, kv_cache_floats, memory_floats
 from gradmem_jax.memory.reconstruction import reconstruct
@@ -154,7 +155,7 @@ def describe(context: StoredContext, sizes: Mapping[str, int]) -> str:
     """A line about a context in memory."""
     first = [f"{row[0]:.3f}" for row in context.write_losses[:1] if row]
     parts = [
-        f"{context.name}: {context.num_tokens} tokens",
+        f"{one_line(context.name)}: {context.num_tokens} tokens",
         f"WRITE loss {' -> '.join([*first, f'{context.final_loss:.3f}'])}",
         f"memory {sizes['memory_floats']} floats, {sizes['memory_bytes']} bytes",
     ]
@@ -176,6 +177,7 @@ def report(opened: OpenModel, written: Written) -> str:
             text, accuracy, token_accuracy = written.reconstructions[i]
             lines.append(
                 f"  {token_accuracy:.0%} of its tokens are the likeliest after the true ones; "
-                f"decoded from memory alone, {accuracy:.0%} are in their places:\n  {text}"
+                f"decoded from memory alone, {accuracy:.0%} are in their places:\n  "
+                f"{one_line(text, len(text))}"
             )
     return "\n".join(lines)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gradmem_jax.foreign_text import one_line
+
 
 def describe(metrics: Mapping[str, float]) -> str:
     """Formats metrics for a log line, whole numbers as they are."""
@@ -23,14 +25,14 @@ def minutes(seconds: float) -> str:
 def markdown(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Formats a table, right-aligned but for its first column.
 
-    Floating numbers get three digits, None stays empty.
+    Floating numbers get three digits, None stays empty. Texts stay in their cells.
     """
 
     def cell(value: Any) -> str:
         if isinstance(value, float):
             return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
-        return "" if value is None else str(value)
+        return "" if value is None else one_line(str(value)).replace("|", r"\|")
 
     ruler = ["---"] + ["---:"] * (len(head) - 1)
-    cells = [[cell(value) for value in row] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ruler, *cells))
+    lines = (head, ruler, *rows)
+    return "\n".join(f"| {' | '.join(map(cell, line))} |" for line in lines)

@@ -58,6 +58,11 @@ def connect(
     jax.distributed.initialize(address, number, index)
 
 
+def disconnect() -> None:
+    """Waits until the other processes, if there are any, have come to their end as well."""
+    jax.distributed.shutdown()
+
+
 def cpu() -> jax.Device:
     """This process's CPU as a device, or its first device if JAX may not use the CPU."""
     try:

@@ -11,8 +11,9 @@ from typing import NoReturn
 
 from absl import app, flags
 
+from experiments.program import console
 from gradmem_jax.checks import require
-from gradmem_jax.foreign_text import one_line
+from gradmem_jax.foreign_text import one_line, printable
 from gradmem_jax.storage.checkpoint import CheckpointError
 
 _OURS = tuple(pathlib.Path(__file__).parents[2] / name for name in ("experiments", "gradmem_jax"))
@@ -23,6 +24,9 @@ _INTERRUPTED = 130  # what shells give for Ctrl-C
 
 def run(main: Callable[[Sequence[str]], int | None], *, takes_words: bool = False) -> None:
     """Runs a program; what its input is refused for is printed without a traceback.
+
+    One that fails ends at once: a library whose thread hangs, such as one that saves to a disk that
+    is gone, cannot keep it alive. One that succeeds ends as Python does.
 
     Args:
         main: gets the command line behind the flags and returns the exit status, or None for 0.
@@ -38,7 +42,16 @@ def run(main: Callable[[Sequence[str]], int | None], *, takes_words: bool = Fals
         )
         return main(arguments)
 
-    app.run(lambda arguments: without_traceback(checked, arguments), flags_parser=parse_flags)
+    status, message = 0, ""
+    try:
+        app.run(lambda arguments: without_traceback(checked, arguments), flags_parser=parse_flags)
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        message = f"{end.code}\n" if isinstance(end.code, str) else ""
+    except BaseException:
+        status, message = 1, traceback.format_exc()
+    if status:
+        _end_now(status, message)
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:
@@ -107,7 +120,10 @@ def without_traceback(
     Those of other packages keep their traceback: they are mistakes of ours.
     """
     try:
-        return main(arguments)
+        status = main(arguments)
+        sys.stdout.flush()
+        console.check()
+        return status
     except (ValueError, CheckpointError) as error:
         raised_in = pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename)
         if not any(raised_in.is_relative_to(folder) for folder in _OURS):
@@ -116,14 +132,35 @@ def without_traceback(
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
     except BrokenPipeError:  # nobody reads what we print
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(1)
+    except OSError as error:
+        _refuse(_of_disk(error))
 
 
-def end_now(status: int) -> NoReturn:
-    """Ends the process without waiting for threads, which may compile for minutes."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+def _of_disk(error: OSError) -> str:
+    """What a disk or another part of the system refused, in a line; a mistake of ours is raised."""
+    if error.errno is None:
+        raise error
+    where = f": {error.filename}" if error.filename is not None else ""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
+    return f"{error.strerror}{where}. Mend that and start again."
+
+
+def _drop_output() -> None:
+    """Has what is still to be printed go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _end_now(status: int, message: str) -> NoReturn:
+    """Ends the process without waiting for threads, which may compile for minutes, or hang."""
+    for stream, text in ((sys.stdout, ""), (sys.stderr, printable(message))):
+        with contextlib.suppress(OSError, ValueError):  # it may be closed
+            stream.write(text)
+            stream.flush()
     os._exit(status)
 
 

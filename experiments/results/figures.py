@@ -8,13 +8,23 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
+from gradmem_jax.foreign_text import one_line
 from gradmem_jax.storage.memory_file import StoredContext
+from gradmem_jax.storage.writing import write_file
 
 matplotlib.use("Agg")
+matplotlib.rcParams["text.parse_math"] = False  # names of others are no formulas
 
-
+_LONGEST_NAME = 40
 _LINES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))  # and markers, ten colours each
+
+
+def save(figure: Figure, path: pathlib.Path, dpi: int = 110) -> None:
+    """Writes a figure to a file, in place of one that is there, and closes it."""
+    write_file(path, lambda place: figure.savefig(place, dpi=dpi))
+    plt.close(figure)
 
 
 def exact_match_by_steps(
@@ -51,8 +61,7 @@ def exact_match_by_steps(
     right.set(xlabel="WRITE steps K", ylabel="WRITE loss, nats a token", ylim=(0, None))
     right.set_title(f"What memory holds of the context, {shown}")
     right.legend()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 def panels(
@@ -118,8 +127,7 @@ def panels(
     for row in grid:
         row[0].set_ylabel(y_label)
     figure.legend(list(drawn.values()), list(drawn), loc="outside right upper")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 def written_contexts(
@@ -137,7 +145,7 @@ def written_contexts(
         shown: how many contexts at most, the first ones.
     """
     contexts, sizes = contexts[:shown], sizes[:shown]
-    names = [pathlib.PurePath(context.name).name for context in contexts]
+    names = [one_line(pathlib.PurePath(context.name).name, _LONGEST_NAME) for context in contexts]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for name, context in zip(names, contexts, strict=True):
         losses = [loss for row in context.write_losses for loss in row] + [context.final_loss]
@@ -159,8 +167,7 @@ def written_contexts(
     right.set(xlabel="size, KiB", xlim=(0, None))
     right.set_title("Size")
     right.legend()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 def write_curves(path: pathlib.Path, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
@@ -179,8 +186,7 @@ def write_curves(path: pathlib.Path, curves: Mapping[str, Sequence[Mapping[str, 
     right.set(xlabel="WRITE steps", ylabel="likeliest after the true ones, % of tokens")
     right.set_ylim(0, 102)
     right.legend()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 def learning_curves(
@@ -209,5 +215,4 @@ def learning_curves(
     figure.legend(
         handles=[lines[name] for name in names], loc="outside right center", fontsize="small"
     )
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    save(figure, path, dpi=100)

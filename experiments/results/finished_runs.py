@@ -8,9 +8,12 @@ from typing import Any, NamedTuple
 
 from experiments.program import files
 from experiments.program.console import log
+from experiments.results.run_checks import check_config, check_metrics
+from experiments.run.saved_run import check_names
 from experiments.run.workdir import EXPORTED, is_run
 from gradmem_jax.checks import require
 from gradmem_jax.data.tasks import SIZES, TASKS, size_name
+from gradmem_jax.foreign_text import one_line, shown
 from gradmem_jax.methods import BY_GRADIENT
 
 NAMES = {
@@ -140,7 +143,7 @@ def find_runs(root: pathlib.Path, only: str = "") -> Found:
     pattern = name_pattern(only)
     found = Found([], [], [])
     for path in sorted(root.rglob("config.json")):
-        name = path.parent.relative_to(root).as_posix()
+        name = one_line(path.parent.relative_to(root).as_posix())
         if any((folder / EXPORTED).exists() for folder in (path.parent, path.parent.parent)):
             continue  # made by experiments.export, and the language model in it
         if not pattern.search(name):
@@ -150,19 +153,19 @@ def find_runs(root: pathlib.Path, only: str = "") -> Found:
                 found.unfinished.append(name)
             continue
         try:
-            run = FinishedRun(
-                name, files.read_json(path), files.read_json(path.with_name("metrics.json"))
-            )
-            rows = [run.metrics, *run.metrics["by_num_write_steps"].values()]
-            require(all(0 <= row["exact_match"] <= 1 for row in rows), "exact_match not in [0, 1]")
+            config, metrics = files.read_json(path), files.read_json(path.with_name("metrics.json"))
+            check_names(path, config)
+            check_config(config)
+            run = FinishedRun(name, config, metrics)
+            check_metrics(metrics, run.metric.field)
             require(label(run.config) != "", "no method")
-            require(all(0 <= x < float("inf") for x in (run.size, run.score)), "no size or score")
+            require(all(0 <= x < 2**31 for x in (run.size, run.score)), "no size or score")
             found.runs.append(run)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            found.damaged.append(f"{name} ({error})")
-            log.warning("left out, damaged: %s: %r", name, error)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            found.damaged.append(f"{name} ({one_line(str(error), 300)})")
+            log.warning("left out, damaged: %s: %s", name, shown(error))
     there = [f"{name} (not finished)" for name in found.unfinished] + found.damaged
-    there = there or sorted(path.name for path in root.iterdir())
+    there = there or sorted(one_line(path.name) for path in root.iterdir())
     require(
         found.runs != [],
         f"{root} holds no finished run, a folder with config.json and metrics.json. There is: "
@@ -181,7 +184,7 @@ def label(config: Mapping[str, Any]) -> str:
     text += GRADIENT_MODES.get(mode, f", {mode}")
     if model.get("second_order_steps") is not None:
         text += f", second order in the last {model['second_order_steps']}"
-    return text
+    return one_line(text, 100)
 
 
 def task_name(config: Mapping[str, Any]) -> str:
@@ -202,7 +205,7 @@ def task_name(config: Mapping[str, Any]) -> str:
     known = dataclasses.fields(TASKS[task]) if task in TASKS else ()
     usual = {field.name: files.to_json(field.default) for field in known}
     changed = [f"{name} {x}" for name, x in fields.items() if name not in usual or x != usual[name]]
-    return ", ".join([text, *changed])
+    return one_line(", ".join([text, *changed]), 300)
 
 
 def differences(runs: Sequence[FinishedRun]) -> dict[str, list[str]]:
@@ -210,7 +213,7 @@ def differences(runs: Sequence[FinishedRun]) -> dict[str, list[str]]:
     flat = [files.flatten(run.config) for run in runs]
     differing = {}
     for name in dict.fromkeys(name for fields in flat for name in fields):
-        values = list(dict.fromkeys(repr(fields.get(name, "missing")) for fields in flat))
+        values = list(dict.fromkeys(shown(fields.get(name, "missing")) for fields in flat))
         if len(values) > 1 and name not in NOT_COMPARED:
-            differing[name] = values
+            differing[one_line(name, 100)] = values
     return differing

@@ -1,9 +1,10 @@
 """Finished runs in groups: by method and size, and by memory tokens."""
 
 import collections
-import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from experiments.results.finished_runs import NAMES, FinishedRun, Metric, label
 
@@ -12,7 +13,9 @@ Groups = Mapping[tuple[str, int], Sequence[FinishedRun]]  # by name of the metho
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     """Returns the mean and the sample standard deviation, 0 of a single value."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+    with np.errstate(invalid="ignore"):  # a loss may be infinite
+        deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        return float(np.mean(values)), deviation
 
 
 def metric_of(groups: Groups) -> Metric:

@@ -7,6 +7,7 @@ from experiments.results.finished_runs import FinishedRun, find_runs, task_name
 from experiments.results.groups import by_memory_tokens, by_method, group_by
 from experiments.results.report_figures import draw
 from experiments.results.tables import cost_table, memory_table, score_table
+from gradmem_jax.storage.writing import write_text
 
 
 def _task(run: FinishedRun) -> str:
@@ -47,5 +48,5 @@ def write_report(root: pathlib.Path, out: pathlib.Path, title: str = "", only: s
             count = f"{len(names)} runs are" if len(names) > 1 else "1 run is"
             parts.append(f"{count} {what}: {', '.join(names)}.")
     text = "\n\n".join(parts) + "\n"
-    (out.parent / f"{out.name}.md").write_text(text)
+    write_text(out.parent / f"{out.name}.md", text)
     return text

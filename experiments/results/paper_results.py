@@ -44,7 +44,7 @@ def find(config: Mapping[str, Any]) -> float | None:
     if model.get("num_memory_tokens", NUM_MEMORY_TOKENS) != NUM_MEMORY_TOKENS:
         return None
     n = data["num_pairs"]
-    if method == "mamba" and config["lm"].get("state_size") == TABLE_7_STATE_SIZE:
+    if method == "mamba" and config.get("lm", {}).get("state_size") == TABLE_7_STATE_SIZE:
         return TABLE_7_MAMBA.get(n)
     if model.get("second_order_steps") is not None:
         return None

@@ -7,6 +7,7 @@ from experiments.program import files
 from experiments.run.build_model import build_model, build_task
 from experiments.run.curriculum import build_stages
 from experiments.run.plan import BEST_METRICS, RunPlan, Start
+from experiments.run.stored_sizes import Shapes, check_model, check_patterns, check_task
 from experiments.run.workdir import is_run
 from gradmem_jax.checks import (
     AUTOMATIC,
@@ -22,11 +23,13 @@ from gradmem_jax.training.optimizer import OptimizerConfig
 from gradmem_jax.trees import split_params
 
 
-def build(config: ConfigDict) -> RunPlan:
+def build(config: ConfigDict, stored: Shapes | None = None) -> RunPlan:
     """Returns the plan of the run that a configuration describes.
 
     Args:
         config: see experiments/configs/default.py.
+        stored: shapes by name of the parameters of a run that is there, which may come from
+            anybody: sizes that do not fit them are refused before anything is made of them.
 
     Raises:
         ValueError: a field is wrong, or the curriculum does not end at the task.
@@ -34,8 +37,13 @@ def build(config: ConfigDict) -> RunPlan:
     _check_run(config)
     optimizer = OptimizerConfig(num_steps=config.num_steps, **config.optimizer.to_dict())
     task = build_task(config)
+    if stored is not None:
+        check_task(task)
     model = build_model(config, task)
-    if config.frozen:
+    if stored is not None:
+        check_model(model.config, stored)
+        check_patterns(config.frozen)
+    elif config.frozen:
         split_params(jax.eval_shape(lambda: model.init(jax.random.key(0))), config.frozen)
     return RunPlan(
         fields=files.to_json(config.to_dict()),

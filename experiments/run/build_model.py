@@ -4,12 +4,15 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
+import jax
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
 from gradmem_jax.checks import require, require_choice, require_integer
 from gradmem_jax.data.task import Task
 from gradmem_jax.data.tasks import TASKS
+from gradmem_jax.foreign_text import one_line, shown
 from gradmem_jax.lm.armt import AssociativeConfig, associative_config
 from gradmem_jax.lm.language_model import LMConfig
 from gradmem_jax.lm.pretrained import load
@@ -91,14 +94,18 @@ def _require_known(method: str, group: str, fields: Iterable[str], config_class:
 
 def _build_write_optimizer(name: str, arguments: dict[str, Any]) -> optax.GradientTransformation:
     """Makes an optimizer of optax, or refuses its name or arguments."""
-    make: Any = getattr(optax, name, None)
-    require(callable(make), f"write_optimizer.name={name!r} is not in optax.")
+    known = name.isidentifier() and not name.startswith("_")
+    make: Any = getattr(optax, name, None) if known else None
+    require(callable(make), f"write_optimizer.name={shown(name)} is not in optax.")
     try:
         optimizer = make(**arguments)
-    except (TypeError, ValueError) as error:
+        if isinstance(optimizer, optax.GradientTransformation):
+            jax.eval_shape(lambda x: optimizer.update(x, optimizer.init(x), x), np.zeros(1))
+    except Exception as error:  # whatever optax makes of them
         raise ValueError(
-            f"write_optimizer.arguments={arguments} do not fit optax.{name}: {error}. Give them as "
-            "in \"--config.write_optimizer.arguments={'learning_rate': 0.1}\"."
+            f"write_optimizer.arguments={shown(arguments)} do not fit optax.{name}: "
+            f"{one_line(str(error), 300)}. Give them as in "
+            "\"--config.write_optimizer.arguments={'learning_rate': 0.1}\"."
         ) from error
     require(
         isinstance(optimizer, optax.GradientTransformation),

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from gradmem_jax.data import squad_metrics
 from gradmem_jax.data.pipeline import make_iterator
 from gradmem_jax.data.task import Task
+from gradmem_jax.foreign_text import one_line
 from gradmem_jax.memory.generate import generate
 from gradmem_jax.memory.interface import Memory, MemoryModel
 from gradmem_jax.memory.segments import write_context
@@ -181,16 +182,21 @@ def sample_answers(
     answers = np.asarray(
         generate(model, params, memory, questions, int(is_answer.sum(axis=-1).max()))
     )
+
+    def text(ids: np.ndarray) -> str:
+        decoded = tokenizer.decode(ids)
+        return one_line(decoded, len(decoded))
+
     lines = []
     for i, context in enumerate(batch["context_ids"]):
-        lines += [f"context  {tokenizer.decode(segment)}" for segment in np.atleast_2d(context)]
+        lines += [f"context  {text(segment)}" for segment in np.atleast_2d(context)]
         for asked, answer, truth, told in zip(
             questions[i], answers[i], batch["query_ids"][i], is_answer[i], strict=True
         ):
-            got = tokenizer.decode(answer[: told.sum()])
-            want = tokenizer.decode(truth[told])
+            got = text(answer[: told.sum()])
+            want = text(truth[told])
             verdict = "right" if got == want else f"wrong, it is {want}"
-            lines.append(f"  {tokenizer.decode(asked)} -> {got}  ({verdict})")
+            lines.append(f"  {text(asked)} -> {got}  ({verdict})")
     return "\n".join(lines)
 
 

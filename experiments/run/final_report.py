@@ -22,6 +22,7 @@ from gradmem_jax.data.text_task import QuestionTask
 from gradmem_jax.memory.interface import memory_floats
 from gradmem_jax.memory.segments import write_context
 from gradmem_jax.storage import checkpoint
+from gradmem_jax.storage.writing import write_text
 
 
 def final_report(plan: RunPlan, workdir: pathlib.Path, devices: Devices) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def final_report(plan: RunPlan, workdir: pathlib.Path, devices: Devices) -> dict
         log.info("generated answers: %s", formatting.describe(text_metrics))
     answers = sample_answers(target.model, params, target.task, split=plan.final_split)
     if hosts.is_first():
-        (workdir / "answers.txt").write_text(answers + "\n")
+        write_text(workdir / "answers.txt", answers + "\n")
     log.info("answers from memory alone, after %d WRITE steps\n%s", k, answers)
     log.info(
         "best checkpoint (step %d) on fresh samples, context removed\n%s", best_step, table(results)

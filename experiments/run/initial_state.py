@@ -53,6 +53,7 @@ def start_params(plan: RunPlan) -> Params:
     step, earlier = run.params(plan.start.init_checkpoint)
     log.info("starting from step %d of %s", step, run.folder)
     if run.fields["method"] != plan.method:
+        require("lm" in earlier, f"{run.folder} has no parameters of a language model.")
         earlier = {"lm": earlier["lm"]}
     draw = functools.partial(plan.target.model.init, jax.random.key(plan.seed))
     wanted = jax.eval_shape(draw)

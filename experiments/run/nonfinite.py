@@ -1,5 +1,7 @@
 """Steps whose loss or gradient is not finite: their batches, kept, read and computed again."""
 
+import io
+import math
 import pathlib
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,9 +12,14 @@ import numpy as np
 import optax
 
 from experiments.run.stage import FIELDS
+from experiments.run.stored_sizes import MOST_STEPS
 from gradmem_jax.checks import require
+from gradmem_jax.foreign_text import one_line, shown
+from gradmem_jax.losses import IGNORE
 from gradmem_jax.memory.interface import MemoryModel
-from gradmem_jax.storage.checkpoint import saved_steps
+from gradmem_jax.storage.reading import require_file
+from gradmem_jax.storage.steps import saved_steps
+from gradmem_jax.storage.writing import write_file
 from gradmem_jax.training.step import loss_gradient
 from gradmem_jax.trees import Params
 
@@ -31,7 +38,7 @@ def save_batch(
     part = f"_process_{jax.process_index()}" if jax.process_count() > 1 else ""
     path = workdir / f"nonfinite_step_{step}{part}.npz"
     arrays: dict[str, Any] = {**batch, "step": step, "num_write_steps": num_write_steps}
-    np.savez(path, **arrays)
+    write_file(path, lambda place: np.savez(place, **arrays))
     return path
 
 
@@ -55,18 +62,76 @@ def load_batch(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     Raises:
         ValueError: it is no such file.
     """
+    names = {*FIELDS, "index", "step", "num_write_steps"}
+    size = require_file(path, "batch of a run")
     try:
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            batch = dict(file)
+        with zipfile.ZipFile(path) as file:
+            members = {info.filename.removesuffix(".npy"): info for info in file.infolist()}
+            missing = names - members.keys()
+            require(not missing, f"it lacks {sorted(missing)}")
+            batch = {name: _read_member(file, members[name], size) for name in names}
+        _check_batch(batch)
     except OSError as error:
         raise ValueError(f"--batch={path} cannot be read: {error}") from error
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # whatever zipfile and numpy make of other bytes
         raise ValueError(
-            f"--batch={path} is no batch of a run, or damaged; give a nonfinite_step_*.npz."
+            f"--batch={path} is no batch of a run, or damaged ({one_line(str(error), 300)}); give "
+            "a nonfinite_step_*.npz."
         ) from error
-    missing = {*FIELDS, "index", "step", "num_write_steps"} - batch.keys()
-    require(not missing, f"--batch={path} lacks {sorted(missing)}; give a nonfinite_step_*.npz.")
     return batch
+
+
+def _read_member(file: zipfile.ZipFile, info: zipfile.ZipInfo, size: int) -> np.ndarray:
+    """Reads an array as `np.savez` writes it, which packs nothing; it is no larger than it says."""
+    require(
+        info.compress_type == zipfile.ZIP_STORED and info.file_size <= size,
+        f"{shown(info.filename)} is packed, or larger than the file",
+    )
+    data = io.BytesIO(file.read(info))
+    np.lib.format.read_magic(data)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(data)
+    require(
+        dtype.kind in "ib" and math.prod(shape) * dtype.itemsize == _size_left(data),
+        f"{shown(info.filename)} is no array of whole numbers, or cut short",
+    )
+    data.seek(0)
+    return np.lib.format.read_array(data, allow_pickle=False)
+
+
+def _size_left(data: io.BytesIO) -> int:
+    """Bytes that have not been read."""
+    return data.getbuffer().nbytes - data.tell()
+
+
+def _check_batch(batch: Mapping[str, np.ndarray]) -> None:
+    """Refuses arrays whose sizes do not fit together."""
+    count = batch["index"].shape
+    queries = batch["query_ids"].shape
+    require(
+        len(count) == 1
+        and batch["context_ids"].ndim in (2, 3)
+        and len(queries) in (2, 3)
+        and all(batch[name].shape[:1] == count for name in FIELDS)
+        and all(batch[name].shape == queries for name in ("labels", "value_mask"))
+        and all(batch[name].size > 0 for name in FIELDS),
+        "the shapes of its arrays do not fit",
+    )
+    step, k = batch["step"], batch["num_write_steps"]
+    require(
+        step.shape == k.shape == () and 1 <= int(step) < 2**31 and 0 <= int(k) <= MOST_STEPS,
+        "its step or its num_write_steps cannot be",
+    )
+
+
+def check_ids(batch: Mapping[str, np.ndarray], vocab_size: int) -> None:
+    """Refuses a batch whose ids the model of a run does not have."""
+    for name in ("context_ids", "query_ids", "labels"):
+        least = IGNORE if name == "labels" else 0
+        ids = batch[name]
+        require(
+            bool((ids >= least).all() and (ids < vocab_size).all()),
+            f"--batch: {name} are outside of the {vocab_size} ids of this run; give a batch of it.",
+        )
 
 
 def checkpoint_before(directory: pathlib.Path, step: int) -> str:

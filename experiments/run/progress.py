@@ -1,9 +1,9 @@
 """Progress lines of a run and its TensorBoard events, and these read back."""
 
 import pathlib
-import struct
+import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from tensorboardX.event_file_writer import EventsWriter
@@ -12,6 +12,8 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from experiments.program.console import log
 from experiments.program.formatting import minutes
+from experiments.run.events import read_events
+from gradmem_jax.storage.writing import require_no_link
 
 Points = list[tuple[int, float]]
 
@@ -26,8 +28,10 @@ class ScalarWriter:
     def __init__(self, workdir: pathlib.Path) -> None:
         """Opens a new event file of the run."""
         folder = workdir / "tensorboard"
+        require_no_link(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = EventsWriter(str(folder / "events"))
+        ending = f".{secrets.token_hex(8)}"  # no file that is there is opened
+        self._file = EventsWriter(str(folder / "events"), ending)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes scalars by name; raises OSError if the disk takes no more."""
@@ -43,25 +47,17 @@ class ScalarWriter:
 
 
 def read_scalars(workdir: pathlib.Path) -> dict[str, Points]:
-    """Returns (step, value) by name of all scalars of a run, later writings of a step last."""
+    """Returns (step, value) by name of all scalars of a run, later writings of a step last.
+
+    Raises:
+        ValueError: an event file is damaged.
+    """
     points: dict[str, dict[int, float]] = {}
     for path in sorted((workdir / "tensorboard").glob("events.out.tfevents.*")):
-        for record in _records(path.read_bytes()):
-            event = Event.FromString(record)
+        for event in read_events(path):
             for value in event.summary.value:
                 points.setdefault(value.tag, {})[event.step] = value.simple_value
     return {tag: sorted(steps.items()) for tag, steps in points.items()}
-
-
-def _records(data: bytes) -> Iterator[bytes]:
-    """Records of an event file: length, its checksum, content, its checksum."""
-    place = 0
-    while place + 12 <= len(data):
-        (length,) = struct.unpack_from("<Q", data, place)
-        if place + 16 + length > len(data):
-            return  # still being written
-        yield data[place + 12 : place + 12 + length]
-        place += 16 + length
 
 
 class Progress:

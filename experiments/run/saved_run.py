@@ -11,13 +11,16 @@ from ml_collections import ConfigDict
 from experiments.configs.default import get_config
 from experiments.program import files
 from experiments.run.build import build
+from experiments.run.exported import read_step
 from experiments.run.plan import RunPlan
+from experiments.run.stored_sizes import Shapes
 from experiments.run.workdir import EXPORTED, LM, PARAMS
 from gradmem_jax.checks import require, require_choice
 from gradmem_jax.data.task import Tokenizer
-from gradmem_jax.storage import checkpoint
+from gradmem_jax.foreign_text import shown
+from gradmem_jax.storage import checkpoint, params_file
 from gradmem_jax.storage.params_file import load_params
-from gradmem_jax.trees import Params
+from gradmem_jax.trees import Params, named_leaves
 
 # What a run is built from again, by the types that config.json has.
 _FIELDS = {
@@ -27,6 +30,7 @@ _FIELDS = {
 }
 # Groups of fields of which a run of another version of the code may have others.
 _GROUPS = ("curriculum", "mesh", "optimizer")
+_MOST_LEVELS = 8  # of groups of fields; a configuration has four
 
 
 class SavedRun:
@@ -49,8 +53,11 @@ class SavedRun:
         Raises:
             ValueError: it cannot be read, or names files that are not there.
         """
+        if (self.folder / EXPORTED).exists():
+            read_step(self.folder)  # and sees that all files are of one export
         path = self.folder / "config.json"
         fields = files.read_json(path)
+        check_names(path, fields)
         wrong = [
             name for name, kind in _FIELDS.items() if not isinstance(_find(fields, name), kind)
         ]
@@ -74,7 +81,7 @@ class SavedRun:
         """What was trained, and how; fields from after its time have their defaults.
 
         Raises:
-            ValueError: see `fields` and `build`.
+            ValueError: see `fields` and `build`; or it has no parameters, or others.
         """
         fields = self.fields
         default = get_config(fields["method"], fields["task"], bool(fields["pretrained"])).to_dict()
@@ -82,7 +89,15 @@ class SavedRun:
             group: {name: fields.get(group, {}).get(name, x) for name, x in default[group].items()}
             for group in _GROUPS
         }
-        return build(ConfigDict(_with_tuples(default | fields | groups)))
+        ours = {name: fields.get(name, x) for name, x in default.items()} | groups
+        return build(ConfigDict(_with_tuples(ours)), self._stored_shapes())
+
+    def _stored_shapes(self) -> Shapes:
+        """Shapes by name of its parameters, those of the last checkpoint."""
+        if (self.folder / PARAMS).exists():
+            return params_file.stored_shapes(self.folder / PARAMS)
+        tree = checkpoint.stored_shapes(self.folder / "checkpoints", "latest")
+        return {name: tuple(x.shape) for name, x in named_leaves(tree).items()}
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -103,11 +118,29 @@ class SavedRun:
         """
         if not (self.folder / PARAMS).exists():
             return checkpoint.restore_params(self.folder / "checkpoints", checkpoint_name)
-        path = self.folder / EXPORTED
-        step = _find(files.read_json(path), "step")
-        require(isinstance(step, int), f"{path} has no step; export the run again.")
+        step = read_step(self.folder)
         require_choice("checkpoint", checkpoint_name, ("best", "latest", str(step)))
         return step, load_params(self.folder / PARAMS)
+
+
+def check_names(path: pathlib.Path, fields: Any) -> None:
+    """Refuses names that no field has, and groups in groups in groups."""
+    level = [fields]
+    for _ in range(_MOST_LEVELS):
+        groups = [group for group in level if isinstance(group, dict)]
+        for name in (name for group in groups for name in group):
+            require(
+                name.isidentifier(),
+                f"{path} is not the configuration of a run: it has a field {shown(name)}; copy it "
+                "again, or export the run again.",
+            )
+        inner = [x for group in groups for x in group.values()]
+        level = inner + [x for items in level if isinstance(items, list) for x in items]
+    require(
+        not level,
+        f"{path} is not the configuration of a run: it has groups in groups, {_MOST_LEVELS} deep; "
+        "copy it again, or export the run again.",
+    )
 
 
 def _find(fields: Any, name: str) -> Any:

@@ -20,7 +20,7 @@ STORAGE_ERRORS = (
     errno.EIO,
     errno.ESTALE,
 )
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _SAME_STOP = 1.0  # seconds; a terminal or a sweep may deliver one stop twice
 
 
@@ -77,7 +77,9 @@ class Stopping:
             self._name, self._time = name, time.monotonic()
             saving, idle = "saving a checkpoint, then stopping", "stopping; nothing to save yet"
             # Not through the log, whose stream the signal may have interrupted.
-            os.write(2, f"{name}: {saving if self.to_save else idle}; again to end now\n".encode())
+            line = f"{name}: {saving if self.to_save else idle}; again to end now\n"
+            with contextlib.suppress(OSError):  # the terminal may be closed
+                os.write(2, line.encode())
         elif time.monotonic() - self._time > _SAME_STOP:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
@@ -88,7 +90,9 @@ class Stopping:
 
 @contextlib.contextmanager
 def catch_signals(agree: Callable[[int], int] | None = None) -> Iterator[Stopping]:
-    """Lets SIGTERM and SIGINT stop a run between two steps; only in the main thread.
+    """Lets SIGTERM, SIGINT and SIGHUP stop a run between two steps; only in the main thread.
+
+    SIGHUP comes when a terminal is closed; under nohup it does not count.
 
     Args:
         agree: returns the largest of the values that several processes call it with, so that a
@@ -98,9 +102,16 @@ def catch_signals(agree: Callable[[int], int] | None = None) -> Iterator[Stoppin
     if threading.current_thread() is not threading.main_thread():
         yield stopping
         return
-    earlier = {number: signal.signal(number, stopping.handle) for number in SIGNALS}
+    earlier = handle_signals(stopping.handle)
     try:
         yield stopping
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
+
+
+def handle_signals(handle: Callable[[int, Any], None]) -> dict[int, Any]:
+    """Has the signals that stop a program handled; returns by signal what handled them before."""
+    nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    heard = [number for number in SIGNALS if not (nohup and number == signal.SIGHUP)]
+    return {number: signal.signal(number, handle) for number in heard}

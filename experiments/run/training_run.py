@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -70,6 +70,7 @@ class TrainingRun:
         stopping: Stopping,
         checkpoints: ocp.CheckpointManager,
         shapes: TrainState,
+        check_place: Callable[[], None],
     ):
         """Restores the last checkpoint, or makes the state of step 0.
 
@@ -80,10 +81,12 @@ class TrainingRun:
             stopping: says when a signal has come.
             checkpoints: from `checkpoint.open_checkpoints`.
             shapes: from `state_shapes`.
+            check_place: raises CheckpointError if `workdir` is not the folder it was.
         """
         self._started = time.monotonic()
         self._plan, self._devices = plan, devices
         self._stopping, self._checkpoints = stopping, checkpoints
+        self._check_place = check_place
         template = sharding.placed_shapes(shapes, sharding.shardings(shapes, devices.mesh))
         restored = checkpoint.restore_latest(checkpoints, template)
         if restored is None:
@@ -142,6 +145,7 @@ class TrainingRun:
                 is_last = stage.index == len(self._plan.stages) - 1
                 if not is_last and means["exact_match"] >= self._plan.next_stage_at:
                     stage = start_stage(stage.index + 1, None)
+                self._check_place()
                 checkpoint.check_for_errors(self._checkpoints)
                 last = self.step == self._plan.num_steps
                 host.evaluation_due = last or self.step % self._plan.evaluate_every == 0
@@ -212,6 +216,7 @@ class TrainingRun:
             window=self._window.done,
         )
         run = dataclasses.asdict(host)
+        self._check_place()
         checkpoint.save(self._checkpoints, self.step, self._state, run, metrics)
         self._saved_step = self.step
         self._stopping.to_save = False

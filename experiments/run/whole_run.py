@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from experiments.run.training_run import TrainingRun
 from experiments.run.workdir import check_workdir, save_tokenizer
 from gradmem_jax.checks import require
 from gradmem_jax.storage import checkpoint
+from gradmem_jax.storage.damage import CheckpointError
 
 
 def train(plan: RunPlan, workdir: pathlib.Path) -> dict[str, Any]:
@@ -49,11 +51,24 @@ def train(plan: RunPlan, workdir: pathlib.Path) -> dict[str, Any]:
             f"{workdir} is being trained by {locks.holder(lock)}; stop that first, or choose "
             "another --workdir.",
         )
-        return _train(plan, workdir, devices, stopping)
+
+        def check_place() -> None:
+            if held is not None and not locks.is_held(held, lock):
+                raise CheckpointError(
+                    f"{workdir} is not the folder any more that training began in: it was moved, "
+                    "deleted or replaced, or its train.lock was. Put it back; the same command "
+                    "then goes on from its last checkpoint."
+                )
+
+        return _train(plan, workdir, devices, stopping, check_place)
 
 
 def _train(
-    plan: RunPlan, workdir: pathlib.Path, devices: Devices, stopping: Stopping
+    plan: RunPlan,
+    workdir: pathlib.Path,
+    devices: Devices,
+    stopping: Stopping,
+    check_place: Callable[[], None],
 ) -> dict[str, Any]:
     """Trains in a workdir that nobody else works on."""
     check_workdir(workdir, plan)
@@ -64,12 +79,13 @@ def _train(
         checkpoint.open_checkpoints(workdir / "checkpoints") as checkpoints,
         CompiledSteps(plan, devices, shapes) as steps,
     ):
-        run = TrainingRun(plan, workdir, devices, stopping, checkpoints, shapes)
+        run = TrainingRun(plan, workdir, devices, stopping, checkpoints, shapes, check_place)
         first_step = run.step
         with Progress(
             workdir, plan.num_steps, plan.batch_size, run.step, write=hosts.is_first()
         ) as progress:
             run.train(steps, progress)
+    check_place()
     with stopping.interruptible():
         summary = final_report(plan, workdir, devices)
     summary |= {"skipped_steps": run.skipped_steps, "steps": run.step, "devices": devices.names}
@@ -78,6 +94,7 @@ def _train(
     if run.step == first_step and path.exists():  # those of the training still hold
         times |= {k: v for k, v in files.read_json(path).items() if k in times}
     summary |= times
+    check_place()
     if hosts.is_first():
         files.write_json(path, summary)
     log.info("%d steps, %s in all", run.step, formatting.minutes(summary["seconds"]))

@@ -7,7 +7,8 @@ from experiments.configs.default import get_config
 from experiments.program import files, hosts
 from experiments.run.plan import RunPlan
 from gradmem_jax.checks import require
-from gradmem_jax.storage.checkpoint import saved_steps
+from gradmem_jax.storage.steps import saved_steps
+from gradmem_jax.storage.writing import write_file
 from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer
 
 # What experiments.export writes in place of checkpoints, and where it describes a pretrained
@@ -101,4 +102,4 @@ def _different(earlier: dict[str, Any], plan: RunPlan) -> list[str]:
 def save_tokenizer(workdir: pathlib.Path, task: Any) -> None:
     """Keeps a tokenizer made of the task's texts, so that the run can be asked without them."""
     if isinstance(task.tokenizer, TextTokenizer) and not task.tokenizer_path:
-        task.tokenizer.save(workdir / "tokenizer.json")
+        write_file(workdir / "tokenizer.json", task.tokenizer.save)

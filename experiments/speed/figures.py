@@ -7,7 +7,10 @@ from typing import Any
 import matplotlib
 from matplotlib import pyplot as plt
 
+from experiments.results.figures import save
+
 matplotlib.use("Agg")
+matplotlib.rcParams["text.parse_math"] = False
 
 
 def growth(
@@ -31,8 +34,7 @@ def growth(
         panel.set(xlabel="value of the size that changes", ylabel=label)
         panel.grid(alpha=0.3)
     axes[1].legend(title="size")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 def break_even(
@@ -65,5 +67,4 @@ def break_even(
         axes.set(xlabel="queries N", ylabel="seconds")
         axes.grid(alpha=0.3)
     grid[0, 0].legend(fontsize=8)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)

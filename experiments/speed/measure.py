@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.program import cores, heap, startup
+from experiments.program.console import say
 from experiments.speed.flops import inference_flops, step_flops
 from experiments.speed.reference_runner import process_peak_bytes
 from experiments.speed.setting import MIB, Setting
@@ -227,7 +228,7 @@ def main(arguments: Sequence[str]) -> None:
     measured = MEASURES[kind](setting)
     measured |= {"cpu_devices": setting.cpu_devices, "micro_batches": setting.micro_batches}
     device = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
-    print(json.dumps(measured | device), flush=True)
+    say(json.dumps(measured | device))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,12 @@ from typing import NamedTuple, TextIO
 
 from experiments.program import files, formatting, locks
 from experiments.program.console import log
-from experiments.run.plan import LOWER_IS_BETTER
+from experiments.run.plan import BEST_METRICS, LOWER_IS_BETTER
 from experiments.sweeps.run_list import Run
 from experiments.sweeps.sweep_file import find_file
+from gradmem_jax.checks import require_choice, require_instance, require_number
+from gradmem_jax.foreign_text import one_line
+from gradmem_jax.storage.writing import open_to_append
 
 LOCK = "sweep.lock"  # in the folder of a run
 
@@ -57,10 +60,12 @@ def finished(folder: pathlib.Path) -> Result | None:
         return None
     try:
         metrics = files.read_json(path)
+        require_instance(str(path), metrics, dict)
         name = metrics.get("best_metric", "exact_match")
-        return Result(name, float(metrics[name]))
-    except (ValueError, KeyError, TypeError) as error:
-        log.warning("%s is damaged (%r); its run counts as not finished", path, error)
+        require_choice("best_metric", name, BEST_METRICS)
+        return Result(name, require_number(name, metrics.get(name)))
+    except ValueError as error:
+        log.warning("%s; its run counts as not finished", one_line(str(error)))
         return None
 
 
@@ -83,7 +88,7 @@ def why_not(run: Run, root: pathlib.Path) -> str:
 
 def execute(words: Sequence[str], path: pathlib.Path, held: TextIO) -> int:
     """Runs a command, its output appended to a file, and stops it when this program is stopped."""
-    with open(path, "a") as out:
+    with open_to_append(path) as out:
         print(f"$ {shlex.join(words)}", file=out, flush=True)
         # The child holds the lock as well: it may outlive a killed sweep.
         keep = (held.fileno(),)

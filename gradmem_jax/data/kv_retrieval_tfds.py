@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 
 from gradmem_jax.checks import require, require_integer
 from gradmem_jax.data.kv_retrieval import KVRetrievalConfig, KVRetrievalSource
+from gradmem_jax.data.prepared import make_builder
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -98,6 +99,6 @@ def prepare(
     config = KVRetrievalBuilderConfig(
         name=name, task=task, num_train=num_train, num_validation=num_validation
     )
-    builder = KVRetrieval(data_dir=str(data_dir), config=config, file_format="array_record")
+    builder = make_builder(KVRetrieval, data_dir, config)
     builder.download_and_prepare()
     return builder

@@ -1,24 +1,28 @@
 """Records of a text task that TFDS wrote to disk, read back.
 
-TFDS imports the modules that a data set's own `features.json` names. So that file must be the one
-that `prepare` writes before TFDS looks at the folder.
+TFDS itself would import the modules that the folder's `features.json` names, and read the files
+that its `dataset_info.json` names. So the fields are those here, and the names of the files too.
 """
 
 import functools
-import json
 import pathlib
-import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from gradmem_jax.checks import require
+from gradmem_jax.data.array_records import read_array_records
 from gradmem_jax.data.records import Record, Records, Skipped
+from gradmem_jax.foreign_text import one_line, shown
+from gradmem_jax.storage.reading import parse_json, read_json
+
+_INFO, _METADATA = "dataset_info.json", "metadata.json"
 
 
 def is_prepared(folder: str | pathlib.Path) -> bool:
     """Whether TFDS wrote a folder."""
-    return (pathlib.Path(folder) / "dataset_info.json").exists()
+    return (pathlib.Path(folder) / _INFO).exists()
 
 
 @functools.cache
@@ -38,40 +42,19 @@ def record_features() -> Any:
     )
 
 
-def _description() -> Any:
-    """What TFDS writes of `record_features` into `features.json`."""
-    with tempfile.TemporaryDirectory() as folder:
-        record_features().save_config(folder)
-        return json.loads((pathlib.Path(folder) / "features.json").read_text(encoding="utf-8"))
+def make_builder(kind: Any, data_dir: str | pathlib.Path, config: Any) -> Any:
+    """Makes a TFDS builder, which reads what is written already.
 
-
-def _check_description(folder: pathlib.Path) -> None:
-    """Raises ValueError unless a folder's description says what `prepare` says."""
-
-    def read(name: str) -> Any:
-        try:
-            return json.loads((folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise ValueError(
-                f"{folder / name} cannot be read; prepare the records again."
-            ) from error
-
-    require(
-        read("features.json") == _description(),
-        f"{folder / 'features.json'} describes other fields than those of records, which TFDS "
-        "would run code of; prepare the records again.",
-    )
-    info = read("dataset_info.json")
-    splits = info.get("splits", []) if isinstance(info, dict) else None
-    templates = [
-        split.get("filepathTemplate", "") if isinstance(split, dict) else None
-        for split in (splits if isinstance(splits, list) else [None])
-    ]
-    require(
-        all(isinstance(template, str) and not {*"/\\"} & {*template} for template in templates),
-        f"{folder / 'dataset_info.json'} names files outside of the folder, or is damaged; prepare "
-        "the records again.",
-    )
+    Raises:
+        ValueError: that is damaged.
+    """
+    try:
+        return kind(data_dir=str(data_dir), config=config, file_format="array_record")
+    except Exception as error:  # TFDS raises errors of several kinds
+        raise ValueError(
+            f"{data_dir} holds a data set {config.name} that cannot be read "
+            f"({one_line(str(error), 300)}); remove it, and it is written again."
+        ) from error
 
 
 def read_prepared(folder: pathlib.Path, split: str, data_name: str) -> Records:
@@ -83,36 +66,74 @@ def read_prepared(folder: pathlib.Path, split: str, data_name: str) -> Records:
         data_name: that of the task that reads them.
 
     Raises:
-        ValueError: they are another task's, the split was not written, the files are damaged, or
-            their description is none that `prepare` writes.
+        ValueError: they are another task's, the split was not written, or the files are damaged.
     """
-    import tensorflow_datasets as tfds  # takes seconds
-
-    _check_description(folder)
-    builder = tfds.builder_from_directory(str(folder))
-    found = (builder.info.metadata or {}).get("records", "records without a name")
+    try:
+        lengths = _shard_lengths(read_json(folder / _INFO, "description of records"))
+        found, skipped = _metadata(read_json(folder / _METADATA, "description of records"), split)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise ValueError(
+            f"{folder} is no folder of records, or its {_INFO} or {_METADATA} is damaged "
+            f"({one_line(repr(error), 300)}); prepare the records again."
+        ) from error
     require(
         found == data_name,
-        f"{folder} holds {found}, this task reads {data_name}: set data_dir to the task's own "
-        "folder, or prepare that.",
+        f"{folder} holds {one_line(found, 100)}, this task reads {data_name}: set data_dir to the "
+        "task's own folder, or prepare that.",
     )
     require(
-        split in builder.info.splits,
-        f"{folder} has no split {split!r}, only {sorted(builder.info.splits)}; prepare it.",
+        split in lengths,
+        f"{folder} has no split {split!r}, only {shown(sorted(lengths))}; prepare it.",
     )
-    skipped = json.loads(builder.info.metadata["skipped"]).get(split, [])
-    rows = builder.as_data_source(split=split)
-    kept = (
-        Record(
-            _text(row["id"]),
-            _text(row["context"]),
-            _text(row["question"]),
-            tuple(map(_text, row["answers"])),
-            tuple(map(int, row["answer_starts"])),
+    return Records(tuple(_records(folder, split, lengths[split])), skipped)
+
+
+def _shard_lengths(info: Any) -> dict[str, list[int]]:
+    """How many records each file of a split has, by split."""
+    lengths = {
+        str(split["name"]): [int(length) for length in split.get("shardLengths", [])]
+        for split in info.get("splits", [])
+    }
+    require(min((n for shards in lengths.values() for n in shards), default=0) >= 0, "less than 0")
+    return lengths
+
+
+def _metadata(metadata: Any, split: str) -> tuple[str, tuple[Skipped, ...]]:
+    """The name of the records, and those of a split that were left out."""
+    skipped = parse_json(metadata["skipped"], "skipped").get(split, [])
+    return str(metadata["records"]), tuple(Skipped(str(name), str(why)) for name, why in skipped)
+
+
+def _records(folder: pathlib.Path, split: str, lengths: list[int]) -> Iterator[Record]:
+    for shard, length in enumerate(lengths):
+        path = folder / f"text_records-{split}.array_record-{shard:05d}-of-{len(lengths):05d}"
+        require(
+            path.resolve().parent == folder.resolve(),
+            f"{path} is a link out of its folder; copy the file there.",
         )
-        for row in rows
+        rows = read_array_records(path) if length else []
+        require(
+            len(rows) == length,
+            f"{path} is damaged: it has {len(rows)} records, and its folder says {length}.",
+        )
+        try:
+            yield from map(_record, rows)
+        except Exception as error:  # of a parser: of several kinds
+            raise ValueError(
+                f"{path} is damaged: it has something else than records "
+                f"({one_line(repr(error), 300)}); prepare the records again."
+            ) from error
+
+
+def _record(row: bytes) -> Record:
+    fields = record_features().deserialize_example_np(row)
+    return Record(
+        _text(fields["id"]),
+        _text(fields["context"]),
+        _text(fields["question"]),
+        tuple(map(_text, fields["answers"])),
+        tuple(map(int, fields["answer_starts"])),
     )
-    return Records(tuple(kept), tuple(Skipped(*pair) for pair in skipped))
 
 
 def _text(value: bytes | str) -> str:

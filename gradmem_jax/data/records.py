@@ -3,6 +3,7 @@
 import functools
 import gzip
 import hashlib
+import io
 import itertools
 import os
 import pathlib
@@ -13,10 +14,13 @@ from typing import NamedTuple
 from absl import logging
 
 from gradmem_jax.checks import require
+from gradmem_jax.foreign_text import one_line
+from gradmem_jax.storage import reading
 
 SPLITS = ("train", "validation", "test")
 DATA_DIR_VARIABLE = "GRADMEM_DATA_DIR"
 _SHOWN = 3
+_LARGEST_FILE = 4096 * reading.MEBIBYTE
 
 
 class Record(NamedTuple):
@@ -54,15 +58,15 @@ class Records(NamedTuple):
 @functools.cache
 def warn_once(text: str) -> None:
     """Warns, but of the same not again, though every split is read for itself."""
-    logging.warning("%s", text)
+    logging.warning("%s", one_line(text))
 
 
 def log_skipped(name: str, skipped: tuple[Skipped, ...]) -> None:
     """Warns of the records that were left out, if any: how many, and the first few."""
     if skipped:
-        shown = "; ".join(f"{s.id}: {s.reason}" for s in skipped[:_SHOWN])
+        shown = "; ".join(one_line(f"{s.id}: {s.reason}", 300) for s in skipped[:_SHOWN])
         more = f"; and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
-        logging.warning("%s: %d records skipped (%s%s)", name, len(skipped), shown, more)
+        logging.warning("%s: %d records skipped (%s%s)", one_line(name), len(skipped), shown, more)
 
 
 def split_names(names: Iterable[str], held_out: tuple[str, ...]) -> dict[str, str]:
@@ -77,7 +81,7 @@ def split_names(names: Iterable[str], held_out: tuple[str, ...]) -> dict[str, st
     """
 
     def digest(name: str) -> bytes:
-        return hashlib.blake2b(name.encode(), digest_size=8).digest()
+        return hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=8).digest()
 
     ordered = sorted(set(names), key=digest)
     share = -(-len(ordered) // 10)
@@ -161,12 +165,22 @@ def read_text(path: pathlib.Path) -> str:
     Raises:
         ValueError: the file cannot be read, is damaged, empty or no text.
     """
+    content = reading.read_bytes(path, "file of texts", _LARGEST_FILE)
     try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
-        text = content.decode("utf-8")
+        text = (_unpacked(path, content) if path.suffix == ".gz" else content).decode("utf-8")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read {path}: {error}; get the file again.") from error
     require(bool(text.strip()), f"{path} is empty; get the file again.")
     return text
+
+
+def _unpacked(path: pathlib.Path, content: bytes) -> bytes:
+    limit = reading.largest_unpacked(len(content))
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+        unpacked = file.read(limit + 1)
+    require(
+        len(unpacked) <= limit,
+        f"{path} has {len(content)} bytes and unpacks to more than {limit}, which no text does; "
+        "unpack it yourself if it is one.",
+    )
+    return unpacked

@@ -2,7 +2,6 @@
 
 import bisect
 import dataclasses
-import json
 import pathlib
 import re
 from collections.abc import Iterator
@@ -21,6 +20,8 @@ from gradmem_jax.data.records import (
     warn_once,
 )
 from gradmem_jax.data.text_task import QuestionTask
+from gradmem_jax.foreign_text import is_text
+from gradmem_jax.storage.reading import parse_json
 
 _ABBREVIATION = r"(?<!\b[A-Z])(?<!\b(?:Dr|Mr|Ms|St|Jr|Sr|No|vs))(?<!\bMrs)"
 _SENTENCE_END = re.compile(rf"{_ABBREVIATION}[.!?]['\")\]]*\s+(?=['\"(\[]*[A-Z0-9])|\n+")
@@ -124,10 +125,11 @@ def _title(article: dict[str, Any]) -> str:
 
 
 def _read_articles(path: pathlib.Path) -> list[dict[str, Any]]:
+    text = read_text(path)
     try:
-        articles = json.loads(read_text(path))["data"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no SQuAD file: {error!r}; get the file again.") from error
+        articles = parse_json(text, "the file")["data"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no SQuAD file ({error!r}); get the file again.") from error
     fits = isinstance(articles, list) and all(
         isinstance(article, dict) and isinstance(article.get("paragraphs"), list)
         for article in articles
@@ -163,6 +165,8 @@ def _read_question(question_id: str, context: str, question: dict[str, Any]) -> 
         return Skipped(question_id, f"the {'question' if context.strip() else 'context'} is empty")
     if not answers or not all(answer.strip() for answer, _ in answers):
         return Skipped(question_id, "an answer is missing or empty")
+    if not is_text("".join((context, text, *(answer for answer, _ in answers)))):
+        return Skipped(question_id, "it is not UTF-8 text")
     for answer, start in answers:
         if not 0 <= start < len(context):
             return Skipped(question_id, f"answer_start={start} is outside of the context")

@@ -11,6 +11,7 @@ from gradmem_jax.checks import require, require_integer
 from gradmem_jax.data.records import SPLITS, Record, Records, Skipped, read_text
 from gradmem_jax.data.text_source import TextSource, chunk_source, encode_texts
 from gradmem_jax.data.text_task import TextTask
+from gradmem_jax.foreign_text import one_line
 from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer
 
 _REGIONS = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}
@@ -65,12 +66,12 @@ class TextSpansConfig(TextTask):
             if room < 0 or (room == 0 and i < len(files) - 1):
                 logging.warning(
                     "%s, %s: max_characters=%d end in file %d of %d, %s",
-                    folder,
+                    one_line(str(folder)),
                     split,
                     self.max_characters,
                     i + 1,
                     len(files),
-                    path.name,
+                    one_line(path.name),
                 )
                 break
         return Records(tuple(kept))

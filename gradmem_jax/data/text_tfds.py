@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from gradmem_jax.checks import require, require_choice
-from gradmem_jax.data.prepared import record_features
+from gradmem_jax.data.prepared import make_builder, record_features
 from gradmem_jax.data.records import SPLITS, Record, log_skipped
 from gradmem_jax.data.text_task import TextTask
 
@@ -86,6 +86,6 @@ def prepare(task: TextTask, data_dir: str | pathlib.Path, *, splits: Sequence[st
         path = str(pathlib.Path(task.data_dir).resolve())
         name += f"_{hashlib.blake2b(path.encode(), digest_size=4).hexdigest()}"
     config = TextBuilderConfig(name=name, task=task, splits=tuple(splits))
-    builder = TextRecords(data_dir=str(data_dir), config=config, file_format="array_record")
+    builder = make_builder(TextRecords, data_dir, config)
     builder.download_and_prepare()
     return builder

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from gradmem_jax.checks import require_instance
+from gradmem_jax.foreign_text import one_line, shown
 from gradmem_jax.storage.reading import require_file
 from gradmem_jax.storage.writing import Writer, write_file
 
@@ -20,6 +21,8 @@ def arrays_writer(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str])
     """Returns what writes arrays and texts to a path; see storage/writing.py."""
 
     def write(path: pathlib.Path) -> None:
+        path.touch()
+        usual_mode = path.stat().st_mode
         try:
             save_file(dict(arrays), path, metadata=dict(metadata))
         except SafetensorError as error:  # of a disk too, whose number is in the text only
@@ -27,6 +30,7 @@ def arrays_writer(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str])
             if number is None:
                 raise
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        path.chmod(usual_mode)  # safetensors lets nobody else read what it writes
 
     return write
 
@@ -47,5 +51,21 @@ def open_arrays(path: str | pathlib.Path, what: str) -> Any:
     except Exception as error:  # safetensors raises errors of several kinds
         raise ValueError(
             f"{path} cannot be read as a {what}: it is cut short, damaged, or another kind of file "
-            f"({error})."
+            f"({one_line(str(error), 300)})."
+        ) from error
+
+
+def read_array(
+    path: str | pathlib.Path, file: Any, name: str, rows: slice = slice(None)
+) -> np.ndarray:
+    """Reads an array of an open file, or some of its rows.
+
+    Raises:
+        ValueError: it is of a type that numpy does not have, or cannot be read.
+    """
+    try:
+        return file.get_slice(name)[rows] if rows != slice(None) else file.get_tensor(name)
+    except Exception as error:  # safetensors and numpy raise errors of several kinds
+        raise ValueError(
+            f"{path}: the array {shown(name)} cannot be read ({one_line(str(error), 300)})."
         ) from error

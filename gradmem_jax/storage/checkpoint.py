@@ -1,12 +1,13 @@
 """Checkpoints of a run: the latest and the best, with all that an exact resume needs."""
 
 import contextlib
+import math
+import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
@@ -14,12 +15,29 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
 
+from gradmem_jax.array_checks import require_finite
+from gradmem_jax.checks import require
+from gradmem_jax.foreign_text import shown
 from gradmem_jax.parallel.sharding import placed_shapes, shardings
-from gradmem_jax.storage.damage import DAMAGED, CheckpointError, check_metrics, is_damage, set_aside
+from gradmem_jax.storage.checksum import bit_sum, checksum
+from gradmem_jax.storage.damage import (
+    DAMAGED,
+    CheckpointError,
+    check_metrics,
+    is_damage,
+    reason,
+    set_aside,
+)
+from gradmem_jax.storage.reading import MEBIBYTE
+from gradmem_jax.storage.steps import StepNames, check_files, saved_steps
+from gradmem_jax.storage.writing import require_no_link
 from gradmem_jax.trees import named_leaves
 
 State = TypeVar("State")
-BIT_SUM = "bit_sum"
+Result = TypeVar("Result")
+_CHECKSUM, _BIT_SUM = "checksum", "bit_sum"  # the latter until 2026-11, blind to places
+# Files are compressed, moments of zeros well and parameters hardly; both bytes.
+_LARGEST_SMALL, _MOST_COMPRESSED = 64 * MEBIBYTE, 100
 
 
 @contextlib.contextmanager
@@ -39,14 +57,17 @@ def open_checkpoints(
         create: make the directory if it is missing.
 
     Raises:
-        ValueError: `create` is false, and the directory is missing or has a damaged checkpoint.
+        ValueError: `create` is false, and the directory is missing or has a damaged checkpoint;
+            or it is true, and there are links where files are to be written.
         CheckpointError: at the end, if one could not be written.
     """
     directory = pathlib.Path(directory).absolute()
     if not create and not directory.is_dir():
         raise ValueError(f"there are no checkpoints in {directory}; is this a finished workdir?")
+    if create:
+        _check_links(directory)
     if jax.process_index() == 0 or not create:
-        check_metrics(directory, move=create)
+        check_metrics(directory, best_metric, move=create)
     _wait_for_all("metrics")
     latest = checkpoint_managers.LatestN(keep_latest)
     best = checkpoint_managers.BestN(
@@ -59,14 +80,30 @@ def open_checkpoints(
         best_fn=lambda metrics: metrics[best_metric],
         preservation_policy=checkpoint_managers.AnyPreservationPolicy([latest, best]),
         cleanup_tmp_directories=create,
+        step_name_format=StepNames(),
     )
     handlers = {"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
     checkpoints = ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
     try:
         yield checkpoints
-    finally:
+    except CheckpointError:
+        with contextlib.suppress(Exception):  # it fails for the same reason
+            checkpoints.close()
+        raise
+    except BaseException:
         with _writing(checkpoints):
             checkpoints.close()
+        raise
+    with _writing(checkpoints):
+        checkpoints.close()
+
+
+def _check_links(directory: pathlib.Path) -> None:
+    """Refuses links in the place of what is written, moved or deleted here."""
+    require_no_link(directory)
+    require_no_link(directory.with_name(f"{directory.name}.{DAMAGED}"))
+    for path in directory.glob("[0-9]*"):  # steps, and what a save that was killed has left
+        require_no_link(path)
 
 
 @contextlib.contextmanager
@@ -76,17 +113,16 @@ def _writing(checkpoints: ocp.CheckpointManager) -> Iterator[None]:
         yield
     except Exception as error:
         directory = pathlib.Path(checkpoints.directory)
-        whole = saved_steps(directory)
+        try:
+            os.listdir(directory)
+            whole = f"steps {saved_steps(directory)}"
+        except OSError as hidden:
+            whole = f"cannot be seen ({hidden.strerror})"
         raise CheckpointError(
-            f"a checkpoint could not be written to {directory}: {error}\nWhole ones there: steps "
-            f"{whole}. Make space or make the folder writable; the same command goes on from the "
-            "last of them."
+            f"a checkpoint could not be written to {directory}: {reason(error)}. Whole ones there: "
+            f"{whole}. Make space or make the folder writable; the same command goes on from "
+            "the last of them."
         ) from error
-
-
-def saved_steps(directory: pathlib.Path) -> list[int]:
-    """Returns the steps of the checkpoints in a directory, in ascending order."""
-    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdecimal())
 
 
 def _wait_for_all(name: str) -> None:
@@ -126,7 +162,7 @@ def save(
         if step in checkpoints.all_steps():
             checkpoints.wait_until_finished()
             checkpoints.delete(step)
-        host = dict(run) | {BIT_SUM: _bit_sum(state)}
+        host = dict(run) | {_CHECKSUM: checksum(state)}
         checkpoints.save(
             step,
             args=ocp.args.Composite(
@@ -161,6 +197,7 @@ def restore_latest(
     for step in steps:
         restored, error = None, None
         try:
+            check_files(directory / str(step))
             _check_structure(checkpoints, step, template)
             restored = restore(checkpoints, step, template)
         except Exception as raised:  # whatever it is, all processes must hear of it
@@ -171,18 +208,13 @@ def restore_latest(
             return restored
         if failures[:, 1].any():
             raise CheckpointError(
-                f"the checkpoint of step {step} in {directory} cannot be read: "
-                f"{error or 'another process says why'}\nIt may be whole and was left as it is. "
-                "Once that is mended, the same command goes on from it; to go on from the one "
-                f"before, move the folder {step} away."
+                f"the checkpoint of step {step} in {directory} cannot be read: {reason(error)}. It "
+                "may be whole and was left as it is. Once that is mended, the same command goes on "
+                f"from it; to go on from the one before, move the folder {step} away."
             ) from error
-        logging.error(
-            "checkpoint of step %d is damaged and set aside: %s",
-            step,
-            error or "another process says why",
-        )
+        logging.error("checkpoint of step %d is damaged and set aside: %s", step, reason(error))
         if jax.process_index() == 0:
-            set_aside(directory, str(step))
+            set_aside(directory, step)
         _wait_for_all("damaged")
         checkpoints.reload()
     if steps:
@@ -234,12 +266,14 @@ def restore(
         step,
         args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes), run=ocp.args.JsonRestore()),
     )
-    state, run = restored["state"], dict(restored["run"])
-    saved = run.pop(BIT_SUM, None)
-    if saved not in (None, _bit_sum(state)):
-        raise ValueError(
-            "its arrays are not those that were saved: their bits have another sum, so some of "
-            "them have changed on the disk."
+    state, run = restored["state"], restored["run"]
+    require(isinstance(run, dict), "its file run/metadata is damaged")
+    run = dict(run)
+    for name, compute in ((_CHECKSUM, checksum), (_BIT_SUM, bit_sum)):
+        require(
+            name not in run or run.pop(name) == compute(state),
+            f"its arrays are not those that were saved: they have another {name}, so some of them "
+            "have changed on the disk.",
         )
     return state, run
 
@@ -261,45 +295,66 @@ def restore_params(
     Raises:
         ValueError: there is no such checkpoint, or it cannot be read.
     """
+
+    def read(checkpoints: ocp.CheckpointManager, step: int, shapes: Any) -> tuple[int, Any]:
+        params = _restore_state(checkpoints, step, shapes, mesh)["params"]
+        require_finite(params, "its parameters")
+        return step, params
+
+    return _read_one(directory, which, read)
+
+
+def stored_shapes(directory: str | pathlib.Path, which: str | int = "best") -> Any:
+    """Shapes of the parameters that `restore_params` would restore, none of which is read."""
+
+    def read(_: ocp.CheckpointManager, __: int, shapes: Any) -> Any:
+        return shapes["params"]
+
+    return _read_one(directory, which, read)
+
+
+def _read_one(
+    directory: str | pathlib.Path,
+    which: str | int,
+    read: Callable[[ocp.CheckpointManager, int, Any], Result],
+) -> Result:
+    """Reads something of a checkpoint; gives its step and the shapes of its state to `read`."""
     which = str(which)
     with open_checkpoints(directory, create=False) as checkpoints:
         steps = checkpoints.all_steps()
         named = {"best": checkpoints.best_step, "latest": checkpoints.latest_step}
         step = named[which]() if which in named else int(which) if which.isdecimal() else None
         if step is None or step not in steps:
-            raise ValueError(f"{directory} has no checkpoint {which!r}; it has steps {steps}.")
+            raise ValueError(f"{directory} has no checkpoint {shown(which)}; it has steps {steps}.")
         try:
-            return step, _restore_state(checkpoints, step, mesh)["params"]
+            size = check_files(pathlib.Path(directory, str(step)))
+            return read(checkpoints, step, _shapes(checkpoints, step, size))
         except Exception as error:
             raise ValueError(
-                f"checkpoint {which!r} of {directory}, step {step}, cannot be read: {error}\nThere "
-                f"are also steps {[other for other in steps if other != step]}; name one of them."
+                f"checkpoint {which!r} of {directory}, step {step}, cannot be read: "
+                f"{reason(error)}. There are also steps "
+                f"{[other for other in steps if other != step]}; name one of them."
             ) from error
 
 
-def _restore_state(checkpoints: ocp.CheckpointManager, step: int, mesh: Mesh | None) -> Any:
-    """Restores a state, whatever its structure."""
+def _shapes(checkpoints: ocp.CheckpointManager, step: int, size: int) -> Any:
+    """Shapes of a state, whatever its structure, in files of so many bytes."""
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
         dict(checkpoints.item_metadata(step)["state"]),
     )
+    claimed = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+    require(
+        claimed <= _LARGEST_SMALL + _MOST_COMPRESSED * size,
+        f"its {size} bytes claim to hold arrays of {claimed} bytes",
+    )
+    return shapes
+
+
+def _restore_state(
+    checkpoints: ocp.CheckpointManager, step: int, shapes: Any, mesh: Mesh | None
+) -> Any:
+    """Restores a state of some shapes."""
     first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     where = first if mesh is None else shardings(shapes, mesh)
     return restore(checkpoints, step, placed_shapes(shapes, where))[0]
-
-
-@jax.jit
-def _add_bits(state: Any) -> jax.Array:
-    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
-
-    def total(x: jax.Array) -> jax.Array:
-        x = x.astype(jnp.uint8) if x.dtype == bool else x
-        bits = jax.lax.bitcast_convert_type(x, unsigned[x.dtype.itemsize])
-        return bits.sum(dtype=jnp.uint32)
-
-    return sum(map(total, jax.tree.leaves(state)), jnp.uint32(0))
-
-
-def _bit_sum(state: Any) -> int:
-    """The sum of a state's bits as unsigned numbers, modulo 2**32, however it is split."""
-    return int(_add_bits(state).addressable_data(0))

@@ -1,7 +1,6 @@
 """Which model a memory belongs to: hashes of its configuration and of its parameters."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gradmem_jax.memory.interface import MemoryModel
+from gradmem_jax.storage.hashing import hash_bytes
 from gradmem_jax.trees import Params, named_leaves
 
 
@@ -24,14 +24,6 @@ class Fingerprint(NamedTuple):
 
     config: str
     weights: str
-
-
-def hash_bytes(*parts: bytes | memoryview) -> str:
-    """Hash of some bytes, as text."""
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
 
 
 def describe_config(model: MemoryModel, *, with_defaults: bool = True) -> dict[str, Any]:

@@ -4,65 +4,28 @@ The file holds the arrays of a memory and, as metadata, a format version, the fi
 configuration of the model, and for every context its name, length, WRITE losses and a checksum.
 """
 
-import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gradmem_jax.checks import is_traced, require, require_instance
+from gradmem_jax.foreign_text import one_line, shortened, shown
 from gradmem_jax.memory.interface import Memory, MemoryModel, MemoryT
-from gradmem_jax.storage.arrays_file import open_arrays, write_arrays
+from gradmem_jax.storage.arrays_file import open_arrays, read_array, write_arrays
 from gradmem_jax.storage.fingerprint import (
     Fingerprint,
     describe_config,
-    hash_bytes,
     read_fields,
     take_fingerprint,
 )
+from gradmem_jax.storage.hashing import hash_bytes
+from gradmem_jax.storage.memory_header import Header, StoredContext, header_texts, parse_header
 from gradmem_jax.trees import Params, named_leaves
-
-FORMAT, VERSION = "gradmem_jax memory", "1"
-
-
-@dataclasses.dataclass(frozen=True)
-class StoredContext:
-    """What a file says of one context.
-
-    Attributes:
-        name: what it is called, such as its path.
-        num_tokens: its length without padding; None if the writer did not say.
-        write_losses: WRITE loss before each step in nats a token, a row for each segment.
-        final_loss: loss of all its tokens given the stored memory.
-    """
-
-    name: str
-    num_tokens: int | None = None
-    write_losses: tuple[tuple[float, ...], ...] = ()
-    final_loss: float | None = None
-
-
-class Header(NamedTuple):
-    """All that a file says beside its arrays.
-
-    Attributes:
-        fingerprint: of the model that wrote it.
-        config: the model's configuration.
-        contexts: one for each stored memory.
-        notes: what the writer wanted to be kept.
-        checksums: one for each stored memory.
-    """
-
-    fingerprint: Fingerprint
-    config: dict[str, Any]
-    contexts: tuple[StoredContext, ...]
-    notes: dict[str, Any]
-    checksums: tuple[str, ...]
 
 
 def _row_checksums(arrays: Mapping[str, np.ndarray]) -> list[str]:
@@ -119,54 +82,14 @@ def save_memory(
     )
     require_instance("notes", notes, Mapping | None)
     require_instance("fingerprint", fingerprint, Fingerprint | None)
-    metadata = {
-        "format": FORMAT,
-        "version": VERSION,
-        "fingerprint": (fingerprint or take_fingerprint(model, params))._asdict(),
-        "config": describe_config(model),
-        "contexts": [dataclasses.asdict(context) for context in contexts],
-        "notes": dict(notes or {}),
-        "checksums": _row_checksums(arrays),
-    }
-    try:
-        texts = {name: json.dumps(value) for name, value in metadata.items()}
-    except TypeError as error:
-        raise ValueError(f"notes and contexts must be what JSON has: {error}.") from error
-    texts["header_checksum"] = _header_checksum(texts)
-    write_arrays(path, arrays, texts)
-
-
-def _header_checksum(texts: Mapping[str, str]) -> str:
-    kept = {name: text for name, text in texts.items() if name != "header_checksum"}
-    return hash_bytes(json.dumps(kept, sort_keys=True).encode())
-
-
-def _header(path: str | pathlib.Path, file: Any) -> Header:
-    texts = file.metadata() or {}
-    require(
-        texts.get("format") == json.dumps(FORMAT),
-        f"{path} is a safetensors file, but not a memory of gradmem_jax.",
+    header = Header(
+        fingerprint or take_fingerprint(model, params),
+        describe_config(model),
+        contexts,
+        dict(notes or {}),
+        tuple(_row_checksums(arrays)),
     )
-    require(
-        texts.get("version") == json.dumps(VERSION),
-        f"{path} has format version {texts.get('version')}; this gradmem_jax reads {VERSION!r}.",
-    )
-    require(
-        texts.get("header_checksum") == _header_checksum(texts),
-        f"{path} is damaged: its header does not fit its checksum.",
-    )
-    values = {name: json.loads(texts[name]) for name in (*Header._fields,)}
-    contexts = (
-        StoredContext(**c | {"write_losses": tuple(map(tuple, c["write_losses"]))})
-        for c in values["contexts"]
-    )
-    return Header(
-        Fingerprint(**values["fingerprint"]),
-        values["config"],
-        tuple(contexts),
-        values["notes"],
-        tuple(values["checksums"]),
-    )
+    write_arrays(path, arrays, header_texts(header))
 
 
 def read_header(path: str | pathlib.Path) -> Header:
@@ -176,7 +99,7 @@ def read_header(path: str | pathlib.Path) -> Header:
         ValueError: the file is missing, damaged, or no memory.
     """
     with open_arrays(path, "memory") as file:
-        return _header(path, file)
+        return parse_header(path, file.metadata() or {})
 
 
 def load_memory(
@@ -208,7 +131,7 @@ def load_memory(
     require_instance("fingerprint", fingerprint, Fingerprint | None)
     model.check_params(params)
     with open_arrays(path, "memory") as file:
-        header = _header(path, file)
+        header = parse_header(path, file.metadata() or {})
         _check_model(path, header, model, params, fingerprint)
         try:
             start, stop, step = contexts.indices(len(header.contexts))
@@ -219,21 +142,73 @@ def load_memory(
             f"contexts={contexts} takes none of the {len(header.contexts)} contexts of {path}, or "
             "not neighbours; give a range such as slice(0, 1).",
         )
-        arrays = {name: file.get_slice(name)[start:stop] for name in file.keys()}  # noqa: SIM118
+        expected = _structure(model, params)
+        wanted = named_leaves(expected)
+        _check_shapes(path, file, wanted, len(header.contexts), model.config.lm.max_positions)
+        arrays = {name: read_array(path, file, name, slice(start, stop)) for name in wanted}
     require(
         _row_checksums(arrays) == list(header.checksums[start:stop]),
         f"{path} is damaged: its arrays do not fit their checksums.",
     )
-    expected = _structure(model, params)
-    names = list(named_leaves(expected))
-    require(
-        sorted(names) == sorted(arrays),
-        f"{path} holds the arrays {sorted(arrays)}, a memory of this model has {sorted(names)}.",
-    )
-    leaves = [jnp.asarray(arrays[name]) for name in names]
+    for name, array in arrays.items():
+        _check_values(path, name, array, wanted[name].dtype, header.contexts[start:stop])
+    leaves = [jnp.asarray(array) for array in arrays.values()]
     memory = jax.tree.unflatten(jax.tree.structure(expected), leaves)
     model.check_memory(params, memory, stop - start)
     return memory
+
+
+def _check_shapes(
+    path: str | pathlib.Path,
+    file: Any,
+    wanted: Mapping[str, Any],
+    count: int,
+    max_positions: int,
+) -> None:
+    """Refuses arrays that are not those of `count` memories of a model, before they are read."""
+    names = sorted(file.keys())
+    require(
+        sorted(wanted) == names,
+        f"{path} holds the arrays {shown(names)}, a memory of this model has {sorted(wanted)}.",
+    )
+    for name, one in wanted.items():
+        shape = file.get_slice(name).get_shape()
+        require(
+            shape[:1] == [count],
+            f"{path} is damaged: {name} has shape {shown(shape)}, and the file says that it holds "
+            f"{count} contexts.",
+        )
+        require(
+            len(shape) == len(one.shape)
+            and all(
+                size == usual or size <= max_positions
+                for size, usual in zip(shape[1:], one.shape[1:], strict=True)
+            ),
+            f"{path} is damaged: {name} has shape {shown(shape)}, a memory of this model has "
+            f"{list(one.shape)}.",
+        )
+
+
+def _check_values(
+    path: str | pathlib.Path,
+    name: str,
+    array: np.ndarray,
+    dtype: Any,
+    contexts: Sequence[StoredContext],
+) -> None:
+    """Refuses an array that is of another dtype, which JAX might convert, or is not finite."""
+    require(
+        array.dtype == dtype,
+        f"{path} is damaged: {name} is {array.dtype}, a memory of this model has {dtype}.",
+    )
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return
+    for context, row in zip(contexts, array, strict=True):
+        require(
+            bool(np.isfinite(row).all()),
+            f"{path} holds a memory that is not finite, of the context {shown(context.name)}: "
+            "write it again.",
+        )
 
 
 def _structure(model: MemoryModel, params: Params) -> Memory:
@@ -256,16 +231,18 @@ def _check_model(
     if known.config != header.fingerprint.config:
         stored, here = (read_fields(x, model) for x in (header.config, describe_config(model)))
         different = [
-            f"{name} {stored.get(name)!r} in the file, {here.get(name)!r} here"
+            f"{one_line(name, 60)} {shown(stored.get(name))} in the file, {shown(here.get(name))} "
+            "here"
             for name in {**stored, **here}
             if stored.get(name) != here.get(name)
         ]
         raise ValueError(
-            f"{path} was written by a model of another configuration: {'; '.join(different)}."
+            f"{path} was written by a model of another configuration: "
+            f"{shortened('; '.join(different))}."
         )
     require(
         known.weights == header.fingerprint.weights,
         f"{path} was written with other parameters than these (fingerprint "
-        f"{header.fingerprint.weights}, here {known.weights}); load the checkpoint that wrote it, "
-        "or write the contexts again.",
+        f"{one_line(header.fingerprint.weights, 40)}, here {known.weights}); load the checkpoint "
+        "that wrote it, or write the contexts again.",
     )

@@ -3,12 +3,14 @@
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gradmem_jax.array_checks import require_finite
 from gradmem_jax.checks import (
     DTYPES,
     ENABLE_X64,
@@ -17,11 +19,17 @@ from gradmem_jax.checks import (
     require_choice,
     require_instance,
 )
-from gradmem_jax.storage.arrays_file import open_arrays, write_arrays
-from gradmem_jax.storage.fingerprint import hash_bytes
+from gradmem_jax.foreign_text import shown
+from gradmem_jax.storage.arrays_file import open_arrays, read_array, write_arrays
+from gradmem_jax.storage.hashing import hash_bytes
+from gradmem_jax.storage.reading import parse_json
 from gradmem_jax.trees import Params, named_leaves
 
 FORMAT = "gradmem_jax parameters"
+_MOST_FOLDERS = 32  # around an array; modules of a model are nested less deep
+_INTEGERS = {"bool": "BOOL"}  # what safetensors calls them
+_INTEGERS |= {f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)}
+_INTEGERS |= {f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)}
 
 
 def save_params(path: str | pathlib.Path, params: Params, dtype: str | None = None) -> None:
@@ -71,38 +79,87 @@ def load_params(path: str | pathlib.Path) -> Params:
         Nested dict of arrays in the dtypes they had when they were saved.
 
     Raises:
-        ValueError: the file is missing, damaged, another kind of file, or has numbers of 64 bits,
-            which JAX takes only if `jax_enable_x64` is set.
+        ValueError: the file is missing, damaged, another kind of file, has numbers that are not
+            finite, or such of 64 bits, which JAX takes only if `jax_enable_x64` is set.
     """
     with open_arrays(path, "file of parameters") as file:
-        metadata = file.metadata() or {}
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = _read_metadata(path, file)
+        dtypes = _read_dtypes(path, file, metadata)
+        arrays = {name: read_array(path, file, name) for name in dtypes}
+    require(
+        metadata.get("checksum") == _checksum(arrays, dtypes),
+        f"{path} is damaged: its arrays do not fit their checksum.",
+    )
+    params: dict[str, Any] = {}
+    for name, array in arrays.items():
+        require(
+            jax.dtypes.canonicalize_dtype(dtypes[name]) == dtypes[name],
+            f"params[{shown(name)}] of {path} is {dtypes[name]}, which JAX would cut to 32 bits; "
+            f"{ENABLE_X64}",
+        )
+        _put(params, name, jnp.asarray(array, dtypes[name]), path)
+    require_finite(params, f"the parameters of {path}")
+    return params
+
+
+def stored_shapes(path: str | pathlib.Path) -> dict[str, tuple[int, ...]]:
+    """Shapes by name of the arrays of a file, none of which is read."""
+    with open_arrays(path, "file of parameters") as file:
+        dtypes = _read_dtypes(path, file, _read_metadata(path, file))
+        return {name: tuple(file.get_slice(name).get_shape()) for name in dtypes}
+
+
+def _read_metadata(path: str | pathlib.Path, file: Any) -> dict[str, str]:
+    metadata = file.metadata() or {}
     require(
         metadata.get("format") == FORMAT,
         f"{path} is a safetensors file, but not one of gradmem_jax's parameters.",
     )
-    try:
-        dtypes = json.loads(metadata["dtypes"])
-        fits = metadata["checksum"] == _checksum(arrays, dtypes) and dtypes.keys() == arrays.keys()
-    except (KeyError, ValueError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is damaged: its metadata lacks dtypes or checksum ({error!r}); get the file "
-            "again."
-        ) from error
-    require(fits, f"{path} is damaged: its arrays do not fit their checksum.")
+    return metadata
+
+
+def _read_dtypes(
+    path: str | pathlib.Path, file: Any, metadata: Mapping[str, str]
+) -> dict[str, str]:
+    """Returns by name what an array is to be; refuses what it cannot be."""
+    dtypes = parse_json(metadata.get("dtypes", ""), str(path))
+    require(
+        isinstance(dtypes, dict) and bool(dtypes) and dtypes.keys() == set(file.keys()),
+        f"{path} is damaged: its metadata dtypes must name its arrays; get the file again.",
+    )
     for name, dtype in dtypes.items():
+        stored = file.get_slice(name).get_dtype()
         require(
-            jax.dtypes.canonicalize_dtype(dtype) == dtype,
-            f"params[{name!r}] of {path} is {dtype}, which JAX would cut to 32 bits; {ENABLE_X64}",
+            isinstance(dtype, str) and _fits(stored, dtype),
+            f"{path} is damaged: params[{shown(name)}], stored as {stored}, cannot be a "
+            f"{shown(dtype)}; get the file again.",
         )
-    params: dict[str, Any] = {}
-    for name, array in arrays.items():
-        *folders, last = name.split("/")
-        place = params
-        for folder in folders:
-            place = place.setdefault(folder, {})
-        place[last] = jnp.asarray(array, dtypes[name])
-    return params
+    return dtypes
+
+
+def _fits(stored: str, dtype: str) -> bool:
+    """Whether numbers of a type of safetensors, such as F16, may become some of a dtype."""
+    try:
+        kind = jnp.dtype(dtype)
+    except (TypeError, ValueError, SyntaxError):
+        return False
+    if jnp.issubdtype(kind, jnp.floating):
+        return stored.startswith(("F", "BF")) and str(kind) == dtype
+    return stored == _INTEGERS.get(dtype)
+
+
+def _put(params: dict[str, Any], name: str, array: jax.Array, path: str | pathlib.Path) -> None:
+    """Puts an array into a nested dict, where its name says."""
+    *folders, last = name.split("/")
+    place: Any = params
+    for folder in folders[:_MOST_FOLDERS]:
+        place = place.setdefault(folder, {}) if isinstance(place, dict) else None
+    require(
+        isinstance(place, dict) and last not in place and len(folders) <= _MOST_FOLDERS,
+        f"{path} is damaged: params[{shown(name)}] is also the folder of others, or in more than "
+        f"{_MOST_FOLDERS} folders; get the file again.",
+    )
+    place[last] = array
 
 
 def _check_names(params: Any, place: str = "params") -> None:

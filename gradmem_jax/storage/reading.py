@@ -7,12 +7,19 @@ import json
 import os
 import pathlib
 import stat
+from collections import Counter
 from typing import Any
 
 from gradmem_jax.checks import require
+from gradmem_jax.foreign_text import shown
 
 MEBIBYTE = 2**20
 LARGEST_JSON = 64 * MEBIBYTE
+
+
+def largest_unpacked(size: int) -> int:
+    """How many bytes a packed file of some size may hold: text seldom shrinks to a hundredth."""
+    return min(max(64 * MEBIBYTE, 100 * size), 4096 * MEBIBYTE)
 
 
 def require_file(path: str | pathlib.Path, what: str) -> int:
@@ -78,9 +85,18 @@ def parse_json(text: str, where: str) -> Any:
     """Parses JSON that stands at `where`.
 
     Raises:
-        ValueError: it is not JSON, or nested too deeply.
+        ValueError: it is not JSON, nested too deeply, or has a key twice, of which readers may take
+            the first or the last.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is damaged: it is no JSON ({error}).") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"an object has the key {shown(name)} twice")
+    return found

@@ -10,9 +10,12 @@ import os
 import pathlib
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TextIO
 
 from gradmem_jax.checks import require
+from gradmem_jax.foreign_text import shown
 
 _PREFIX = ".saving-"
 Writer = Callable[[pathlib.Path], object]
@@ -31,21 +34,24 @@ def write_files(
         remove: files of an older version that are to be gone.
 
     Raises:
-        ValueError: a folder or a device has one of the names.
+        ValueError: a folder or a device has one of the names, or a link leads out of the folder.
         OSError: the disk takes no more; what was there before is untouched.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     clean(folder)
     *first, last = writers
+    for name in (*writers, *remove):
+        _require_inside(folder, name)
     for name in writers:
         _require_replaceable(folder / name)
     with _temporary_folder(folder) as temporary:
         for name, write in writers.items():
             place = temporary / name
             place.parent.mkdir(parents=True, exist_ok=True)
-            write(place)
-            _flush(place)
+            with _errors_about(folder / name):
+                write(place)
+                _flush(place)
         if first or remove:
             (folder / last).unlink(missing_ok=True)
             _flush(folder)
@@ -56,6 +62,17 @@ def write_files(
             target.parent.mkdir(parents=True, exist_ok=True)
             (temporary / name).replace(target)
             _flush(target.parent)
+
+
+@contextlib.contextmanager
+def _errors_about(path: pathlib.Path) -> Iterator[None]:
+    """Has errors of the system in this block name a file by its path, not by a temporary one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_file(path: str | pathlib.Path, write: Writer) -> None:
@@ -69,11 +86,48 @@ def write_text(path: str | pathlib.Path, text: str) -> None:
     write_file(path, lambda place: place.write_text(text, encoding="utf-8"))
 
 
+def require_no_link(path: pathlib.Path) -> None:
+    """Refuses a link in the place of what is to be written, emptied or deleted.
+
+    It may come with a folder of somebody else, and lead out of that.
+
+    Raises:
+        ValueError: it is one.
+    """
+    require(
+        not path.is_symlink(),
+        f"{path} is a link: what it leads to would be changed. Remove it, or put what it leads to "
+        "in its place.",
+    )
+
+
+def open_to_append(path: pathlib.Path) -> TextIO:
+    """Opens a text to read it and add to it; makes it if it is missing.
+
+    Raises:
+        ValueError: it is a link, or no regular file.
+    """
+    require_no_link(path)
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+    descriptor = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError(f"{path} is a device or a FIFO; remove it.")
+    return os.fdopen(descriptor, "a+", encoding="utf-8", errors="replace")
+
+
 def clean(folder: pathlib.Path) -> None:
     """Removes what processes left in a folder that were killed while they wrote files there."""
     for left in folder.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError), _held(left):
             shutil.rmtree(left)
+
+
+def _require_inside(folder: pathlib.Path, name: str) -> None:
+    """Refuses a name with a folder in it that is a link: it may lead anywhere."""
+    between = (part for part in (folder / name).parents if folder in part.parents)
+    links = [str(part) for part in between if part.is_symlink()]
+    require(not links, f"{folder / name}: {shown(links)} is a link; remove it first.")
 
 
 def _require_replaceable(path: pathlib.Path) -> None:

@@ -1,5 +1,6 @@
 """Tokenizers in the files of GGUF and llama2.c."""
 
+import math
 import pathlib
 import struct
 from collections.abc import Mapping, Sequence
@@ -10,12 +11,11 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from gradmem_jax.checks import require, require_choice
+from gradmem_jax.foreign_text import shown
+from gradmem_jax.storage.reading import LARGEST_JSON, read_bytes
+from gradmem_jax.tokenizers.bounds import LLAMA3_PATTERN, check_pieces
 
 _SPACE = "\u2581"
-_LLAMA3_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 _BYTE_LEVEL_KINDS = ("gpt-2", "smollm", "llama-bpe")
 _BEGIN, _END = 1, 2  # ids in llama2.c
 
@@ -32,23 +32,6 @@ class TokenizerFile(NamedTuple):
     backend: tokenizers.Tokenizer
     pad_token: str
     end_token: str
-
-
-def open_gguf_reader(path: pathlib.Path) -> gguf.GGUFReader:
-    """Opens a GGUF file.
-
-    Raises:
-        ValueError: it is none, or it is damaged.
-    """
-    try:
-        return gguf.GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OverflowError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no GGUF file, damaged or cut short: {error}.") from error
-
-
-def gguf_fields(reader: gguf.GGUFReader) -> dict[str, Any]:
-    """The metadata of a GGUF file by its names."""
-    return {name: field.contents() for name, field in reader.fields.items()}
 
 
 def read_gguf_tokenizer(
@@ -72,6 +55,8 @@ def read_gguf_tokenizer(
 
     kind, pieces = get("model"), get("tokens")
     require(pieces is not None, f"{path} holds no tokenizer.")
+    require(_are_texts(pieces), damaged("tokenizer.ggml.tokens are no texts"))
+    require(len(set(pieces)) == len(pieces), damaged("a piece stands twice"))
     require_choice("tokenizer.ggml.model", kind, ("gpt2", "llama"))
     scores = get("scores", [0.0] * len(pieces))
     types = get("token_type", [gguf.TokenType.NORMAL] * len(pieces))
@@ -79,25 +64,35 @@ def read_gguf_tokenizer(
     pad = get("padding_token_id", end)
     for key, values in (("scores", scores), ("token_type", types)):
         require(
-            isinstance(values, Sequence) and len(values) == len(pieces),
+            isinstance(values, list) and len(values) == len(pieces),
             damaged(f"tokenizer.ggml.{key} has not one value for each of {len(pieces)} pieces"),
+        )
+        require(
+            all(isinstance(x, int | float) and not math.isnan(x) for x in values),
+            damaged(f"tokenizer.ggml.{key} are no numbers"),
         )
     for key, i in (("eos_token_id", end), ("padding_token_id", pad)):
         require(
-            i is None or (isinstance(i, int) and 0 <= i < len(pieces)),
-            damaged(f"tokenizer.ggml.{key}={i} is none of the ids of {len(pieces)} pieces"),
+            i is None or (type(i) is int and 0 <= i < len(pieces)),
+            damaged(f"tokenizer.ggml.{key}={shown(i)} is none of the ids of {len(pieces)} pieces"),
         )
     if kind == "gpt2":
         merges, known = get("merges", []), set(pieces)
+        require(_are_texts(merges), damaged("tokenizer.ggml.merges are no texts"))
         for merge in merges:
             left, _, right = merge.partition(" ")
             require(
                 {left, right, left + right} <= known,
-                damaged(f"tokenizer.ggml.merges has {merge!r}, which makes no piece of two"),
+                damaged(f"tokenizer.ggml.merges has {shown(merge)}, which makes no piece of two"),
             )
         backend = _byte_level_bpe(pieces, merges, get("pre", "gpt-2"))
     else:
-        backend = _scored_bpe(pieces, scores, add_space=get("add_space_prefix", True))
+        add_space = get("add_space_prefix", True)
+        require(
+            isinstance(add_space, bool),
+            damaged(f"tokenizer.ggml.add_space_prefix={shown(add_space)} is no truth value"),
+        )
+        backend = _scored_bpe(pieces, scores, add_space=add_space)
 
     def of_type(wanted: gguf.TokenType) -> list[str]:
         return [p for p, t in zip(pieces, types, strict=True) if t == wanted]
@@ -124,25 +119,31 @@ def read_llama2c_tokenizer(path: pathlib.Path) -> TokenizerFile:
     Raises:
         ValueError: the file is damaged.
     """
-    content, place = path.read_bytes(), 4
+    content, place = read_bytes(path, "tokenizer", LARGEST_JSON), 4
     pieces: list[str] = []
     scores: list[float] = []
     try:
         while place < len(content):
+            require(place + 8 <= len(content), "a piece is cut short")
             score, length = struct.unpack_from("<fi", content, place)
             piece = content[place + 8 : place + 8 + length]
             require(0 < length == len(piece), "a piece is cut short")
+            require(not math.isnan(score), "a score is no number")
             pieces.append(piece.decode("utf-8").replace(" ", _SPACE))
             scores.append(score)
             place += 8 + length
         require(len(pieces) > _END, "it has no pieces")
+        pieces[_BEGIN], pieces[_END] = "<s>", "</s>"
         require(len(set(pieces)) == len(pieces), "a piece stands twice")
-    except (struct.error, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} is no tokenizer of llama2.c, or damaged: {error}.") from error
-    pieces[_BEGIN], pieces[_END] = "<s>", "</s>"
     backend = _scored_bpe(pieces, scores)
     backend.add_special_tokens(["<unk>", "<s>", "</s>"])
     return TokenizerFile(backend, pad_token="</s>", end_token="<s>")
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
 def _byte_level_bpe(
@@ -166,7 +167,7 @@ def _byte_level_bpe(
     bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     words = pre_tokenizers.ByteLevel(add_prefix_space=False)
     digits = pre_tokenizers.Digits(individual_digits=True)
-    pattern = pre_tokenizers.Split(tokenizers.Regex(_LLAMA3_PATTERN), "isolated")
+    pattern = pre_tokenizers.Split(tokenizers.Regex(LLAMA3_PATTERN), "isolated")
     backend.pre_tokenizer = {
         "gpt-2": words,
         "smollm": pre_tokenizers.Sequence([digits, words]),
@@ -187,6 +188,7 @@ def _scored_bpe(
         scores: how good each piece is.
         add_space: whether a blank is put before the text.
     """
+    check_pieces(pieces)  # the loop below takes this many steps
     ids = {piece: i for i, piece in enumerate(pieces)}
     pairs = [
         (-scores[i], i, piece[:cut], piece[cut:])

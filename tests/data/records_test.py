@@ -55,6 +55,15 @@ class RecordsTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, message):
             read_text(self.folder / name)
 
+    def test_a_packed_file_unpacks_to_what_a_text_may_have(self):
+        path = self.folder / "a.txt.gz"
+        text = "one two three\n" * 10**6  # shrinks to 1/340, but is small
+        path.write_bytes(gzip.compress(text.encode()))
+        self.assertEqual(read_text(path), text)
+        path.write_bytes(gzip.compress(bytes(65 * 2**20), 1))
+        with self.assertRaisesRegex(ValueError, "bytes and unpacks to more than 67108864"):
+            read_text(path)
+
     def test_splits(self):
         names = [f"name {i}" for i in range(30)]
         split_of = split_names(names, SPLITS)

@@ -9,7 +9,9 @@ from unittest import mock
 import numpy as np
 import tensorflow_datasets as tfds
 from absl.testing import absltest
+from array_record.python import array_record_module
 
+from gradmem_jax.data import text_task
 from gradmem_jax.data.babi.task import BabiConfig
 from gradmem_jax.data.squad import SquadConfig
 from gradmem_jax.data.text_spans import TextSpansConfig
@@ -64,24 +66,52 @@ class TextTFDSTest(absltest.TestCase):
             (written / "features.json").write_text(json.dumps(features))
             pathlib.Path(f"payload_{place}.py").write_text(f"open({str(marker)!r}, 'w')")
             task = dataclasses.replace(raw, data_dir=str(written))
-            with self.assertRaisesRegex(ValueError, "describes other fields"):
-                task.records("test")
+            self.assertEqual(task.records("test"), raw.records("test"))
             self.assertFalse(marker.exists())
-        for damage in ("", "[" * 100_000, "[1]", "\xff"):
-            (written / "features.json").write_bytes(damage.encode("latin-1"))
-            with self.assertRaisesRegex(ValueError, "features.json"):
-                task.records("test")
+        info = json.loads((written / "dataset_info.json").read_text())
+        info |= {"moduleName": "payload_top", "fileFormat": "payload_top.Format"}
+        (written / "dataset_info.json").write_text(json.dumps(info))
+        text_task._records.cache_clear()
+        self.assertEqual(task.records("test"), raw.records("test"))
+        self.assertFalse(marker.exists())
 
     def test_files_outside_of_the_folder_are_not_read(self):
         raw = BabiConfig(data_dir=self.babi(), variant="en")
         written = pathlib.Path(prepare(raw, self.create_tempdir().full_path).data_path)
         info = json.loads((written / "dataset_info.json").read_text())
         task = dataclasses.replace(raw, data_dir=str(written))
-        for bad in ("../{SPLIT}.array_record", 7):
-            info["splits"][0]["filepathTemplate"] = bad
-            (written / "dataset_info.json").write_text(json.dumps(info))
-            with self.assertRaisesRegex(ValueError, "outside of the folder"):
-                task.records("test")
+        info["splits"][2]["filepathTemplate"] = "../{SPLIT}.array_record"
+        (written / "dataset_info.json").write_text(json.dumps(info))
+        self.assertEqual(task.records("test"), raw.records("test"))
+        (file,) = written.glob("*test.array_record*")
+        file.rename(written.parent / file.name)
+        file.symlink_to(written.parent / file.name)
+        text_task._records.cache_clear()
+        with self.assertRaisesRegex(ValueError, "is a link out of its folder"):
+            task.records("test")
+
+    def test_a_file_of_kilobytes_does_not_become_a_gigabyte(self):
+        raw = BabiConfig(data_dir=self.babi(), variant="en")
+        written = pathlib.Path(prepare(raw, self.create_tempdir().full_path).data_path)
+        (file,) = written.glob("*test.array_record*")
+        writer = array_record_module.ArrayRecordWriter(str(file), "group_size:1")
+        for _ in range(2):
+            writer.write(bytes(40 * 2**20))
+        writer.close()
+        self.assertLess(file.stat().st_size, 2**20)
+        with self.assertRaisesRegex(ValueError, "bytes and would unpack to 8388"):
+            dataclasses.replace(raw, data_dir=str(written)).records("test")
+
+    def test_preparing_again_in_a_damaged_folder(self):
+        raw, folder = (
+            BabiConfig(data_dir=self.babi(), variant="en"),
+            self.create_tempdir().full_path,
+        )
+        written = pathlib.Path(prepare(raw, folder).data_path)
+        for damage in ("{", "[]", '{"splits": 5}'):
+            (written / "dataset_info.json").write_text(damage)
+            with self.assertRaisesRegex(ValueError, "data set babi_qa1_.* cannot be read"):
+                prepare(raw, folder)
 
     def test_running_text(self):
         raw = TextSpansConfig(data_dir=self.folder({"a.txt": "one two three " * 20}), num_tokens=2)

@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import pathlib
+import shlex
 import shutil
 import tempfile
 from unittest import mock
@@ -53,12 +54,13 @@ class WriteAskTest(parameterized.TestCase):
 
     def setUp(self):
         super().setUp()
-        self.out = pathlib.Path(self.create_tempdir().full_path) / "memory.safetensors"
+        self.out = self.folder / "memory.safetensors"  # beside the models
+        self.here = pathlib.Path(self.create_tempdir().full_path)
 
     def contexts(self, texts=TEXTS):
         for i, text in enumerate(texts):
-            (self.out.parent / f"{i}.txt").write_text(text + "\n")
-        return str(self.out.parent / "*.txt")
+            (self.here / f"{i}.txt").write_text(text + "\n")
+        return str(self.here / "*.txt")
 
     def write(self, model, texts=TEXTS, options=None, **how):
         """Writes texts as the program does; returns what it says."""
@@ -110,7 +112,7 @@ class WriteAskTest(parameterized.TestCase):
         self.assertEqual(self.ask(*QUESTIONS, pattern="*[02].txt"), answers[::2])
 
     def test_an_exported_run_answers_as_the_run(self):
-        out = self.out.parent / "exported"
+        out = self.here / "exported"
         arguments = (f"--workdir={self.run_path}", f"--out={out}")
         done = start("export", *arguments)
         self.assertEqual(done.returncode, 0, done.stderr)
@@ -121,7 +123,7 @@ class WriteAskTest(parameterized.TestCase):
         answers = self.ask(*QUESTIONS)
         self.assertEqual(self.ask(*QUESTIONS, model=str(out)), answers)
         self.write(str(out))
-        self.assertEqual(self.ask(*QUESTIONS), answers)
+        self.assertEqual(self.ask(*QUESTIONS, model=str(out)), answers)
         run, exported = (open_model(path, {}).params for path in (self.run_path, str(out)))
         chex.assert_trees_all_equal(run, exported)
         plan = build(tiny_config(init_from=str(out)))
@@ -144,7 +146,7 @@ class WriteAskTest(parameterized.TestCase):
             check_workdir(out, plan)
 
     def test_an_exported_run_needs_no_files_of_its_language_model(self):
-        folder = self.out.parent
+        folder = self.here
         words(folder / "words")
         config = default.get_config("gradmem", "squad", pretrained=True)
         config.pretrained = str(folder / "words")
@@ -170,7 +172,7 @@ class WriteAskTest(parameterized.TestCase):
 
     def test_the_programs(self):
         run = self.run_path
-        pattern, figure = self.contexts(), self.out.with_suffix(".png")
+        pattern, figure = self.contexts(), self.here / "memory.png"
         done = start(
             "write",
             *(f"--model={run}", f"--context={pattern}", f"--out={self.out}"),
@@ -181,8 +183,14 @@ class WriteAskTest(parameterized.TestCase):
         self.assertStartsWith(figure.read_bytes(), b"\x89PNG")
         self.assertLen(read_header(self.out).contexts[0].write_losses[0], 3)
         want = self.ask(*QUESTIONS)
-        done = start("ask", f"--memory={self.out}", *QUESTIONS)
+        elsewhere = self.out.rename(self.here / self.out.name)  # not beside the model
+        refused = start("ask", f"--memory={elsewhere}", *QUESTIONS)
+        self.assertEqual(refused.returncode, 1)
+        command = refused.stderr.partition("it names: ")[2]
+        self.assertStartsWith(command, f"python -m experiments.ask --memory={elsewhere} ")
+        done = start("ask", *shlex.split(command)[3:])
         self.assertEqual(done.returncode, 0, done.stderr)
+        elsewhere.rename(self.out)
         names = [context.name for context in read_header(self.out).contexts]
         lines = [
             f"{name}: {question} -> {text}"
@@ -231,7 +239,7 @@ class WriteAskTest(parameterized.TestCase):
         self.assertEqual(np.shape(context.write_losses), (2, 3))
 
     def test_caches_of_several_lengths(self):
-        workdir = self.out.parent / "full"
+        workdir = self.folder / "full"
         random_run(workdir, tiny_config("full_context"))
         texts = ["!a:b!!c:d!|", "!e:f!" * 5]
         said = self.write(str(workdir), texts)
@@ -286,7 +294,7 @@ class WriteAskTest(parameterized.TestCase):
 
     def test_refuses_another_model(self):
         self.write(self.run_path)
-        other = self.out.parent / "other"
+        other = self.folder / "other"
         random_run(other, tiny_config(seed=1))
         with self.assertRaisesRegex(ValueError, "other parameters"):
             self.ask("?!a:", model=str(other))

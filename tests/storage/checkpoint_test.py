@@ -21,6 +21,9 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from gradmem_jax.storage import checkpoint
+from gradmem_jax.storage.checksum import bit_sum, checksum
+from gradmem_jax.storage.damage import set_aside
+from gradmem_jax.storage.steps import saved_steps
 from tests.storage.kill_in_save import NUM_EVENTS, TEMPORARY
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -164,7 +167,7 @@ class CheckpointTest(parameterized.TestCase):
         ("no_permission_state", ("d/*", "manifest.ocdbt"), "PERMISSION_DENIED"),
         ("no_permission_metadata", ("_METADATA",), "Permission denied"),
         ("no_permission_run", ("run/metadata",), "Permission denied"),
-        ("no_permission_folder", ("state",), "not found"),
+        ("no_permission_folder", ("state",), "Permission denied"),
     )
     @_ORBAX_LEAVES_COROUTINES
     def test_a_checkpoint_that_may_not_be_read_stays(self, patterns, message):
@@ -230,7 +233,7 @@ class CheckpointTest(parameterized.TestCase):
         chex.assert_trees_all_equal(self.restore()[0], state_of(2))
 
     @parameterized.parameters(
-        (True, r"step 2 .* cannot be read: another process says why\nIt may be whole", [1, 2]),
+        (True, r"step 2 .* cannot be read: another process says why. It may be whole", [1, 2]),
         (False, "step 2 is damaged and set aside: another process says why", [1]),
     )
     def test_what_one_process_cannot_read_none_goes_on_from(self, stops, message, left):
@@ -315,6 +318,85 @@ class CheckpointTest(parameterized.TestCase):
             checkpoint.save(checkpoints, 2, state_of(2), {}, {"score": 0.5})
         self.assertEqual({path.name for path in self.folder.iterdir()}, {"1", "2"})
         chex.assert_trees_all_equal(self.restore()[0], state_of(2))
+
+    def test_what_is_no_step_is_never_moved_or_deleted(self):
+        self.save(0.3, 0.2, 0.1)
+        elsewhere = self.folder.parent / "elsewhere"
+        shutil.copytree(self.folder / "3", elsewhere)
+        others = ("Documents", "07", "-1", "\u0663", "1" * 19, "5.old")
+        for name in others:
+            shutil.copytree(self.folder / "3", self.folder / name)
+            (self.folder / name / "metrics" / "metrics").write_text("no JSON")
+        (self.folder / "99").write_text("a file")
+        (self.folder / "link").symlink_to(elsewhere)
+        with checkpoint.open_checkpoints(self.folder) as checkpoints:
+            for step in (4, 5, 6):
+                checkpoint.save(checkpoints, step, state_of(step), {}, {"score": step})
+        names = {path.name for path in self.folder.iterdir()}
+        self.assertEqual(names, {"5", "6", "99", "link", *others})
+        self.assertTrue((elsewhere / "metrics" / "metrics").exists())
+        self.assertEqual(saved_steps(self.folder), [5, 6])
+
+    @parameterized.parameters(
+        "checkpoints", "checkpoints.damaged", "checkpoints/7", "checkpoints/7.orbax-checkpoint-tmp"
+    )
+    def test_nothing_is_changed_through_a_link(self, name):
+        self.save(0.1, 0.2)
+        elsewhere = self.folder.parent / "elsewhere"
+        link = self.folder.parent / name
+        if link.exists():
+            link.rename(elsewhere)
+        else:
+            shutil.copytree(self.folder / "2", elsewhere)
+        before = sorted(elsewhere.rglob("*"))
+        link.symlink_to(elsewhere)
+        with self.assertRaisesRegex(ValueError, f"/{name} is a link: .* Remove it, or"):
+            self.save(0.1, 0.2, 0.3)
+        self.assertEqual(sorted(elsewhere.rglob("*")), before)
+        self.assertEqual(checkpoint.restore_params(self.folder, "latest")[0], 2)
+
+    def test_a_link_does_not_take_a_damaged_checkpoint(self):
+        self.save(0.1, 0.2)
+        elsewhere = self.folder.parent / "elsewhere"
+        (elsewhere / "2").mkdir(parents=True)
+        (self.folder.parent / "checkpoints.damaged").symlink_to(elsewhere)
+        with self.assertRaisesRegex(ValueError, "checkpoints.damaged is a link"):
+            set_aside(self.folder, 2)
+        self.assertTrue((elsewhere / "2").exists() and (self.folder / "2").exists())
+
+    @parameterized.parameters("state/_METADATA", "run/metadata", "metrics/metrics", "state/d/other")
+    def test_only_regular_files_are_opened(self, name):
+        self.save(0.2, 0.1)
+        path = self.folder / "1" / name
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+        with self.assertRaisesRegex(ValueError, f"{name} is not a file but a device, a FIFO"):
+            checkpoint.restore_params(self.folder)
+
+    def test_rows_that_have_changed_places_are_found(self):
+        w = state_of(0)["params"]["w"]
+        saved = checksum(state_of(1))
+        with (
+            mock.patch.object(checkpoint, "checksum", lambda _: saved),
+            checkpoint.open_checkpoints(self.folder) as checkpoints,
+        ):
+            permuted = state_of(1) | {"params": {"w": 1 + w[::-1], "b": jnp.float32(1)}}
+            checkpoint.save(checkpoints, 1, permuted, {}, {"score": 0.0})
+        with self.assertRaisesRegex(ValueError, "they have another checksum, so some of them"):
+            checkpoint.restore_params(self.folder)
+
+    @_ORBAX_LEAVES_COROUTINES
+    def test_the_sum_of_earlier_versions_is_still_checked(self):
+        with (
+            mock.patch.object(checkpoint, "_CHECKSUM", "bit_sum"),
+            mock.patch.object(checkpoint, "checksum", bit_sum),
+        ):
+            self.save(0.1, 0.2, 0.3)
+        self.assertIn("bit_sum", (self.folder / "3" / "run" / "metadata").read_text())
+        self.assertEqual(checkpoint.restore_params(self.folder)[0], 3)
+        change_arrays(self.folder / "3")
+        with self.assertRaisesRegex(ValueError, "they have another bit_sum"):
+            checkpoint.restore_params(self.folder)
 
     def test_refusals(self):
         with self.assertRaisesRegex(ValueError, "no checkpoints in"):

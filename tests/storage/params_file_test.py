@@ -1,5 +1,6 @@
 """Parameters on disk: they come back as they were, and nothing else is taken for them."""
 
+import json
 import pathlib
 import threading
 from concurrent import futures
@@ -14,7 +15,8 @@ from safetensors.numpy import save_file
 
 from gradmem_jax import load_params, save_memory, save_params
 from gradmem_jax.methods import METHODS
-from gradmem_jax.storage.params_file import FORMAT
+from gradmem_jax.storage import params_file
+from gradmem_jax.storage.params_file import FORMAT, stored_shapes
 from tests.bad_inputs import refused
 from tests.small import small_model, small_params, small_writer
 
@@ -114,6 +116,41 @@ class ParamsFileTest(parameterized.TestCase):
             save_file({"x": np.ones(2, np.float32)}, self.path, metadata)
             with self.assertRaisesRegex(ValueError, f"{self.path} is damaged"):
                 load_params(self.path)
+
+    @parameterized.parameters(
+        ({"a": np.ones(1), "a/b": np.ones(1)}, "'a(/b)?'. is also the folder of others"),
+        ({"/" * 100: np.ones(1)}, "in more than 32 folders"),
+        ({"x": np.array([1, np.nan])}, "the parameters of .* are not finite, such as 'x'"),
+        ({"a": {"x": np.array([np.inf])}}, "not finite, such as 'a/x'"),
+    )
+    def test_arrays_that_are_no_parameters(self, params, message):
+        with mock.patch.object(params_file, "_check_names"), mock.patch.object(np, "isfinite"):
+            save_params(self.path, jax.tree.map(np.float32, params))
+        with self.assertRaisesRegex(ValueError, message):
+            load_params(self.path)
+
+    @parameterized.parameters(
+        ("float32", "int32"),
+        ("int32", "float32"),
+        ("int32", "int64"),
+        ("float32", "complex64"),
+        ("float32", "O"),
+        ("float32", "<f4"),
+        ("float32", "f4,f4"),
+        ("float32", "wide"),
+        ("float32", ["float32"]),
+        ("float32", None),
+    )
+    def test_dtypes_that_an_array_cannot_have(self, stored, dtype):
+        arrays = {"x": np.ones(2, stored)}
+        metadata = {"format": FORMAT, "dtypes": json.dumps({"x": dtype}), "checksum": ""}
+        save_file(arrays, self.path, metadata)
+        with self.assertRaisesRegex(ValueError, r"params\['x'\], stored as \w+, cannot be a "):
+            load_params(self.path)
+
+    def test_shapes_without_arrays(self):
+        save_params(self.path, {"a": {"x": np.ones((2, 3))}, "b": np.ones(())}, "float16")
+        self.assertEqual(stored_shapes(self.path), {"a/x": (2, 3), "b": ()})
 
     def test_refuses_to_load(self):
         self.assertIn("not a file", refused("params", lambda: load_params(self.path)))

@@ -46,7 +46,9 @@ class ReadingTest(parameterized.TestCase):
         self.path.write_text('{"a": [1]}')
         self.assertEqual(reading.read_json(self.path, "list"), {"a": [1]})
 
-    @parameterized.parameters("", "{", "[" * 10**6, "1" * 5000, '"\\ud8', "\ufeff{}")
+    @parameterized.parameters(
+        "", "{", "[" * 10**6, "1" * 5000, '"\\ud8', "\ufeff{}", '{"a": 1, "a": 2}'
+    )
     def test_damaged_json(self, text):
         self.path.write_text(text, encoding="utf-8")
         with self.assertRaisesRegex(ValueError, "file, a list, is damaged"):

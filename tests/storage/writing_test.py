@@ -12,7 +12,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from gradmem_jax.storage import writing
-from gradmem_jax.storage.arrays_file import arrays_writer
+from gradmem_jax.storage.arrays_file import arrays_writer, write_arrays
 
 ROOT = pathlib.Path(__file__).parents[2]
 NAMES = ("weights", "part/tokens", "config")
@@ -70,7 +70,7 @@ class WritingTest(parameterized.TestCase):
             raise OSError(errno.ENOSPC, "full")
 
         for name in NAMES:
-            with self.assertRaisesRegex(OSError, "full"):
+            with self.assertRaisesRegex(OSError, f"full: '{self.folder / name}'"):
                 writing.write_files(self.folder, writers("2") | {name: fail}, remove=["weights"])
             self.assertEqual(self.found(), dict.fromkeys(NAMES, "1"))
 
@@ -128,6 +128,18 @@ class WritingTest(parameterized.TestCase):
         self.assertEqual(other.read_text(), "keep")
         self.assertEqual(self.found(), dict.fromkeys(NAMES, "1"))
 
+    def test_a_folder_that_is_a_link(self):
+        other = pathlib.Path(self.create_tempdir().full_path)
+        (other / "tokens").write_text("keep")
+        self.folder.mkdir()
+        (self.folder / "part").symlink_to(other)
+        message = "part/tokens: .*'. is a link; remove it"
+        with self.assertRaisesRegex(ValueError, message):
+            writing.write_files(self.folder, writers("1"))
+        with self.assertRaisesRegex(ValueError, message):
+            writing.write_files(self.folder, {"config": print}, remove=["part/tokens"])
+        self.assertEqual((other / "tokens").read_text(), "keep")
+
     def test_a_folder_in_place_of_a_file(self):
         (self.folder / "config").mkdir(parents=True)
         with self.assertRaisesRegex(ValueError, "config is a folder; a file cannot take"):
@@ -149,6 +161,13 @@ class WritingTest(parameterized.TestCase):
         with self.assertRaises(OSError) as refused:
             arrays_writer({"a": np.zeros(1000)}, {})(self.folder / "arrays")
         self.assertEqual(refused.exception.errno, errno.EFBIG)
+
+    def test_others_may_read_arrays_as_other_files(self):
+        self.addCleanup(os.umask, os.umask(0o022))
+        write_arrays(self.folder / "arrays", {"a": np.zeros(3)}, {})
+        writing.write_text(self.folder / "text", "1")
+        modes = {path.name: path.stat().st_mode & 0o777 for path in self.folder.iterdir()}
+        self.assertEqual(modes, {"arrays": 0o644, "text": 0o644})
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from gradmem_jax.data.records import (
 )
 from gradmem_jax.data.text_source import Query, TextSource, encode_target
 from gradmem_jax.data.text_task import QuestionTask
+from gradmem_jax.storage.reading import largest_unpacked
 from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer
 
 VARIANTS = ("en", "en-10k")
@@ -212,7 +213,23 @@ def _read_stories(path: pathlib.Path) -> list[Story]:
             stories.append([])
         if line.strip():
             stories[-1].append((f"{name}:{number}", line))
+    characters = sum(map(_context_characters, stories))
+    limit = largest_unpacked(path.stat().st_size)
+    require(
+        characters <= limit,
+        f"the questions of {path} have {characters} characters of contexts, and {limit} are "
+        "allowed for a file of its size. Ask less of a story, or write shorter ones.",
+    )
     return [_read_story(lines) for lines in stories if lines]
+
+
+def _context_characters(lines: Sequence[tuple[str, str]]) -> int:
+    """How many characters the contexts of a story's questions have, at most."""
+    so_far, contexts = 0, 0
+    for _, line in lines:
+        so_far += len(line)
+        contexts += so_far if "\t" in line else 0
+    return contexts
 
 
 def _read_story(lines: Sequence[tuple[str, str]]) -> Story:

@@ -5,14 +5,15 @@ import functools
 import pathlib
 from typing import Any
 
-import gguf
 import numpy as np
 
 from gradmem_jax.checks import require, require_choice
+from gradmem_jax.foreign_text import shown
 from gradmem_jax.lm.attention import RopeScaling, rotary_frequencies
 from gradmem_jax.lm.llama import LlamaConfig
 from gradmem_jax.lm.pretrained.tensor_layout import StoredModel, StoredTensor
-from gradmem_jax.tokenizers.files import gguf_fields, open_gguf_reader, read_gguf_tokenizer
+from gradmem_jax.tokenizers.files import read_gguf_tokenizer
+from gradmem_jax.tokenizers.gguf_reader import open_gguf_file
 from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer, wrap_tokenizer
 
 _ROPE_FACTORS = "rope_freqs.weight"
@@ -39,14 +40,11 @@ def open_gguf(path: pathlib.Path) -> StoredModel:
     Raises:
         ValueError: the file is damaged, or the model is none that is known here.
     """
-    reader = open_gguf_reader(path)
-    fields = gguf_fields(reader)
+    file = open_gguf_file(path)
+    fields = file.fields
     tensors = {
-        tensor.name: StoredTensor(
-            tuple(int(size) for size in reversed(tensor.shape)),
-            functools.partial(_dequantise, tensor),
-        )
-        for tensor in reader.tensors
+        name: StoredTensor(tensor.shape, functools.partial(file.read, name))
+        for name, tensor in file.tensors.items()
     }
     rope_factors = tensors.pop(_ROPE_FACTORS, None)
     config = _read_config(fields, tensors, rope_factors)
@@ -59,24 +57,13 @@ def open_gguf(path: pathlib.Path) -> StoredModel:
     return StoredModel(config, _LAYOUT, tensors, read_tokenizer)
 
 
-def _dequantise(tensor: gguf.ReaderTensor) -> np.ndarray:
-    try:
-        return gguf.dequantize(tensor.data, tensor.tensor_type)
-    except NotImplementedError as error:
-        raise ValueError(
-            f"{tensor.name} is stored as {tensor.tensor_type.name}, which cannot be read: {error}"
-        ) from error
-
-
 def _read_config(
     fields: dict[str, Any], tensors: dict[str, StoredTensor], rope_factors: StoredTensor | None
 ) -> LlamaConfig:
     kind = fields.get("general.architecture")
-    require(kind == "llama", f"general.architecture={kind!r} is not supported, only 'llama'.")
-    require(
-        not fields.get("llama.expert_count"),
-        f"llama.expert_count={fields.get('llama.expert_count')}: experts are not supported.",
-    )
+    require(kind == "llama", f"general.architecture={shown(kind)} is not supported, only 'llama'.")
+    experts = fields.get("llama.expert_count", 0)
+    require(experts == 0, f"llama.expert_count={shown(experts)}: experts are not supported.")
     keys = {
         "width": "embedding_length",
         "num_layers": "block_count",
@@ -92,8 +79,10 @@ def _read_config(
     def get(key: str, absent: Any = None) -> Any:
         return fields.get(f"llama.{key}", absent)
 
+    embedding = tensors["token_embd.weight"].shape
+    require(len(embedding) == 2, f"token_embd.weight has the shape {embedding}, not two axes.")
     config = LlamaConfig(
-        vocab_size=tensors["token_embd.weight"].shape[0],
+        vocab_size=embedding[0],
         num_kv_heads=get("attention.head_count_kv"),
         head_width=get("attention.key_length"),
         rope_base=get("rope.freq_base", 10_000.0),
@@ -103,27 +92,30 @@ def _read_config(
     rotated = get("rope.dimension_count", config.head_size)
     require(
         rotated == config.head_size == get("attention.value_length", config.head_size),
-        f"{rotated} of {config.head_size} components of a head are rotated; all must be, and keys "
-        "and values must have the same width.",
+        f"{shown(rotated)} of {config.head_size} components of a head are rotated; all must be, "
+        "and keys and values must have the same width.",
     )
     kind, factor = get("rope.scaling.type"), get("rope.scaling.factor", 1.0)
     require_choice("llama.rope.scaling.type", kind, (None, "none", "linear"))
     scaling = RopeScaling("linear", factor) if kind == "linear" else None
     if rope_factors is not None:
         original = get("rope.scaling.original_context_length", RopeScaling.original_positions)
-        scaling = _llama3_scaling(config, rope_factors.read(), original)
+        scaling = _llama3_scaling(config, rope_factors, original)
     return dataclasses.replace(config, rope_scaling=scaling)
 
 
 def _llama3_scaling(
-    config: LlamaConfig, factors: np.ndarray, original_positions: int
+    config: LlamaConfig, stored: StoredTensor, original_positions: int
 ) -> RopeScaling:
     """The rope scaling of Llama 3, which is stored as what each frequency is divided by."""
+    wanted = (config.head_size // 2,)
+    require(stored.shape == wanted, f"{_ROPE_FACTORS} has the shape {stored.shape}, not {wanted}.")
+    factors = stored.read()
     scaling = RopeScaling("llama3", float(factors.max()), original_positions=original_positions)
     frequencies = functools.partial(rotary_frequencies, config.head_size, config.rope_base)
     expected = frequencies() / frequencies(scaling)
     require(
-        factors.shape == expected.shape and np.allclose(factors, expected, rtol=1e-4),
+        np.allclose(factors, expected, rtol=1e-4),
         f"{_ROPE_FACTORS} does not divide the rotary frequencies as Llama 3 does; nothing else is "
         "supported.",
     )

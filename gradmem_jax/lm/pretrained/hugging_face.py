@@ -1,23 +1,25 @@
 """Models as Hugging Face stores them: config.json and safetensors, both ways."""
 
 import dataclasses
-import functools
-import json
+import os
 import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from gradmem_jax.checks import require, require_instance
+from gradmem_jax.foreign_text import one_line, shown
 from gradmem_jax.lm.attention import RopeScaling
 from gradmem_jax.lm.language_model import LMConfig
 from gradmem_jax.lm.pretrained.hugging_face_families import FAMILIES, NEEDED, Family, family_of
 from gradmem_jax.lm.pretrained.tensor_layout import StoredModel, StoredTensor
+from gradmem_jax.storage.arrays_file import open_arrays
+from gradmem_jax.storage.reading import read_json
 from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer, load_tokenizer
 
 _BUFFERS = re.compile(r"\.(attn|attention)\.(bias|masked_bias)$|rotary_emb\.inv_freq$")
+_NUMBER_TYPES = ("F64", "F32", "F16", "BF16")
+MARK = "gradmem_jax_model"  # what config.json and the weights of one model have in common
 _TYPES = {"model_type": str, "architectures": list, "rope_scaling": dict, "rope_parameters": dict}
 _ROPE_SCALING_KEYS = {
     "factor": "factor",
@@ -70,16 +72,17 @@ def read_config_file(file: pathlib.Path) -> LMConfig:
     Raises:
         ValueError: it is damaged, or says what `read_config` refuses.
     """
-    try:
-        theirs = json.loads(file.read_text(encoding="utf-8"))
-        require(isinstance(theirs, dict), "it holds no object")
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged: {error}.") from error
+    return read_config(_read_config_json(file))
+
+
+def _read_config_json(file: pathlib.Path) -> dict[str, Any]:
+    theirs = read_json(file, "configuration of a language model")
+    require(isinstance(theirs, dict), f"{file} is damaged: it holds no object.")
     require(
         "model_type" in theirs,
         f"{file} has no model_type: it is not that of a language model of Hugging Face's.",
     )
-    return read_config(theirs)
+    return theirs
 
 
 def write_config(config: LMConfig) -> dict[str, Any]:
@@ -107,10 +110,12 @@ def open_hugging_face(directory: pathlib.Path) -> StoredModel:
     Raises:
         ValueError: files are missing or damaged, or the model is none that is known here.
     """
-    config = read_config_file(directory / "config.json")
+    theirs = _read_config_json(directory / "config.json")
+    config = read_config(theirs)
     family = family_of(config)
-    tensors = _full_names(_open_tensors(directory), family)
-    has_tokenizer = any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json"))
+    tensors = _full_names(_open_tensors(directory, theirs.get(MARK)), family)
+    names = ("tokenizer.json", "vocab.json")
+    has_tokenizer = any(os.path.lexists(directory / name) for name in names)
 
     def read_tokenizer() -> TextTokenizer | None:
         return load_tokenizer(directory) if has_tokenizer else None
@@ -118,33 +123,75 @@ def open_hugging_face(directory: pathlib.Path) -> StoredModel:
     return StoredModel(config, family.layout, tensors, read_tokenizer)
 
 
-def _open_tensors(directory: pathlib.Path) -> dict[str, StoredTensor]:
-    """Opens the safetensors of a directory, which may be in several files."""
+def _open_tensors(directory: pathlib.Path, mark: Any) -> dict[str, StoredTensor]:
+    """Opens the safetensors of a directory, which may be in several files.
+
+    Args:
+        directory: where they are.
+        mark: of the model that config.json is of, or None.
+    """
     index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            require(all(isinstance(name, str) for name in names), "a name of a file is no text")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{index} is damaged: {error!r}.") from error
-    else:
-        names = ["model.safetensors"]
-    missing = [name for name in names if not (directory / name).is_file()]
+    places = _read_index(index) if os.path.lexists(index) else None
+    names = ["model.safetensors"] if places is None else sorted(set(places.values()))
+    missing = [name for name in names if not os.path.lexists(directory / name)]
     require(
         not missing,
-        f"{directory} lacks {', '.join(missing)}; weights are read from safetensors only (in "
-        "transformers, save_pretrained writes them).",
+        f"{directory} lacks {one_line(', '.join(missing), 200)}; weights are read from safetensors "
+        "only (in transformers, save_pretrained writes them).",
     )
-    tensors = {}
+    tensors: dict[str, StoredTensor] = {}
     for name in names:
-        try:
-            file = safe_open(directory / name, "np")
-        except SafetensorError as error:
-            raise ValueError(f"{directory / name} is damaged or cut short: {error}.") from error
-        for key in file.keys():  # noqa: SIM118, it is no dict
-            shape = tuple(file.get_slice(key).get_shape())
-            tensors[key] = StoredTensor(shape, functools.partial(file.get_tensor, key))
+        file = open_arrays(directory / name, "file of weights")
+        keys = list(file.keys())
+        found = (file.metadata() or {}).get(MARK)
+        require(
+            mark is None or found in (None, mark),
+            f"{directory / name} and config.json are of different models: their {MARK} differs; "
+            "copy all files of one model.",
+        )
+        if places is not None:
+            listed = {key for key, place in places.items() if place == name}
+            wrong = sorted(listed.symmetric_difference(keys))
+            require(
+                not wrong,
+                f"{index} does not fit {name}: only one of them has the tensors {shown(wrong)}; "
+                "get both again.",
+            )
+        tensors |= {key: _stored_tensor(file, key) for key in keys}
     return tensors
+
+
+def _read_index(index: pathlib.Path) -> dict[str, str]:
+    """The file of each tensor, by the name of the tensor."""
+    content = read_json(index, "index of weights")
+    places: Any = content.get("weight_map") if isinstance(content, dict) else None
+    require(
+        isinstance(places, dict) and all(isinstance(name, str) for name in places.values()),
+        f"{index} is damaged: weight_map must map names of tensors to names of files.",
+    )
+    strange = sorted(
+        {name for name in places.values() if name in ("", ".", "..") or {*"/\\\0"} & {*name}}
+    )
+    require(
+        not strange,
+        f"{index} names {shown(strange)}; the files of a model must be in its folder.",
+    )
+    return places
+
+
+def _stored_tensor(file: Any, name: str) -> StoredTensor:
+    found = file.get_slice(name)
+    number_type = found.get_dtype()
+
+    def read() -> Any:
+        require(
+            number_type in _NUMBER_TYPES,
+            f"the tensor {name!r} is of type {number_type}; weights must be floating-point "
+            f"numbers of type {', '.join(_NUMBER_TYPES)}.",
+        )
+        return file.get_tensor(name)
+
+    return StoredTensor(tuple(found.get_shape()), read)
 
 
 def _full_names(tensors: Mapping[str, StoredTensor], family: Family) -> dict[str, StoredTensor]:

@@ -1,5 +1,6 @@
 """Llama models in the first binary format of llama2.c."""
 
+import dataclasses
 import functools
 import math
 import pathlib
@@ -10,6 +11,7 @@ import numpy as np
 from gradmem_jax.checks import require
 from gradmem_jax.lm.llama import LlamaConfig
 from gradmem_jax.lm.pretrained.tensor_layout import StoredModel, StoredTensor, tensor_shapes
+from gradmem_jax.storage.reading import require_file
 from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer, load_tokenizer
 
 _HEADER = struct.Struct("<7i")
@@ -36,8 +38,12 @@ def open_llama2c(path: pathlib.Path) -> StoredModel:
     Raises:
         ValueError: it is no such file, or it is damaged.
     """
-    with path.open("rb") as file:
-        content = file.read(_HEADER.size)
+    found = require_file(path, "language model")
+    try:
+        with path.open("rb") as file:
+            content = file.read(_HEADER.size)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}).") from error
     values = _HEADER.unpack(content) if len(content) == _HEADER.size else (0,) * 7
     width, mlp_width, num_layers, num_heads, num_kv_heads, vocab_size, max_positions = values
     wrong = f"{path} is no model of llama2.c in its first format (export it with --version 0)"
@@ -56,12 +62,10 @@ def open_llama2c(path: pathlib.Path) -> StoredModel:
         )
     except (ValueError, ZeroDivisionError) as error:
         raise ValueError(f"{wrong}: {error}") from error
-    found = path.stat().st_size
-    require(num_layers < found, f"{wrong}, or is damaged: it has no room for {num_layers} layers.")
-    shapes = tensor_shapes(_LAYOUT, config)
     num_rotary = config.max_positions * config.head_size  # tables that are made here instead
-    size = _HEADER.size + 4 * (sum(map(math.prod, shapes.values())) + num_rotary)
+    size = _HEADER.size + 4 * (_num_weights(config) + num_rotary)
     require(found == size, f"{wrong}, or is damaged: it has {found} bytes instead of {size}.")
+    shapes = tensor_shapes(_LAYOUT, config)
     weights = np.memmap(path, "<f4", "r", offset=_HEADER.size)
     tensors, start = {}, 0
     for name, shape in shapes.items():
@@ -74,3 +78,11 @@ def open_llama2c(path: pathlib.Path) -> StoredModel:
         return load_tokenizer(path) if has_tokenizer else None
 
     return StoredModel(config, _LAYOUT, tensors, read_tokenizer)
+
+
+def _num_weights(config: LlamaConfig) -> int:
+    """How many numbers a model has, however many layers."""
+    one_layer = tensor_shapes(_LAYOUT, dataclasses.replace(config, num_layers=1))
+    sizes = {name: math.prod(shape) for name, shape in one_layer.items()}
+    of_layer = sum(size for name, size in sizes.items() if name.endswith("_0"))
+    return sum(sizes.values()) + (config.num_layers - 1) * of_layer

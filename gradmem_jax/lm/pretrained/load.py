@@ -9,12 +9,16 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from gradmem_jax.checks import require, require_instance, require_path
 from gradmem_jax.lm.language_model import LMConfig
 from gradmem_jax.lm.pretrained.gguf_file import open_gguf
-from gradmem_jax.lm.pretrained.hugging_face import open_hugging_face, read_config_file, write_config
+from gradmem_jax.lm.pretrained.hugging_face import (
+    MARK,
+    open_hugging_face,
+    read_config_file,
+    write_config,
+)
 from gradmem_jax.lm.pretrained.hugging_face_families import family_of
 from gradmem_jax.lm.pretrained.llama2c import open_llama2c
 from gradmem_jax.lm.pretrained.tensor_layout import (
@@ -25,6 +29,9 @@ from gradmem_jax.lm.pretrained.tensor_layout import (
     to_params,
     to_tensors,
 )
+from gradmem_jax.storage.arrays_file import arrays_writer
+from gradmem_jax.storage.hashing import hash_arrays
+from gradmem_jax.storage.writing import Writer, write_files
 from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer, load_tokenizer
 from gradmem_jax.trees import Params
 
@@ -69,9 +76,12 @@ def load_pretrained(
         **changes: fields of the configuration to be replaced, such as `dtype`, `param_dtype`,
             `scan_layers`, `remat` or `max_positions`; of learned positions the first ones remain.
 
+    Weights are rounded to `param_dtype`, float32 by default, those of 64 bits too.
+
     Raises:
         ValueError: a file is missing or damaged, the model is none that can be computed here, or
-            its tensors are not those of its configuration. Weights are read last.
+            its tensors are not those of its configuration, not finite, or too large for
+            `param_dtype`. Weights are read last.
     """
     stored = _open(require_path("path", path))
     config = _change(stored.config, changes)
@@ -113,21 +123,23 @@ def save_pretrained(directory: str | pathlib.Path, pretrained: Pretrained) -> No
     theirs: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     if tokenizer is not None:
         theirs |= {"eos_token_id": tokenizer.end_id, "pad_token_id": tokenizer.pad_id}
-    directory.mkdir(parents=True, exist_ok=True)
-
-    def write_json(name: str, content: dict[str, Any]) -> None:
-        (directory / name).write_text(json.dumps(content, indent=2))
-
-    for name in ("model.safetensors.index.json", *_TOKENIZER_FILES):
-        (directory / name).unlink(missing_ok=True)  # of an older model
-    write_json("config.json", write_config(config) | theirs)
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    theirs = write_config(config) | theirs
+    mark = {MARK: hash_arrays(json.dumps(theirs, sort_keys=True), tensors)}
+    writers = {"model.safetensors": arrays_writer(tensors, {"format": "pt"} | mark)}
     if tokenizer is not None:
-        tokenizer.save(directory / "tokenizer.json")
         names = {"eos_token": tokenizer.end_id, "pad_token": tokenizer.pad_id}
         special = {name: tokenizer.backend.id_to_token(i) for name, i in names.items()}
         special = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
-        write_json("tokenizer_config.json", special)
+        writers["tokenizer.json"] = tokenizer.save
+        writers["tokenizer_config.json"] = _json_writer(special)
+    writers["config.json"] = _json_writer(theirs | mark)
+    older = {"model.safetensors.index.json", *_TOKENIZER_FILES} - writers.keys()
+    write_files(directory, writers, remove=sorted(older))
+
+
+def _json_writer(content: dict[str, Any]) -> Writer:
+    text = json.dumps(content, indent=2)
+    return lambda path: path.write_text(text, encoding="utf-8")
 
 
 def from_hugging_face(

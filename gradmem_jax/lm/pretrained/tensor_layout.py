@@ -29,6 +29,7 @@ from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer
 from gradmem_jax.trees import Params
 
 Layout = Mapping[str, tuple[str, str]]
+_PART = 2**16  # numbers that fit into a processor's cache
 
 _MOST_LAYERS_NAMED = 1000  # of a checkpoint that lacks their tensors
 
@@ -87,7 +88,8 @@ def to_params(tensors: Mapping[str, StoredTensor], layout: Layout, config: LMCon
 
     Raises:
         ValueError: tensors are missing, unexpected or have other shapes than `config` says; the
-            message names them all.
+            message names them all. A tensor has numbers that are not finite, or not in
+            `config.param_dtype`.
     """
     require(
         config.num_layers <= max(len(tensors), _MOST_LAYERS_NAMED),
@@ -109,7 +111,7 @@ def to_params(tensors: Mapping[str, StoredTensor], layout: Layout, config: LMCon
     flat: dict[str, np.ndarray] = {}
     for theirs, (ours, pattern) in entries.items():
         parts = [
-            np.array(_rearrange(_read(name, tensors[name]), pattern, sizes), dtype, order="C")
+            _rounded(name, _rearrange(_read(name, tensors[name]), pattern, sizes), dtype)
             for name in _names(theirs, config)
         ]
         for j, path in enumerate(_paths(ours)):
@@ -146,6 +148,29 @@ def _read(name: str, tensor: StoredTensor) -> np.ndarray:
         f"the tensor {name!r} is of type {x.dtype}; weights must be floating-point numbers.",
     )
     return x
+
+
+def _rounded(name: str, x: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A copy in a type; refuses what is not finite there."""
+    with np.errstate(over="ignore"):
+        rounded = np.array(x, dtype, order="C")
+    if not _is_finite(rounded):
+        require(np.isfinite(x).all(), f"the tensor {name!r} is not finite; get the file again.")
+        raise ValueError(
+            f"the tensor {name!r} has {float(np.abs(x).max()):.4g}, which is too large for "
+            f"param_dtype={str(dtype)!r}; choose a wider one."
+        )
+    return rounded
+
+
+def _is_finite(x: np.ndarray) -> bool:
+    """Whether all numbers are finite; of 16 bits by their exponents, which takes less time."""
+    if x.dtype.itemsize != 2:
+        return bool(np.isfinite(x).all())
+    ones = np.array(np.inf, x.dtype).view(np.uint16)
+    bits = x.reshape(-1).view(np.uint16)
+    parts = (bits[i : i + _PART] for i in range(0, bits.size, _PART))
+    return all(np.max(part & ones, initial=0) != ones for part in parts)
 
 
 def tensor_shapes(layout: Layout, config: LMConfig) -> dict[str, tuple[int, ...]]:

@@ -2,12 +2,15 @@
 
 import contextlib
 import io
+import logging
+import re
 import sys
 from unittest import mock
 
 from absl.testing import absltest, parameterized
 
 from experiments.program import console
+from tests.programs import ROOT
 
 
 class Unwritable(io.StringIO):
@@ -20,14 +23,49 @@ class Unwritable(io.StringIO):
 
 
 class ConsoleTest(parameterized.TestCase):
-    @parameterized.parameters((BrokenPipeError(), False), (ValueError("no"), True))
-    def test_only_a_closed_pipe_is_no_news(self, error, is_news):
+    @parameterized.parameters(
+        (BrokenPipeError(), False), (OSError(28, "full"), False), (ValueError("no"), True)
+    )
+    def test_a_closed_pipe_and_a_full_disk_are_no_news(self, error, is_news):
         self.addCleanup(setattr, console.log, "handlers", console.log.handlers)
         with mock.patch.object(sys, "stdout", Unwritable(error)):
             console.set_up_logging()
         with contextlib.redirect_stderr(io.StringIO()) as said:
             console.log.info("step 1")
         self.assertEqual("Logging error" in said.getvalue(), is_news)
+        full = isinstance(error, OSError) and error.errno == 28
+        with self.assertRaises(OSError) if full else contextlib.nullcontext():
+            console.check()
+
+    def test_only_the_console_prints(self):
+        prints = [
+            f"{path.name}:{number}"
+            for path in (ROOT / "experiments").rglob("*.py")
+            for number, line in enumerate(path.read_text().splitlines(), 1)
+            if re.search(r"\bprint\((?!.*file=)", line) or "sys.stdout.write" in line
+        ]
+        allowed = {"console.py", "reference_runner.py"}  # the latter runs in an environment alone
+        self.assertEmpty([place for place in prints if place.split(":")[0] not in allowed])
+
+    def test_what_is_said_steers_no_terminal(self):
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            console.say("\x1b[2J a\nb")
+        self.assertEqual(said.getvalue(), "\\u001b[2J a\nb\n")
+
+    @parameterized.parameters(
+        ("absl", "/lib/orbax/checkpoint/_src/futures/future.py", False),
+        ("asyncio", "/lib/asyncio/base_events.py", False),
+        ("absl", "/lib/jax/_src/xla_bridge.py", True),
+    )
+    def test_what_orbax_fails_at_is_said_once(self, name, path, is_news):
+        record = logging.LogRecord(name, logging.ERROR, path, 1, "failed", None, None)
+        self.assertEqual(console._is_news(record), is_news)
+
+    @parameterized.parameters(("Event loop is closed", False), ("no such thing", True))
+    def test_what_is_left_of_a_failed_save_is_no_news(self, text, is_news):
+        print_it = mock.Mock()
+        console._print_unraisable(print_it, mock.Mock(exc_value=RuntimeError(text)))
+        self.assertEqual(print_it.called, is_news)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,10 @@ class FormattingTest(parameterized.TestCase):
         table = formatting.markdown(["size", "s"], [[1, 0.12345], [None, 12345.6]])
         self.assertEqual(table, "| size | s |\n| --- | ---: |\n| 1 | 0.123 |\n|  | 12346 |")
 
+    def test_a_text_stays_in_its_cell(self):
+        table = formatting.markdown(["a|b"], [["x\n| forged |\x1b[2J"]])
+        self.assertEqual(table, "| a\\|b |\n| --- |\n| x\\n\\| forged \\|\\u001b[2J |")
+
     def test_whole_numbers_are_whole(self):
         text = formatting.describe({"step": 2, "write_loss": 2.0})
         self.assertEqual(text, "step 2, write loss 2.0000")

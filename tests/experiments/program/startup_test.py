@@ -1,5 +1,7 @@
 """How programs end when their input is refused."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -41,6 +43,28 @@ class ProgramTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "three"):
             startup.without_traceback(mistake, [])
 
+    @parameterized.parameters(
+        (OSError(28, "No space left on device", "/a/b"), "error: No space left on device: /a/b. "),
+        (PermissionError(13, "Permission denied", "x\x1b\ny"), r"error: .* x\\u001b\\ny\. "),
+    )
+    def test_what_the_system_refuses_is_a_line(self, error, message):
+        with self.assertRaises(SystemExit) as ended:
+            startup.without_traceback(mock.Mock(side_effect=error), [])
+        self.assertRegex(str(ended.exception.code), message)
+
+    def test_an_output_that_is_full(self):
+        command = (
+            "from experiments.program import console, startup\n"
+            "def main(_): console.say('a')\n"
+            "startup.without_traceback(main, [])"
+        )
+        with open("/dev/full", "w") as full:
+            words = [sys.executable, "-c", command]
+            done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True)
+        self.assertEqual(done.returncode, 1)
+        want = r"^error: No space left on device: standard output\. .*\n$"
+        self.assertRegex(done.stderr, want)
+
     def test_a_reader_that_has_gone_and_ctrl_c(self):
         command = (
             "import os, sys; from experiments.program import startup\n"
@@ -59,6 +83,42 @@ class ProgramTest(parameterized.TestCase):
                 process.stdout.close()
                 self.assertEqual(process.stderr.read(), b"")
                 self.assertEqual(process.wait(), status)
+
+    def test_a_program_that_fails_ends_though_a_thread_hangs(self):
+        code = (
+            "import threading; from experiments.program import startup\n"
+            "def main(_):\n"
+            "    threading.Thread(target=threading.Event().wait).start()\n"
+            "    print('said')\n"
+            "    return 3\n"
+            "startup.run(main)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+        self.assertEqual((done.returncode, done.stdout), (3, b"said\n"), done.stderr)
+
+    @parameterized.parameters(
+        (refuse, 1, "error: size=-1 must be positive.\n"),
+        (lambda _: sys.exit("no\x1b[2J"), 1, r"no\\u001b\[2J\n"),
+        (mistake, 1, r"Traceback .*ValueError: invalid literal.*"),
+        (lambda _: sys.exit(7), 7, ""),
+    )
+    def test_how_a_program_fails(self, main, status, said):
+        with (
+            mock.patch.object(startup.app, "run", lambda main, **_: sys.exit(main(["program"]))),
+            mock.patch.object(os, "_exit") as ended,
+            contextlib.redirect_stderr(io.StringIO()) as errors,
+        ):
+            startup.run(main)
+        ended.assert_called_once_with(status)
+        self.assertRegex(errors.getvalue(), f"(?s)^{said}$")
+
+    def test_a_program_that_succeeds_ends_as_usual(self):
+        code = (
+            "import atexit; from experiments.program import startup\n"
+            "atexit.register(print, 'at exit'); startup.run(lambda _: 0)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        self.assertEqual((done.returncode, done.stdout), (0, "at exit\n"), done.stderr)
 
     @parameterized.parameters(
         ("model.num_write_step", "no field 'num_write_step'; .*mean \"num_write_steps\""),

@@ -268,6 +268,40 @@ class ReportTest(parameterized.TestCase):
             {i: round(mean) for i, (mean, _) in points.items()}, {0: 90, 1: 30, 2: 20, 3: 10}
         )
 
+    def test_runs_of_strangers(self):
+        self.add("a", 0.2)
+        for i, change in enumerate(
+            (
+                {"by_num_write_steps": {"x": {"exact_match": 0.1}}},
+                {"by_num_write_steps": {"1": {"exact_match": 0.1, "write_loss_of": [1]}}},
+                {"by_num_write_steps": {"9" * 400: {"exact_match": 0.1}}},
+                {"by_num_write_steps": []},
+                {"memory_floats": "many"},
+                {"steps": 10**400},
+                {"devices": 5},
+                {"devices": [["cpu"]]},
+            )
+        ):
+            self.add(f"b{i}", 0.3)
+            path = self.root / f"b{i}" / "metrics.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        for i, change in enumerate(({"model": []}, {"data": 5}, {"method": ["x"]}, {"task": 1})):
+            self.add(f"c{i}", 0.3)
+            path = self.root / f"c{i}" / "config.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        self.add("d\n# forged\x1b[2J", None)
+        with self.assertLogs("experiments", "WARNING"):
+            text = self.report()
+        self.assertIn("12 runs are damaged and left out: b0", text)
+        self.assertIn("1 run is not finished: d\\n# forged\\u001b[2J.", text)
+
+    def test_infinite_losses(self):
+        for seed in range(2):
+            self.add(f"a{seed}", 0.3, seed=seed)
+            path = self.root / f"a{seed}" / "metrics.json"
+            path.write_text(re.sub('"value": [0-9.]+', '"value": Infinity', path.read_text()))
+        self.report()
+
     def test_unfinished_and_damaged_runs(self):
         self.add("a", 0.2)
         for name in ("x/b", "c"):
@@ -281,7 +315,7 @@ class ReportTest(parameterized.TestCase):
             text = self.report()
         self.assertLen(logs.output, 3)
         self.assertIn("\n2 runs are not finished: c, x/b.\n", text)
-        self.assertRegex(text, r"\n3 runs are damaged and left out: d \(cannot read .*, e .*, f ")
+        self.assertRegex(text, r"\n3 runs are damaged and left out: d \(.*no JSON.*, e .*, f ")
         self.assertEqual(cells(text, "GradMem, K = 2")[1], "20.0 [100.0]")
 
     def test_exported_runs_are_no_runs(self):

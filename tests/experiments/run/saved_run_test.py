@@ -2,14 +2,22 @@
 
 import json
 import pathlib
+from unittest import mock
 
+import jax
+import numpy as np
 from absl.testing import absltest, parameterized
 
 from experiments.configs import default
 from experiments.program import files
 from experiments.run.build import build
 from experiments.run.saved_run import SavedRun, check_paths
+from gradmem_jax.storage.params_file import save_params
 from tests.experiments.tiny_run import tiny_config
+
+
+def _zeros(shape):
+    return np.zeros(shape.shape, shape.dtype)
 
 
 class SavedRunTest(parameterized.TestCase):
@@ -18,7 +26,10 @@ class SavedRunTest(parameterized.TestCase):
         self.folder = pathlib.Path(self.create_tempdir().full_path)
 
     def open(self, fields):
+        """A run with some configuration and zeros for parameters, those of `tiny_config`."""
         files.write_json(self.folder / "config.json", fields)
+        shapes = jax.eval_shape(build(tiny_config()).target.model.init, jax.random.key(0))
+        save_params(self.folder / "params.safetensors", jax.tree.map(_zeros, shapes))
         return SavedRun(self.folder)
 
     def test_the_plan_is_that_of_the_configuration(self):
@@ -51,6 +62,38 @@ class SavedRunTest(parameterized.TestCase):
         self.assertEqual(plan.final_split, "test")
         with self.assertRaisesRegex(ValueError, "not the configuration of a run: mesh missing or"):
             _ = self.open(fields | {"mesh": 3}).plan
+
+    @parameterized.parameters(
+        ({"lm.width": 10**9}, "lm.width=1000000000 does not fit the stored .* have 1448 "),
+        ({"lm.num_layers": 10**9}, "lm.num_layers=1000000000 does not fit"),
+        ({"lm.num_layers": 2}, "lm.num_layers=2 does not fit the .* which have 1 layers; config"),
+        ({"model.num_memory_tokens": 2**40}, "take 1099511627776 positions, the model has 2048"),
+        ({"model.num_write_steps": 10**9}, "num_write_steps=1000000000 is more than the 10000"),
+        ({"data.alphabet_size": 10**9}, "alphabet_size=1000000000 must be in"),
+        ({"data.num_pairs": 10**9, "data.key_length": 99}, "data.num_pairs=1000000000 is more th"),
+        ({"data.num_pairs": 10**6, "data.key_length": 9}, "contexts of .* 13000001 tokens, more"),
+        ({"batch_size": 2**70}, "batch_size=1180591620717411303424 must be"),
+        ({"frozen": ("(a+)+$",)}, r"frozen '\(a\+\)\+\$' repeats a group"),
+        ({"write_optimizer.name": "adam"}, "do not fit optax.adam"),
+        ({"write_optimizer.name": "__class__"}, "'__class__' is not in optax"),
+        ({"curriculum.num_pairs": [[1]]}, r"num_pairs=\(1,\) must be an integer"),
+        ({"a.b": 3}, "has a field 'a.b'"),
+        ({"note": json.loads("[" * 100 + "]" * 100)}, "groups in groups, 8 deep"),
+    )
+    def test_configurations_of_strangers(self, changes, message):
+        fields = files.to_json(tiny_config().to_dict())
+        for name, value in changes.items():
+            group, _, field = name.partition(".")
+            if group in fields:
+                fields[group] = fields[group] | {field: value} if field else value
+            else:
+                fields[name] = value
+        run = self.open(fields)
+        with (
+            mock.patch.object(jax, "eval_shape", side_effect=AssertionError("it is traced")),
+            self.assertRaisesRegex(ValueError, message),
+        ):
+            _ = run.plan
 
     @parameterized.parameters(
         {"pretrained": "st/model.bin"},

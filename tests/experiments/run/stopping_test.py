@@ -31,9 +31,10 @@ from experiments.run.nonfinite import (
     save_batch,
 )
 from experiments.run.stage import FIELDS, RunningStage
-from experiments.run.stopping import EXIT_STOPPED, Stopped
+from experiments.run.stopping import EXIT_STOPPED, Stopped, catch_signals
 from gradmem_jax.data.pipeline import make_iterator
 from gradmem_jax.storage import checkpoint
+from gradmem_jax.storage.damage import CheckpointError
 from gradmem_jax.training.step import init_state, step_params
 from tests.experiments.programs_test import start_training
 from tests.experiments.tiny_run import target_stage, tiny_config
@@ -123,6 +124,41 @@ class StoppingTest(parameterized.TestCase):
         self.assertLen(lines(straight), 2)
         self.assertEqual(lines(straight), lines(stopped))
         self.assertEqual(signal.getsignal(signal.SIGINT), handler)
+
+    def test_a_closed_terminal_stops_as_a_signal_does_but_not_under_nohup(self):
+        number = signal.SIGHUP
+        with catch_signals() as stopping, mock.patch.object(os, "write", side_effect=OSError):
+            os.kill(os.getpid(), number)
+            with self.assertRaisesRegex(Stopped, "SIGHUP"):
+                stopping.check()
+        self.addCleanup(signal.signal, number, signal.signal(number, signal.SIG_IGN))
+        with catch_signals() as stopping:
+            os.kill(os.getpid(), number)
+            stopping.check()
+        self.assertIs(signal.getsignal(number), signal.SIG_IGN)
+
+    @parameterized.parameters("moved", "replaced")
+    def test_a_run_whose_folder_goes_stops_and_makes_no_new_one(self, how):
+        run, moved = self.folder / "run", self.folder / "moved"
+        calls = []
+
+        def next_batch(stage, original=RunningStage.next_batch):
+            calls.append(None)
+            if len(calls) == 4:
+                run.rename(moved)
+                if how == "replaced":
+                    run.mkdir()
+            return original(stage)
+
+        with (
+            mock.patch.object(RunningStage, "next_batch", next_batch),
+            self.assertRaisesRegex(CheckpointError, "run is not the folder any more .* Put it ba"),
+        ):
+            train.train(tiny_config(), run)
+        self.assertLess(len(calls), 8)
+        self.assertEqual(run.exists(), how != "moved")
+        if how == "replaced":
+            self.assertEmpty(list(run.iterdir()))
 
     @parameterized.parameters((0.0, False), (1.1, True))
     def test_second_signal_ends_at_once(self, pause, ends):
@@ -269,7 +305,7 @@ class StoppingTest(parameterized.TestCase):
         np.save(self.folder / "array.npy", np.zeros(3))
         with self.assertRaisesRegex(ValueError, "array.npy is no batch of a run"):
             load_batch(self.folder / "array.npy")
-        with self.assertRaisesRegex(ValueError, "none.npz cannot be read"):
+        with self.assertRaisesRegex(ValueError, "none.npz is not a file"):
             load_batch(self.folder / "none.npz")
 
     def test_rerun_computes_the_step_again(self):

@@ -1,8 +1,10 @@
 """Models of Hugging Face: logits of the originals, round trips, files that are refused."""
 
+import itertools
 import json
 import pathlib
 import shutil
+import tempfile
 import unittest
 
 import jax
@@ -14,6 +16,7 @@ from gradmem_jax.lm.families import make_lm
 from gradmem_jax.lm.pretrained.hugging_face import read_config, write_config
 from gradmem_jax.lm.pretrained.load import Pretrained, load_pretrained, save_pretrained
 from gradmem_jax.tokenizers.text_tokenizer import word_tokenizer
+from tests.kills import killed
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
 NAMES = ("lm_llama", "lm_llama3", "lm_gpt2", "lm_gpt_neox", "lm_mamba")
@@ -100,6 +103,79 @@ class HuggingFaceTest(parameterized.TestCase):
         (folder / file).unlink()
         with self.assertRaisesRegex(ValueError, "lacks model-00002-of-00002.safetensors"):
             load_pretrained(folder)
+
+    @parameterized.parameters(
+        ("../model.safetensors", "must be in its folder"),
+        ("/model.safetensors", "must be in its folder"),
+        ("sub/model.safetensors", "must be in its folder"),
+        ("..", "must be in its folder"),
+        ("model.safetensors", "only one of them has the tensors .'lm_head.weight'"),
+    )
+    def test_an_index_that_is_wrong(self, place, message):
+        folder = self.copy("lm_llama")
+        names = load_file(folder / "model.safetensors")
+        index = dict.fromkeys(names, "model.safetensors")
+        index["lm_head.weight"] = place
+        if place == "model.safetensors":
+            del index["lm_head.weight"]
+        file = folder / "model.safetensors.index.json"
+        file.write_text(json.dumps({"weight_map": index}))
+        with self.assertRaisesRegex(ValueError, message):
+            load_pretrained(folder)
+
+    def test_a_tensor_in_two_files(self):
+        folder = self.copy("lm_llama")
+        names = load_file(folder / "model.safetensors")
+        save_file({"lm_head.weight": names["lm_head.weight"]}, folder / "two.safetensors")
+        index = dict.fromkeys(names, "model.safetensors") | {"lm_head.weight": "two.safetensors"}
+        file = folder / "model.safetensors.index.json"
+        file.write_text(json.dumps({"weight_map": index}))
+        with self.assertRaisesRegex(ValueError, "does not fit model.safetensors: .*lm_head"):
+            load_pretrained(folder)
+
+    def test_files_of_two_models(self):
+        one, two = (pathlib.Path(self.create_tempdir().full_path) for _ in range(2))
+        model = load_pretrained(GOLDEN / "lm_llama")
+        save_pretrained(one, model)
+        other = jax.tree.map(np.copy, model.params)
+        other["embedding"][0, 0] += 1
+        save_pretrained(two, model._replace(params=other))
+        for name in ("config.json", "model.safetensors"):
+            with tempfile.TemporaryDirectory() as mixed:
+                shutil.copytree(one, mixed, dirs_exist_ok=True)
+                shutil.copy(two / name, mixed)
+                with self.assertRaisesRegex(ValueError, "are of different models"):
+                    load_pretrained(mixed)
+                # Other programs write the weights without our mark.
+                save_file(load_file(two / "model.safetensors"), f"{mixed}/model.safetensors")
+                load_pretrained(mixed)
+
+    def test_kill_while_saving(self):
+        """Whenever `save_pretrained` ends, there is the old model, the new one, or none."""
+        folder = pathlib.Path(self.create_tempdir().full_path) / "model"
+        tokenizer = word_tokenizer(["an old clock"])
+        old = load_pretrained(GOLDEN / "lm_llama")._replace(tokenizer=tokenizer)
+        params = jax.tree.map(lambda x: x + 1, old.params)
+        new = old._replace(params=params, tokenizer=word_tokenizer(["a new watch"]))
+        save_pretrained(folder.with_name("old"), old)
+        found = set()
+        for place in itertools.count(1):
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(folder.with_name("old"), folder)
+            was_killed = killed(folder, place, lambda: save_pretrained(folder, new))
+            try:
+                got = load_pretrained(folder)
+            except ValueError as error:
+                self.assertRegex(str(error), "has no config.json")
+                found.add("none")
+                continue
+            want = new if got.params["embedding"][0, 0] > old.params["embedding"][0, 0] else old
+            jax.tree.map(np.testing.assert_array_equal, got.params, want.params)
+            self.assertEqual(got.tokenizer.backend.to_str(), want.tokenizer.backend.to_str())
+            found.add("new" if want is new else "old")
+            if not was_killed:
+                break
+        self.assertEqual(found, {"old", "none", "new"})
 
     @parameterized.parameters(
         (
@@ -216,6 +292,38 @@ class HuggingFaceTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, message):
             load_pretrained(folder)
 
+    @parameterized.parameters(
+        (np.float32, np.nan, {}, "is not finite"),
+        (np.float32, np.inf, dict(param_dtype="bfloat16"), "is not finite"),
+        (np.float16, -np.inf, dict(param_dtype="float16"), "is not finite"),
+        (np.float64, 1e300, {}, r"has 1e\+300, which is too large for param_dtype='float32'"),
+        (np.float32, -7e4, dict(param_dtype="float16"), "has 7e.04, which is too large"),
+        (
+            np.float32,
+            3.4e38,
+            dict(param_dtype="bfloat16"),
+            "has 3.* large for param_dtype='bfloat16'",
+        ),
+        (np.int32, 1, {}, "is of type I32; weights must be"),
+        (np.float64, 1.5, {}, None),
+        (np.float32, 6e4, dict(param_dtype="float16"), None),
+        (np.float16, 6e4, dict(param_dtype="bfloat16"), None),
+    )
+    def test_numbers(self, dtype, value, changes, message):
+        folder = self.copy("lm_llama")
+
+        def change(tensors):
+            tensors["model.norm.weight"] = tensors["model.norm.weight"].astype(dtype)
+            tensors["model.norm.weight"][3] = value
+
+        self.change_tensors(folder, change)
+        if message is not None:
+            with self.assertRaisesRegex(ValueError, f"the tensor 'model.norm.weight' {message}"):
+                load_pretrained(folder, **changes)
+            return
+        got = load_pretrained(folder, **changes).params["final_norm"]["scale"]
+        np.testing.assert_allclose(float(got[3]), value, rtol=1e-2)
+
     def test_rope_scaling_of_transformers_4(self):
         folder = self.copy(
             "lm_llama3",
@@ -245,12 +353,12 @@ class HuggingFaceTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "vocab_size is missing; hidden_size is missing"):
             load_pretrained(folder)
         (folder / "config.json").write_text("{")
-        with self.assertRaisesRegex(ValueError, "config.json is damaged"):
+        with self.assertRaisesRegex(ValueError, "config.json, .* is damaged"):
             load_pretrained(folder)
         folder = self.copy("lm_llama")
         file = folder / "model.safetensors"
         file.write_bytes(file.read_bytes()[:-8])
-        with self.assertRaisesRegex(ValueError, "damaged or cut short"):
+        with self.assertRaisesRegex(ValueError, "cut short, damaged"):
             load_pretrained(folder)
         file.unlink()
         (folder / "pytorch_model.bin").write_bytes(b"never opened")
