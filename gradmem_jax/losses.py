@@ -1,11 +1,17 @@
 """Cross entropy over the tokens that count."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
+from gradmem_jax.checks import is_symbolic
 from gradmem_jax.dtypes import at_least_float32
 
 IGNORE = -100
+LARGEST_LOGITS = 2**27  # bytes of logits that are made at once
+CHUNK_LOGITS = 2**25  # bytes of a chunk of more
+SHORTEST_CHUNK = 16  # tokens of a sample
 
 
 def token_losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -22,6 +28,49 @@ def token_losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
     log_normalizer = jax.nn.logsumexp(logits, axis=-1)
     target = jnp.take_along_axis(logits, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
     return jnp.where(labels >= 0, log_normalizer - target, 0)
+
+
+def losses_of_hidden(
+    project: Callable[[jax.Array], jax.Array], hidden: jax.Array, labels: jax.Array
+) -> jax.Array:
+    """Cross entropy of every token, from hidden states: no more logits at once than need be.
+
+    Beyond `LARGEST_LOGITS` they are made for some tokens after the others, and again where they are
+    differentiated, so that no array [B, S, V] ever is.
+
+    Args:
+        project: `hidden [B, s, d] -> logits [B, s, V]`, token by token.
+        hidden: [B, S, d].
+        labels: int [B, S], negative where there is no target.
+
+    Returns:
+        [B, S], in nats; see `token_losses`.
+    """
+
+    def losses(hidden: jax.Array, labels: jax.Array) -> jax.Array:
+        return token_losses(project(hidden), labels)
+
+    batch_size, length, width = hidden.shape
+    if is_symbolic(batch_size) or is_symbolic(length):
+        return losses(hidden, labels)
+    logits = jax.eval_shape(project, hidden)
+    num_bytes = logits.size * logits.dtype.itemsize
+    # Each chunk adds to the gradient of the head [d, V], so it should have about d / 4 rows.
+    rows = -(-width // (4 * max(batch_size, 1)))
+    size = max(CHUNK_LOGITS * length // max(num_bytes, 1), rows, SHORTEST_CHUNK)
+    if num_bytes <= LARGEST_LOGITS or length <= size:
+        return losses(hidden, labels)
+    num_chunks = -(-length // size)
+    left = num_chunks * size - length
+    hidden = jnp.pad(hidden, ((0, 0), (0, left), (0, 0)))
+    labels = jnp.pad(labels, ((0, 0), (0, left)), constant_values=IGNORE)
+    chunks = (
+        jnp.swapaxes(hidden.reshape(batch_size, num_chunks, size, width), 0, 1),
+        jnp.swapaxes(labels.reshape(batch_size, num_chunks, size), 0, 1),
+    )
+    of_chunk = jax.checkpoint(losses, prevent_cse=False)
+    values = jax.lax.map(lambda chunk: of_chunk(*chunk), chunks)
+    return jnp.swapaxes(values, 0, 1).reshape(batch_size, -1)[:, :length]
 
 
 def mean_per_sample(values: jax.Array, labels: jax.Array) -> jax.Array:

@@ -11,10 +11,13 @@ import jax
 
 from experiments.program import heap
 from experiments.program.console import log
+from experiments.run import fitting
 from experiments.run.devices import Devices
 from experiments.run.plan import RunPlan
 from experiments.run.stopping import Stopped
+from gradmem_jax.checks import AUTOMATIC
 from gradmem_jax.memory.interface import MemoryModel
+from gradmem_jax.parallel.sharding import num_batch_shards
 from gradmem_jax.training.optimizer import make_optimizer
 from gradmem_jax.training.step import jit_train_step
 
@@ -101,22 +104,31 @@ class CompiledSteps:
             self._compiled[key] = self._pool.submit(self._compile, model, batch, name)
         return self._compiled[key]
 
-    def _jit(self, model: MemoryModel) -> Any:
+    def _jit(self, model: MemoryModel, num_micro_batches: int) -> Any:
         return jit_train_step(
             model,
             make_optimizer(self._plan.optimizer),
             self._state_shapes,
             self._mesh,
-            self._plan.num_micro_batches,
+            num_micro_batches,
             self._plan.frozen,
             self._plan.seed,
         )
 
     def _compile(self, model: MemoryModel, batch: Batch, name: str) -> Any:
-        with self._lowering:  # one after the other, so that the first is not held up
-            started = time.monotonic()
-            lowered = self._jit(model).lower(self._state_shapes, batch)
-        step = lowered.compile()
+        started = time.monotonic()
+
+        def lower(num_micro_batches: int) -> Any:
+            with self._lowering:  # one after the other, so that the first is not held up
+                return self._jit(model, num_micro_batches).lower(self._state_shapes, batch)
+
+        room = fitting.device_memory(self._mesh)
+        if self._plan.num_micro_batches == AUTOMATIC and room is not None:
+            num_rows = len(batch["context_ids"]) // num_batch_shards(self._mesh)
+            step, parts = fitting.compile_in_parts(lower, num_rows, room)
+            fitting.log_parts(parts, num_rows)
+        else:
+            step = lower(self._plan.num_micro_batches).compile()
         heap.give_back()
         log.info(
             "training on %s, contexts of %d, queries of %d tokens; compiled in %.1f s",

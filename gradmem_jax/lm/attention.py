@@ -19,6 +19,7 @@ from gradmem_jax.checks import (
     require_number,
 )
 from gradmem_jax.dtypes import at_least_float32
+from gradmem_jax.lm.blockwise import causal_attention
 from gradmem_jax.lm.products import dot_general
 
 
@@ -131,7 +132,11 @@ _SCORES = ((4,), (3,)), ((0, 1), (0, 1))  # query [B, Hkv, G, S, Dh], key [B, Hk
 _MIXTURE = ((4,), (2,)), ((0, 1), (0, 1))  # weights [B, Hkv, G, S, T], value [B, Hkv, T, Dh]
 MIN_BLOCK = 64  # queries of a causal block: smaller ones skip more keys, but cost more calls
 MAX_BLOCKS = 8
-LONGEST_SAVED = 1024  # beyond it backward passes compute a block again, not keep its weights
+LONGEST_SAVED = 1024  # beyond it backward passes compute scores again, not keep their weights
+LARGEST_SAVED = 2**28  # bytes of weights, beyond which they do so too
+LARGEST_ROWS = 2**25  # bytes of scores that are there at once then
+FEWEST_ROWS = 16  # queries of a sample that go together
+SMALLEST_BLOCK = 64  # queries, and keys, of `blockwise.causal_attention`
 
 
 def rotary_frequencies(
@@ -183,6 +188,7 @@ def attend(
     cached: CachedKV | None = None,
     cache_mask: jax.Array | None = None,
     by_position: ByPosition | None = None,
+    method: str = "xla",
 ) -> PartialAttention:
     """Softmax attention that can be differentiated any number of times, in any dtype.
 
@@ -198,6 +204,7 @@ def attend(
         cached: keys and values [B, Hkv, T, Dh] of earlier tokens.
         cache_mask: bool [B, 1, S, E], true where a query sees one of the first E cached keys.
         by_position: keys that positions hide beside these masks, and what they add to scores.
+        method: see `TransformerConfig.attention`.
 
     Returns:
         The attention to these keys; its `mean` is the result if there are no others.
@@ -213,43 +220,57 @@ def attend(
             require_bool(name, given)
 
     def source(
-        keys: jax.Array, values: jax.Array, mask: jax.Array, start: int, slots: jax.Array | None
+        keys: jax.Array, values: jax.Array, mask: jax.Array, start: Any, slots: jax.Array | None
     ) -> _Source:
         """Keys for the queries from `start` on; those of a cache stand at the positions `slots`."""
         if by_position is None:
             return _Source(keys, values, mask)
-        end, count = start + mask.shape[-2], keys.shape[2]
+        num_queries, count = mask.shape[-2], keys.shape[2]
         positions = jnp.atleast_2d(by_position.positions)
         key_positions = positions[:, :count] if slots is None else slots
-        places = (positions[:, None, start:end, None], key_positions[:, None, None, :])
-        shape = (batch_size, num_heads, end - start, count)
+        query_positions = _slice(positions, start, num_queries, 1)
+        places = (query_positions[:, None, :, None], key_positions[:, None, None, :])
+        shape = (batch_size, num_heads, num_queries, count)
         shown, bias = (
             _evaluate(name, function, places, shape, keys.shape[1])
             for name, function in (("mask", by_position.mask), ("bias", by_position.bias))
         )
         return _Source(keys, values, mask if shown is None else mask & shown, bias)
 
-    def sources(start: int, end: int, mask: jax.Array) -> list[_Source]:
-        """What the queries from `start` to `end` see: cached keys, and new ones up to `end`."""
+    def sources(start: Any, end: int, mask: jax.Array) -> list[_Source]:
+        """What the queries from `start` on see: cached keys, and new ones up to `end`."""
         new = source(key[:, :, :end], value[:, :, :end], mask, start, None)
         if cached is None or cache_mask is None or not cache_mask.shape[-1]:
             return [new]
         count = cache_mask.shape[-1]
         earlier_key, earlier_value = (x[:, :, :count] for x in cached)
-        seen = cache_mask[:, :, None, start:end]
+        seen = _slice(cache_mask, start, mask.shape[-2], 2)[:, :, None]
         return [source(earlier_key, earlier_value, seen, start, jnp.arange(count)[None]), new]
 
+    parts: list[tuple[jax.Array, jax.Array]] = []
     if mask is not None:
         parts = [_attend_block(grouped, sources(0, length, mask[..., None, :, :]), True)]
     else:
-        blocks = causal_blocks(length)
-        is_long = len(blocks) > 1 and length > LONGEST_SAVED
-        one_block = functools.partial(_attend_block, may_see_nothing=by_position is not None)
-        block = jax.checkpoint(one_block) if is_long else one_block
-        parts = []
-        for start, end in blocks:
-            causal = jnp.arange(end)[None] <= jnp.arange(start, end)[:, None]
-            parts.append(block(grouped[..., start:end, :], sources(start, end, causal)))
+        attend_block = functools.partial(_attend_block, may_see_nothing=by_position is not None)
+        size = query_rows(batch_size, num_heads, length)
+        has_cache = cache_mask is not None and cache_mask.shape[-1] > 0
+        if method == "auto" and size is not None and by_position is None and not has_cache:
+            scaled = grouped * query.shape[-1] ** -0.5
+            block = block_size(batch_size, num_heads, length)
+            return _partial_attention(query, [causal_attention(scaled, key, value, block)])
+
+        def rows(queries: jax.Array, start: Any, end: int) -> tuple[jax.Array, jax.Array]:
+            """Causal attention of neighbouring queries, the first one at `start`."""
+            places = start + jnp.arange(queries.shape[3])
+            causal = jnp.arange(end)[None] <= places[:, None]
+            return attend_block(queries, sources(start, end, causal))
+
+        for start, end in causal_blocks(length):
+            queries = grouped[..., start:end, :]
+            if size is None:
+                parts.append(rows(queries, start, end))
+            else:
+                parts += _row_by_row(functools.partial(rows, end=end), queries, start, size)
     return _partial_attention(query, parts)
 
 
@@ -316,6 +337,69 @@ def _partial_attention(
         jnp.moveaxis(jnp.concatenate(parts, axis=3), 3, 1) for parts in zip(*blocks, strict=True)
     )
     return PartialAttention(query, mean.reshape(query.shape), log_sum_exp.reshape(query.shape[:-1]))
+
+
+def query_rows(batch_size: int, num_heads: int, length: int) -> int | None:
+    """How many queries go together through causal attention; None: whole blocks, kept.
+
+    Of long contexts, or many, the scores of all queries are never there at once: not in a forward
+    pass, and not where that is differentiated, once or twice.
+    """
+    if is_symbolic(batch_size) or is_symbolic(length):
+        return None
+    row = batch_size * num_heads * length * 4
+    if length <= LONGEST_SAVED and row * length <= LARGEST_SAVED:
+        return None
+    return max(LARGEST_ROWS // row // FEWEST_ROWS * FEWEST_ROWS, FEWEST_ROWS)
+
+
+def block_size(batch_size: int, num_heads: int, length: int) -> int:
+    """How many queries, and as many keys, make a block of `blockwise.causal_attention`.
+
+    Blocks on the diagonal are half hidden, so there are to be some `MAX_BLOCKS` along a side.
+    """
+    size = SMALLEST_BLOCK
+    while (
+        2 * size * MAX_BLOCKS <= length
+        and batch_size * num_heads * (2 * size) ** 2 * 4 <= LARGEST_ROWS
+    ):
+        size *= 2
+    return size
+
+
+def _row_by_row(
+    attend_rows: Callable[[jax.Array, Any], tuple[jax.Array, jax.Array]],
+    queries: jax.Array,
+    start: int,
+    size: int,
+) -> list[tuple[jax.Array, jax.Array]]:
+    """Attention of queries [B, Hkv, G, S, Dh], `size` of them after the others."""
+    attend_rows = jax.checkpoint(attend_rows)
+    count = queries.shape[3] // size
+    parts: list[tuple[jax.Array, jax.Array]] = []
+    if count > 1:
+        whole = queries[..., : count * size, :]
+        split = whole.reshape(*whole.shape[:3], count, size, whole.shape[-1])
+        starts = start + size * jnp.arange(count)
+        mean, log_sum_exp = jax.lax.map(
+            lambda part: attend_rows(*part), (jnp.moveaxis(split, 3, 0), starts)
+        )
+        parts = [(_joined(mean), _joined(log_sum_exp))]
+    done = count * size if count > 1 else 0
+    if done < queries.shape[3]:
+        parts.append(attend_rows(queries[..., done:, :], start + done))
+    return parts
+
+
+def _joined(parts: jax.Array) -> jax.Array:
+    """Rows of queries [n, B, Hkv, G, s, ...] as [B, Hkv, G, n * s, ...]."""
+    first = jnp.moveaxis(parts, 0, 3)
+    return first.reshape(*first.shape[:3], -1, first.shape[-1])
+
+
+def _slice(x: jax.Array, start: Any, count: int, axis: int) -> jax.Array:
+    """`count` entries of an axis from `start` on, which may be traced."""
+    return jax.lax.dynamic_slice_in_dim(x, start, count, axis)
 
 
 def causal_blocks(length: int) -> list[tuple[int, int]]:

@@ -1,14 +1,14 @@
 """GPT-2: learned positions, LayerNorm, biases everywhere, an MLP with GELU."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from gradmem_jax.lm.attention import AttentionState
-from gradmem_jax.lm.language_model import dense, layer_norm
+from gradmem_jax.lm.language_model import dense, layer_norm, some_tokens_at_once
 from gradmem_jax.lm.transformer import (
     AttentionInputs,
     Transformer,
@@ -39,8 +39,20 @@ class GPT2Layer(nn.Module):
         y = layer_norm(c, "attention_norm")(x)
         y, new = self_attention(c, y, inputs, state, use_bias=True)
         x = x + y
-        y = dense(c, c.mlp_size, "up", use_bias=True)(layer_norm(c, "mlp_norm")(x))
-        return x + dense(c, c.width, "down", use_bias=True)(nn.gelu(y, approximate=True)), new
+        y = layer_norm(c, "mlp_norm")(x)
+        return x + some_tokens_at_once(self, _mlp, y, c.mlp_size), new
+
+
+def _mlp(layer: Any, x: jax.Array) -> jax.Array:
+    c = layer.config
+    y = dense(c, c.mlp_size, "up", use_bias=True)(x)
+    return dense(c, c.width, "down", use_bias=True)(_gelu(y))
+
+
+@jax.checkpoint
+def _gelu(x: jax.Array) -> jax.Array:
+    """The activation; to compute it again takes less memory than to keep its parts."""
+    return nn.gelu(x, approximate=True)
 
 
 class GPT2(Transformer):

@@ -19,7 +19,7 @@ from jax.export import register_namedtuple_serialization
 from gradmem_jax.checks import require, require_integer, require_number
 from gradmem_jax.dtypes import at_least_float32
 from gradmem_jax.lm.attention import attend, rotary_frequencies, rotate
-from gradmem_jax.lm.language_model import RMSNorm, dense, rms_norm, swiglu
+from gradmem_jax.lm.language_model import RMSNorm, dense, layer_swiglu, rms_norm
 from gradmem_jax.lm.layer_memory_lm import LayerMemoryLM, Segment
 from gradmem_jax.lm.llama import LlamaConfig
 from gradmem_jax.lm.recurrent_lm import scan_chunks
@@ -189,7 +189,7 @@ class LaCTLayer(nn.Module):
         scale = nn.silu(dense(c, heads, "fast_scale", use_bias=True)(y))[..., None].astype(dtype)
         read = (norm(read) * scale).reshape(x.shape).astype(x.dtype)
         x = x + dense(c, c.width, "output")(attended + read)
-        return x + swiglu(c, c.mlp_size, rms_norm(c, "mlp_norm")(x)), (weights, new)
+        return x + layer_swiglu(self, rms_norm(c, "mlp_norm")(x)), (weights, new)
 
     def _first_weights(self, batch_size: int, dtype: Any) -> FastWeights:
         c = self.config

@@ -1,7 +1,7 @@
 """What every causal language model shares: embedding, a stack of layers, final norm, head."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, get_args
 
 import jax
@@ -12,6 +12,7 @@ from gradmem_jax.checks import (
     ENABLE_X64,
     Dtype,
     check_fields,
+    is_symbolic,
     require,
     require_integer,
     require_number,
@@ -76,6 +77,9 @@ class LMConfig:
         require_number("init_std", self.init_std, above=0)
 
 
+_LARGEST_HIDDEN = 2**26  # bytes of an MLP's hidden layer that are there at once
+_CHUNK_BYTES = 2**24  # of a larger one
+_FEWEST_TOKENS = 16  # of a sample that go together
 _REMAT_POLICIES = {
     "full": None,
     "dots": saves_products,
@@ -195,10 +199,52 @@ def layer_norm(config: LMConfig, name: str | None = None) -> LayerNorm:
     return LayerNorm(config.norm_epsilon, config.dtype, config.param_dtype, name=name)
 
 
+def some_tokens_at_once(
+    module: nn.Module,
+    function: Callable[[nn.Module, jax.Array], jax.Array],
+    x: jax.Array,
+    hidden: int,
+) -> jax.Array:
+    """Applies what treats tokens apart, to some after the others where all would take much memory.
+
+    Args:
+        module: whose parameters the function uses, and makes.
+        function: `(module, [B, s, d]) -> [B, s, d]`.
+        x: [B, S, d].
+        hidden: size of what the function makes of a token.
+    """
+    batch_size, length, width = x.shape
+    if is_symbolic(batch_size) or is_symbolic(length):
+        return function(module, x)
+    row = batch_size * hidden * x.dtype.itemsize
+    size = max(_CHUNK_BYTES // row, _FEWEST_TOKENS)
+    if row * length <= _LARGEST_HIDDEN or length <= size:
+        return function(module, x)
+    count = -(-length // size)
+    padded = jnp.pad(x, ((0, 0), (0, count * size - length), (0, 0)))
+    chunks = jnp.swapaxes(padded.reshape(batch_size, count, size, width), 0, 1)
+
+    def step(module: nn.Module, carry: None, chunk: jax.Array) -> tuple[None, jax.Array]:
+        return carry, function(module, chunk)
+
+    scan = nn.scan(nn.remat(step), variable_broadcast="params", split_rngs={"params": False})
+    _, found = scan(module, None, chunks)
+    return jnp.swapaxes(found, 0, 1).reshape(batch_size, -1, found.shape[-1])[:, :length]
+
+
 def swiglu(config: LMConfig, hidden: int, x: jax.Array) -> jax.Array:
     """The gated MLP of Llama, [B, S, d] to [B, S, d]; its parts are modules of the caller."""
     gate, up = (dense(config, hidden, name)(x) for name in ("gate", "up"))
     return dense(config, config.width, "down")(_gated(gate, up))
+
+
+def layer_swiglu(layer: Any, x: jax.Array) -> jax.Array:
+    """`swiglu` of a layer [B, S, d], whose configuration has `mlp_size`; large ones in parts."""
+
+    def mlp(layer: Any, x: jax.Array) -> jax.Array:
+        return swiglu(layer.config, layer.config.mlp_size, x)
+
+    return some_tokens_at_once(layer, mlp, x, layer.config.mlp_size)
 
 
 @jax.checkpoint
@@ -241,7 +287,7 @@ class LanguageModel(nn.Module):
             (c.vocab_size, c.width),
             c.param_dtype,
         )
-        layer = self.layer_class
+        layer = self.layer_type()
         if c.remat != "none":
             layer = nn.remat(layer, policy=_REMAT_POLICIES[c.remat], prevent_cse=not c.scan_layers)
         if c.scan_layers:
@@ -257,6 +303,10 @@ class LanguageModel(nn.Module):
         self.final_norm = self.make_final_norm()
         if not c.tied_head:
             self.head = self.param("head", kernel_init(c), (c.width, c.vocab_size), c.param_dtype)
+
+    def layer_type(self) -> Any:
+        """The class of the layers."""
+        return self.layer_class
 
     def make_final_norm(self) -> nn.Module:
         """The norm behind the last layer."""

@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from gradmem_jax.checks import require, require_integer, require_number
 from gradmem_jax.lm.attention import AttentionState, RopeScaling, rotary_frequencies, rotate
-from gradmem_jax.lm.language_model import rms_norm, swiglu
+from gradmem_jax.lm.language_model import layer_swiglu, rms_norm
 from gradmem_jax.lm.transformer import (
     AttentionInputs,
     Transformer,
@@ -96,7 +96,7 @@ class Block(nn.Module):
         c = self.config
         y, new = Attention(c, name="attention")(rms_norm(c, "attention_norm")(x), inputs, state)
         x = x + y
-        return x + swiglu(c, c.mlp_size, rms_norm(c, "mlp_norm")(x)), new
+        return x + layer_swiglu(self, rms_norm(c, "mlp_norm")(x)), new
 
 
 class Llama(Transformer):

@@ -1,11 +1,13 @@
 """Causal language models whose tokens attend to all tokens before them."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from gradmem_jax.checks import is_symbolic, require, require_integer
 from gradmem_jax.lm.attention import (
@@ -21,6 +23,7 @@ from gradmem_jax.lm.attention import (
     merge_partial,
 )
 from gradmem_jax.lm.language_model import LanguageModel, LMConfig, dense
+from gradmem_jax.parallel.sharding import gather_layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +33,20 @@ class TransformerConfig(LMConfig):
     Attributes:
         num_heads: H, query heads.
         mlp_width: hidden size of the MLP; None means `4 * width`.
+        attention: how that of many tokens to themselves is computed: "auto" takes blocks of queries
+            and keys, linear in memory through a second derivative; JAX refuses forward mode through
+            it unless a gradient was taken first. "xla" goes through queries only, in any mode.
+        gather: where parameters are split over devices (`mesh.fsdp`), "step" gathers all of them
+            once a training step; "layer" has each layer gather its own when it runs, in the compute
+            dtype: far less memory, but they are sent for every pass.
     """
+
+    not_in_read: ClassVar[tuple[str, ...]] = (*LMConfig.not_in_read, "attention", "gather")
 
     num_heads: int = 4
     mlp_width: int | None = None
+    attention: Literal["auto", "xla"] = "auto"
+    gather: Literal["step", "layer"] = "step"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -162,13 +175,15 @@ def self_attention(
     new: AttentionState = None
     if isinstance(state, PartialAttention):
         of_last = merge_partial(state, attend_all(state.query, key, value))
-        y = jnp.concatenate([attend(query, key, value).mean, of_last], axis=1)
+        y = jnp.concatenate([attend(query, key, value, method=c.attention).mean, of_last], axis=1)
     elif isinstance(state, ReturnPartial):
-        new = attend(query, key, value)
+        new = attend(query, key, value, method=c.attention)
         y = new.mean
     else:
         places = None if mask is None and bias is None else ByPosition(inputs.positions, mask, bias)
-        y = attend(query, key, value, inputs.mask, state, inputs.cache_mask, places).mean
+        y = attend(
+            query, key, value, inputs.mask, state, inputs.cache_mask, places, c.attention
+        ).mean
         new = None if state is None else (key, value)
     y = y.astype(query.dtype)
     return dense(c, c.width, "output", axis=(-2, -1), use_bias=use_bias)(y), new
@@ -191,6 +206,15 @@ class Transformer(LanguageModel):
     attends_apart: ClassVar[bool] = False
 
     config: TransformerConfig
+
+    def layer_type(self) -> Any:
+        """The class of the layers; it gathers their parameters if it has to."""
+        if self.config.gather == "step" or self.is_initializing():
+            return self.layer_class
+        gather = functools.partial(
+            gather_layer, width=self.config.width, dtype=jnp.dtype(self.config.dtype)
+        )
+        return nn.map_variables(self.layer_class, "params", trans_in_fn=gather)
 
     def __call__(
         self,

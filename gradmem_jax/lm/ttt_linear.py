@@ -12,7 +12,7 @@ from jax.export import register_namedtuple_serialization
 from gradmem_jax.checks import require, require_integer, require_number
 from gradmem_jax.dtypes import at_least_float32
 from gradmem_jax.lm.attention import rotary_frequencies, rotate
-from gradmem_jax.lm.language_model import LMConfig, dense, rms_norm, swiglu
+from gradmem_jax.lm.language_model import LMConfig, dense, layer_swiglu, rms_norm
 from gradmem_jax.lm.recurrent_lm import (
     RecurrentLM,
     causal_convolution,
@@ -350,7 +350,7 @@ class TTTLinearLayer(nn.Module):
         inner = None if state is None else state.inner
         y, inner = TTT(c, name="ttt")(rms_norm(c, "ttt_norm")(x), real, inner)
         x = x + y
-        x = x + swiglu(c, c.mlp_size, rms_norm(c, "mlp_norm")(x))
+        x = x + layer_swiglu(self, rms_norm(c, "mlp_norm")(x))
         return x, TTTLayerState(conv, inner)
 
 

@@ -1,6 +1,7 @@
 """Full context: the key-value cache of the whole context is the memory, an upper bound."""
 
 import dataclasses
+import functools
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from gradmem_jax.array_checks import check_length, check_memory
 from gradmem_jax.checks import is_traced, require
 from gradmem_jax.lm.attention import KVCache, extend_capacity, make_cache
 from gradmem_jax.lm.transformer import TransformerConfig
-from gradmem_jax.losses import IGNORE, mean_per_sample, token_losses
+from gradmem_jax.losses import IGNORE, losses_of_hidden, mean_per_sample
 from gradmem_jax.memory.inner_loop import WriteInfo, WriteSettings, steps_to_take
 from gradmem_jax.memory.interface import MemoryConfig, MemoryModel
 from gradmem_jax.memory.programs import shared
@@ -155,8 +156,8 @@ class FullContext(MemoryModel[ContextMemory]):
         first = (jnp.arange(context_ids.shape[1])[None] == 0) & (offset[:, None] == 0)
         ignored = first | (context_ids == self.config.pad_id)
         labels = jnp.where(ignored, IGNORE, context_ids)
-        logits = self.apply_lm(params, before, method="unembed")
-        return token_losses(logits, labels), labels
+        project = functools.partial(self.apply_lm, params, method="unembed")
+        return losses_of_hidden(project, before, labels), labels
 
     def check_memory(self, params: Params, memory: ContextMemory, batch_size: int) -> None:
         """Raises ValueError unless `memory` is one of this model, for `batch_size` samples."""

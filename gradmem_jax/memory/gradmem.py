@@ -14,7 +14,7 @@ from jax.export import register_namedtuple_serialization
 from jax.typing import ArrayLike
 
 from gradmem_jax.checks import require, require_integer, require_number
-from gradmem_jax.losses import IGNORE, mean_per_sample, token_losses
+from gradmem_jax.losses import IGNORE, mean_per_sample
 from gradmem_jax.memory.inner_loop import (
     WriteInfo,
     WriteSettings,
@@ -374,9 +374,9 @@ class GradMem(PrefixMemory[Written]):
         """
         labels, settings = constants
         hidden = self.context_hidden(memory, inputs)
-        logits = self.write_logits(inputs.params, hidden)
         if self.write_loss is None:
-            return mean_per_sample(token_losses(logits, labels), labels)
+            return mean_per_sample(self.hidden_losses(inputs.params, hidden, labels), labels)
+        logits = self.write_logits(inputs.params, hidden)
         data = join_floats(inputs.loss_data, settings.loss_data)
         losses = self.write_loss(WritePrediction(logits, hidden, labels), data)
         chex.assert_shape(losses, labels.shape[:1], custom_message="write_loss must return [B]")

@@ -38,6 +38,7 @@ from gradmem_jax.memory.inner_loop import WriteInfo, WriteSettings
 from gradmem_jax.memory.programs import kept, program, shared
 from gradmem_jax.parallel.any_mesh import on_any_mesh
 from gradmem_jax.parallel.micro_batches import write_in_parts
+from gradmem_jax.parallel.sharding import whole_layers
 from gradmem_jax.trees import Params, PyTree
 
 
@@ -476,7 +477,10 @@ class MemoryModel(Generic[MemoryT]):
 
     def check_params(self, params: Params) -> None:
         """Raises ValueError unless `params` are those of `init`; there may be more beside them."""
-        check_params(self.own_params(params) or params, self.param_shapes())
+        own, lm = self.own_params(params) or params, self.config.lm
+        if getattr(lm, "gather", "step") == "layer":
+            own = whole_layers(own, lm.width)
+        check_params(own, self.param_shapes())
 
     def own_params(self, params: Params) -> Params:
         """The parameters without what stands beside those of `init`."""

@@ -1,6 +1,7 @@
 """Memory as a prefix of a language model: what GradMem and RMT share, with READ."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
@@ -12,7 +13,7 @@ from gradmem_jax.checks import require, require_integer, require_number
 from gradmem_jax.lm.attention import KVCache, PartialAttention, extend_capacity
 from gradmem_jax.lm.language_model import LanguageModel, project_to_logits
 from gradmem_jax.lm.lora import attach_lora, check_adapters, drop_inputs, init_lora, merge_lora
-from gradmem_jax.losses import IGNORE, token_losses
+from gradmem_jax.losses import IGNORE, losses_of_hidden
 from gradmem_jax.memory.interface import MemoryConfig, MemoryModel, MemoryT
 from gradmem_jax.trees import Params, PyTree
 
@@ -342,7 +343,11 @@ class PrefixMemory(MemoryModel[MemoryT]):
             labels: int [B, S], the context's ids, `IGNORE` on padding.
         """
         hidden = self.context_hidden(memory, inputs)
-        return token_losses(self.write_logits(inputs.params, hidden), labels)
+        return self.hidden_losses(inputs.params, hidden, labels)
+
+    def hidden_losses(self, params: Params, hidden: jax.Array, labels: jax.Array) -> jax.Array:
+        """Losses of WRITE's predictions [B, S] from hidden states [B, S, d] before each token."""
+        return losses_of_hidden(functools.partial(self.write_logits, params), hidden, labels)
 
     def context_hidden(self, memory: MemoryT, inputs: WriteInputs) -> jax.Array:
         """Hidden states [B, S, d] before each token; the last prefix position predicts the first.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from gradmem_jax.checks import require
 from gradmem_jax.dtypes import at_least_float32
-from gradmem_jax.losses import IGNORE, mean_per_sample, token_losses
+from gradmem_jax.losses import IGNORE, mean_per_sample
 from gradmem_jax.memory.inner_loop import (
     WriteInfo,
     WriteSettings,
@@ -168,8 +168,7 @@ class RMT(PrefixMemory[jax.Array]):
                 new = jnp.where((k > 0) | (not from_initial), added, new)
             if c.inner_loss_weight:
                 before = hidden[:, prefix.shape[1] - 1 : -suffix.shape[1] - 1]
-                losses = token_losses(self.write_logits(params, before), labels)
-                losses = mean_per_sample(losses, labels)
+                losses = mean_per_sample(self.hidden_losses(params, before, labels), labels)
             else:
                 losses = jnp.zeros(batch_size)
             new = jnp.where(per_sample(k < last, new), new, memory)

@@ -1,16 +1,19 @@
 """Layouts on many devices: a mesh with named axes, and where each parameter lies on it.
 
 A batch is split over the axes `data` and `fsdp`. Parameters and optimizer state are split over
-`fsdp`, and gathered once a step however many WRITE steps there are; attention heads, MLP and
+`fsdp`, and gathered once a step however many WRITE steps there are, or by each layer when it runs
+(`TransformerConfig.gather`); attention heads, MLP and
 vocabulary are split over `tensor`.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gradmem_jax.checks import check_fields, require
@@ -38,6 +41,7 @@ PARAM_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"/inner_weights", ("heads", "embed", None)),
     (r"/fast_(gate|up|out)", (None, "embed", None)),
 )
+LAYERS = r"(^|/)lm/layers(_\d+)?/"  # paths of parameters that layers may gather themselves
 MESH_AXES = {"embed": "fsdp", "vocab": "tensor", "heads": "tensor", "mlp": "tensor"}
 
 
@@ -226,11 +230,12 @@ def gradient_on_mesh(
     batch: PyTree,
     totals: PyTree,
     gradient_like: PyTree,
+    gathered_by_fn: str | None = None,
 ) -> tuple[PyTree, PyTree]:
     """Adds up what every device computes from its part of a batch.
 
     Parameters are gathered over `fsdp` once and gradients scattered once; `fn` runs without any
-    communication between the parts of the batch.
+    communication between the parts of the batch, but for those that it gathers itself.
 
     Args:
         fn: `(params, part of the batch, totals) -> (gradient, metrics)`, sums over the part.
@@ -239,6 +244,7 @@ def gradient_on_mesh(
         batch: arrays [B, ...].
         totals: what all devices need alike.
         gradient_like: the part of the parameters that the gradient is of.
+        gathered_by_fn: a regular expression of the paths of those parameters that `fn` gathers.
 
     Returns:
         The gradient, split like the parameters, and the metrics.
@@ -253,20 +259,27 @@ def gradient_on_mesh(
 
     specs, gradient_specs = manual(params), manual(gradient_like)
 
-    def gather(x: jax.Array, spec: PartitionSpec) -> jax.Array:
-        axis = _axis_of(spec, "fsdp")
-        return x if axis is None else jax.lax.all_gather(x, "fsdp", axis=axis, tiled=True)
+    def is_left(path: Any) -> bool:
+        return gathered_by_fn is not None and bool(re.search(gathered_by_fn, path_name(path)))
 
-    def reduce(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+    def gather(path: Any, x: jax.Array, spec: PartitionSpec) -> jax.Array:
+        axis = _axis_of(spec, "fsdp")
+        if axis is None or is_left(path):
+            return x
+        return jax.lax.all_gather(x, "fsdp", axis=axis, tiled=True)
+
+    def reduce(path: Any, x: jax.Array, spec: PartitionSpec) -> jax.Array:
         axis = _axis_of(spec, "fsdp")
         if axis is None:
             return jax.lax.psum(x, axes)
-        part = jax.lax.psum_scatter(x, "fsdp", scatter_dimension=axis, tiled=True)
-        return jax.lax.psum(part, "data") if "data" in axes else part
+        if not is_left(path):
+            x = jax.lax.psum_scatter(x, "fsdp", scatter_dimension=axis, tiled=True)
+        return jax.lax.psum(x, "data") if "data" in axes else x
 
     def on_device(params: PyTree, part: PyTree, totals: PyTree) -> tuple[PyTree, PyTree]:
-        gradient, metrics = fn(jax.tree.map(gather, params, specs), part, totals)
-        return jax.tree.map(reduce, gradient, gradient_specs), jax.lax.psum(metrics, axes)
+        gradient, metrics = fn(jax.tree.map_with_path(gather, params, specs), part, totals)
+        gradient = jax.tree.map_with_path(reduce, gradient, gradient_specs)
+        return gradient, jax.lax.psum(metrics, axes)
 
     return jax.shard_map(
         on_device,
@@ -276,6 +289,74 @@ def gradient_on_mesh(
         axis_names=set(axes) if mesh.shape["tensor"] > 1 else set(AXES),
         check_vma=False,
     )(params, batch, totals)
+
+
+def whole_layers(params: PyTree, width: int) -> PyTree:
+    """Shapes and dtypes of parameters as they are once each layer has gathered its own.
+
+    Args:
+        params: of a model whose `lm` is a transformer, split as `gradient_on_mesh` leaves them.
+        width: d of the language model.
+    """
+    if not _is_split():
+        return params
+
+    def whole(path: Any, x: Any) -> Any:
+        name = path_name(path)
+        if not re.search(LAYERS, name):
+            return x
+        axes = zip(x.shape, logical_axes(name, x.ndim), strict=True)
+        shape = [width if axis == "embed" else size for size, axis in axes]
+        return jax.ShapeDtypeStruct(shape, x.dtype)
+
+    return jax.tree.map_with_path(whole, params)
+
+
+def _is_split() -> bool:
+    """Whether this is traced for one of several devices that each keep parts of parameters."""
+    return "fsdp" in jax.sharding.get_abstract_mesh().manual_axes
+
+
+def gather_layer(params: PyTree, *, width: int, dtype: Any) -> PyTree:
+    """Whole parameters of a layer from the parts that each device keeps, in `dtype`.
+
+    Their gradients are summed over devices in the parameters' own dtype. Outside of
+    `gradient_on_mesh` parameters are whole, and stay as they are.
+
+    Args:
+        params: of one layer of a transformer, in which "embed" axes have the model's width.
+        width: d; an axis that is shorter is split.
+        dtype: what is sent, and what the layer computes in.
+    """
+    if not _is_split():
+        return params
+
+    def gather(path: Any, x: jax.Array) -> jax.Array:
+        names = logical_axes(f"/{path_name(path)}", x.ndim)
+        split = [i for i, n in enumerate(names) if n == "embed" and x.shape[i] != width]
+        return _gathered(x, split[0], dtype) if split else x
+
+    return jax.tree.map_with_path(gather, params)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gathered(x: jax.Array, axis: int, dtype: Any) -> jax.Array:
+    return jax.lax.all_gather(x.astype(dtype), "fsdp", axis=axis, tiled=True)
+
+
+def _gather_forward(x: jax.Array, axis: int, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    return _gathered(x, axis, dtype), jnp.zeros((), x.dtype)
+
+
+def _gather_backward(
+    axis: int, dtype: Any, like: jax.Array, cotangent: jax.Array
+) -> tuple[jax.Array]:
+    del dtype
+    whole = cotangent.astype(like.dtype)
+    return (jax.lax.psum_scatter(whole, "fsdp", scatter_dimension=axis, tiled=True),)
+
+
+_gathered.defvjp(_gather_forward, _gather_backward)
 
 
 def _only(spec: PartitionSpec, axes: Sequence[str]) -> PartitionSpec:

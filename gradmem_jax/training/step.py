@@ -13,6 +13,7 @@ from gradmem_jax.checks import AUTOMATIC
 from gradmem_jax.memory.interface import MemoryModel
 from gradmem_jax.parallel.micro_batches import sum_over_parts
 from gradmem_jax.parallel.sharding import (
+    LAYERS,
     batch_sharding,
     gradient_on_mesh,
     mesh_compiler_options,
@@ -91,7 +92,9 @@ def loss_gradient(
         platform=mesh.devices.flat[0].platform,
     )
     trained, _ = split_params(params, frozen)
-    return gradient_on_mesh(on_part, mesh, params, dict(batch), totals, trained)
+    by_layers = getattr(model.config.lm, "gather", "step") == "layer"
+    own = LAYERS if by_layers else None
+    return gradient_on_mesh(on_part, mesh, params, dict(batch), totals, trained, own)
 
 
 def _gradient_of_part(

@@ -15,7 +15,7 @@ from gradmem_jax.parallel import sharding
 from gradmem_jax.parallel.sharding import MeshConfig, make_mesh
 from gradmem_jax.storage import checkpoint
 from gradmem_jax.training.optimizer import OptimizerConfig, make_optimizer
-from gradmem_jax.training.step import init_state, make_train_step
+from gradmem_jax.training.step import init_state, loss_gradient, make_train_step
 from tests.small import (
     random_ids,
     small_batch,
@@ -111,6 +111,27 @@ class LayoutTest(parameterized.TestCase):
             )
         same = jax.tree.map(lambda x, y: x.sharding == y.sharding, new_state, state)
         self.assertTrue(all(jax.tree.leaves(same)))
+
+    @parameterized.parameters(
+        ((1, 8, 1), {}, ()),
+        ((2, 2, 2), {"scan_layers": True, "remat": "full"}, ()),
+        ((1, 4, 1), {"scan_layers": True}, ("^lm/",)),
+    )
+    def test_layers_that_gather_their_own_parameters(self, layout, lm, frozen):
+        self.enter_context(jax.enable_x64(True))
+        types = {"dtype": "float64", "param_dtype": "float64"}
+        mesh, lm = mesh_of(*layout), LM | types | lm
+        model = small_model(lm=lm, write_lora_rank=2)
+        params, batch = small_params(model), small_batch(16)
+        want = jax.jit(lambda p, b: loss_gradient(model, p, b, 1, frozen))(params, batch)
+        model = small_model(lm=lm | {"gather": "layer"}, write_lora_rank=2)
+        where = sharding.shardings(params, mesh)
+        gradient = jax.jit(lambda p, b: loss_gradient(model, p, b, 2, frozen, mesh=mesh))
+        args = sharding.place(params, where), sharding.place(batch, sharding.batch_sharding(mesh))
+        got = gradient(*args)
+        chex.assert_trees_all_close(jax.device_get(got), jax.device_get(want), rtol=1e-6, atol=1e-9)
+        split = [x for x in jax.tree.leaves(got[0]) if not x.sharding.is_fully_replicated]
+        self.assertNotEmpty(split)
 
     def test_parts_of_a_write_lie_on_all_devices(self):
         mesh, ids = mesh_of(8, 1, 1), random_ids(0, 16, 9)

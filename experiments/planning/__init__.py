@@ -1,0 +1,1 @@
+"""What a training step would take on a machine that is not there."""

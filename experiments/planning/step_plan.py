@@ -1,0 +1,175 @@
+"""The plan of a training step: it is compiled for a machine, and what the compiler says is read."""
+
+import dataclasses
+import math
+import time
+from typing import Any
+
+import jax
+
+from experiments.planning.flops import count_flops
+from experiments.planning.hlo import measure
+from experiments.planning.machines import Topology
+from experiments.planning.work import Work
+from experiments.run import fitting
+from gradmem_jax.checks import AUTOMATIC, require
+from gradmem_jax.parallel import sharding
+from gradmem_jax.training.optimizer import make_optimizer
+from gradmem_jax.training.step import TrainState, init_state, jit_train_step
+from gradmem_jax.trees import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class StepPlan:
+    """What a step takes on each device of a machine.
+
+    Attributes:
+        work: name of the step.
+        topology: name of the machine.
+        devices: how many there are.
+        batch_size: B, of all devices.
+        settings: what it was compiled with: parts of the batch, remat, dtype.
+        fits: whether a device has room for it.
+        available: bytes that a program can have on a device.
+        parameters: bytes of the parameters that a device keeps.
+        optimizer: bytes of the optimizer's state that it keeps.
+        gathered: bytes of the parameters that others keep and it holds during a step; they are
+            part of what is temporary.
+        temporary: bytes that are there during a step only; of a step without room on a TPU, all.
+        total: bytes of all of them.
+        flops: operations of matrix products.
+        moved: bytes read from main memory and written to it.
+        seconds: the time that the slower of both takes at the device's peaks, the least there is.
+        bound_by: which it is: "compute" or "memory".
+        collectives: bytes sent, by kind.
+        compile_seconds: how long compiling took here.
+    """
+
+    work: str
+    topology: str
+    devices: int
+    batch_size: int
+    settings: dict[str, Any]
+    fits: bool
+    available: int
+    parameters: int
+    optimizer: int
+    gathered: int
+    temporary: int
+    total: int
+    flops: float | None
+    moved: float | None
+    seconds: float | None
+    bound_by: str
+    collectives: dict[str, float]
+    compile_seconds: float
+
+
+def plan_step(work: Work, topology: Topology) -> StepPlan:
+    """Compiles a step for a machine.
+
+    Raises:
+        ValueError: the mesh or the batch does not divide over its devices.
+    """
+    mesh = sharding.make_mesh(work.mesh, topology.devices)
+    shards = sharding.num_batch_shards(mesh)
+    require(
+        work.batch_size % shards == 0,
+        f"{work.name}: batch size {work.batch_size} does not divide over the {shards} devices of "
+        f"{topology.name} along the batch; choose another --batch_size, or a mesh with tensor.",
+    )
+    state = _state_shapes(work)
+    flops = 0
+
+    def lower(parts: int) -> Any:
+        nonlocal flops
+        step = jit_train_step(
+            work.model, make_optimizer(work.optimizer), state, mesh, parts, work.frozen
+        )
+        traced = step.trace(state, dict(work.batch))
+        flops = count_flops(traced.jaxpr)
+        return traced.lower()
+
+    started = time.monotonic()
+    lm = work.model.config.lm
+    machine = topology.machine
+    own, whole = (_bytes(state.params, mesh, whole) for whole in (False, True))
+    known: dict[str, Any] = {
+        "work": work.name,
+        "topology": topology.name,
+        "devices": len(topology.devices),
+        "batch_size": work.batch_size,
+        "settings": {
+            "remat": lm.remat,
+            "dtype": lm.dtype,
+            "gather": getattr(lm, "gather", "step"),
+        },
+        "available": machine.usable,
+        "parameters": own,
+        "optimizer": _bytes(state.optimizer_state, mesh, False),
+        "gathered": whole - own,
+    }
+    given, rows = work.num_micro_batches, work.batch_size // shards
+    try:
+        if given == AUTOMATIC:
+            compiled, parts = fitting.compile_in_parts(lower, rows, machine.usable)
+        else:
+            compiled, parts = lower(given).compile(), given
+    except jax.errors.JaxRuntimeError as error:
+        used = fitting.bytes_without_room(error)
+        if used is None:
+            raise
+        known["settings"]["num_micro_batches"] = rows if given == AUTOMATIC else given
+        return StepPlan(
+            **known,
+            flops=flops,
+            fits=False,
+            temporary=used - own - known["optimizer"],
+            total=used,
+            moved=None,
+            seconds=None,
+            bound_by="",
+            collectives={},
+            compile_seconds=time.monotonic() - started,
+        )
+    known["settings"]["num_micro_batches"] = parts
+    traffic, total = measure(compiled.as_text()), fitting.total_bytes(compiled)
+    times = {
+        "compute": flops / machine.peak(lm.dtype),
+        "memory": traffic.memory / machine.bandwidth,
+    }
+    bound_by = max(times, key=lambda name: times[name])
+    return StepPlan(
+        **known,
+        flops=flops,
+        fits=total <= machine.usable,
+        temporary=compiled.memory_analysis().temp_size_in_bytes,
+        total=total,
+        moved=traffic.memory,
+        seconds=times[bound_by],
+        bound_by=bound_by,
+        collectives=traffic.collectives,
+        compile_seconds=time.monotonic() - started,
+    )
+
+
+def _state_shapes(work: Work) -> TrainState:
+    def draw() -> TrainState:
+        params = work.model.init(jax.random.key(0))
+        return init_state(params, make_optimizer(work.optimizer), work.frozen)
+
+    return jax.eval_shape(draw)
+
+
+def _bytes(tree: PyTree, mesh: Any, whole: bool) -> int:
+    """Bytes of arrays on each device, or, gathered over fsdp, of `whole` ones."""
+    where = sharding.shardings(tree, mesh)
+
+    def size(x: Any, place: Any) -> int:
+        shape = place.shard_shape(x.shape)
+        gathered = (
+            mesh.shape["fsdp"] if whole and "fsdp" in jax.tree.leaves(tuple(place.spec)) else 1
+        )
+        return math.prod(shape) * x.dtype.itemsize * gathered
+
+    return sum(jax.tree.leaves(jax.tree.map(size, tree, where)))

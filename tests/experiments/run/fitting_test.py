@@ -1,0 +1,87 @@
+"""Into how many parts a batch goes where a device has little room."""
+
+import pathlib
+import types
+from unittest import mock
+
+import jax
+from absl.testing import absltest, parameterized
+
+from experiments.program.console import log
+from experiments.run import fitting, whole_run
+from experiments.run.build import build
+from tests.experiments.tiny_run import tiny_config
+
+
+class Program:
+    """A step of `count` parts of 12 samples, each of which takes 10 bytes beside 20."""
+
+    tried: list[int] = []
+
+    def __init__(self, count, error=None):
+        self.count, self._error = count, error
+        self.tried.append(count)
+
+    def compile(self):
+        if self._error and self.count < 4:
+            raise jax.errors.JaxRuntimeError(self._error)
+        return self
+
+    def memory_analysis(self):
+        return types.SimpleNamespace(
+            argument_size_in_bytes=20,
+            output_size_in_bytes=15,
+            alias_size_in_bytes=15,
+            temp_size_in_bytes=120 // self.count,
+        )
+
+
+class FittingTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        Program.tried = []
+
+    @parameterized.parameters(
+        (None, 1, [1]), (140, 1, [1]), (139, 2, [1, 2]), (50, 4, [1, 2, 4]), (30, 12, [1, 4, 12])
+    )
+    def test_as_few_parts_as_there_is_room_for(self, room, want, tried):
+        found, count = fitting.compile_in_parts(Program, 12, room)
+        self.assertEqual((found.count, count), (want, want))
+        self.assertEqual(Program.tried, tried)
+
+    def test_one_sample_at_a_time_is_the_last_try(self):
+        self.assertEqual(fitting.compile_in_parts(Program, 12, 1)[1], 12)
+
+    @parameterized.parameters(
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 15.85G of 15.75G hbm.",
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (16.16G) exceeds available HBM (15.75G).",
+        "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes.",
+    )
+    def test_a_compiler_that_finds_no_room(self, text):
+        found = fitting.bytes_without_room(jax.errors.JaxRuntimeError(text))
+        self.assertAlmostEqual(found / 2**30, 16, delta=0.2)
+
+        def lower(count):
+            return Program(count, text)
+
+        self.assertEqual(fitting.compile_in_parts(lower, 12, 2**34)[1], 4)
+
+    def test_other_errors_are_errors(self):
+        with self.assertRaisesRegex(jax.errors.JaxRuntimeError, "INTERNAL"):
+            fitting.compile_in_parts(lambda count: Program(count, "INTERNAL: no"), 12, 100)
+
+    def test_a_run_on_a_device_with_little_memory(self):
+        plan = build(tiny_config(num_steps=2, num_micro_batches=-1, cpu_devices=1))
+        folder = self.create_tempdir().full_path
+        fitting.log_parts.cache_clear()
+        with (
+            mock.patch.object(fitting, "device_memory", lambda mesh: 1),
+            self.assertLogs(log, "INFO") as logs,
+        ):
+            whole_run.train(plan, pathlib.Path(folder) / "run")
+        self.assertRegex("\n".join(logs.output), r"the (\d+) samples of a device go in \1 parts")
+
+
+if __name__ == "__main__":
+    absltest.main()
