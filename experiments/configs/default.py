@@ -89,7 +89,7 @@ def get_config(
 
     config.lm = fields_of(METHODS[method].lm, leave_out=("rope_scaling",))
     if pretrained:
-        config.lm = ConfigDict({name: config.lm[name] for name in LEFT_OPEN})
+        config.lm = ConfigDict({name: config.lm[name] for name in LEFT_OPEN if name in config.lm})
     config.model = fields_of(METHODS[method].config, leave_out=("pad_id",))
     if "write_learning_rate" in config.model:
         config.model.num_write_steps = 2
