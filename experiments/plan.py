@@ -8,24 +8,21 @@ experiments/planning/catalogue.py. Where one does not fit, settings are sought t
   python -m experiments.plan --work='gpt2_*' --topology=h200:1,a100-80:8 --batch_sizes=16,64
 """
 
-import dataclasses
-import pathlib
 from collections.abc import Iterator, Sequence
 
 from absl import flags
 from ml_collections import config_flags
 
-from experiments.planning import machines, remedies
+from experiments.planning import machines, plans
 from experiments.planning.catalogue import find_works
-from experiments.planning.machines import GIB, MACHINES, Topology
-from experiments.planning.step_plan import StepPlan, plan_step
+from experiments.planning.machines import MACHINES, Topology
+from experiments.planning.step_plan import StepPlan
 from experiments.planning.work import Work, works_of_run
-from experiments.program import console, files, formatting, startup
+from experiments.program import console, files, startup
 from experiments.program.console import log
 from experiments.run.build import build
 from gradmem_jax.checks import require
 
-_FIELDS = ("remat", "dtype", "gather", "attention")
 with startup.known_fields():
     _CONFIG = config_flags.DEFINE_config_file("config", None, "The run whose steps are planned.")
 _WORK = flags.DEFINE_string(
@@ -43,7 +40,7 @@ _BATCH_SIZES = flags.DEFINE_list(
 _LM = flags.DEFINE_list(
     "lm",
     [],
-    f"Settings to plan with, as in remat=full,dtype=bfloat16, of {', '.join(_FIELDS)}.",
+    f"Settings to plan with, as in remat=full,dtype=bfloat16, of {', '.join(plans.FIELDS)}.",
 )
 _NUM_MICRO_BATCHES = flags.DEFINE_integer(
     "num_micro_batches",
@@ -65,53 +62,6 @@ def _works(topology: Topology) -> Iterator[Work]:
             yield from works_of_run(build(_CONFIG.value.lock()), size)
 
 
-def changed(work: Work) -> Work:
-    """A step with the settings that flags ask for."""
-    settings = dict(text.partition("=")[::2] for text in _LM.value)
-    unknown = sorted(settings.keys() - {*_FIELDS})
-    require(
-        not unknown and all(settings.values()),
-        f"--lm={','.join(_LM.value)} must be of name=value, with names of {', '.join(_FIELDS)}.",
-    )
-    work = work.with_lm(**settings)
-    if _NUM_MICRO_BATCHES.value is not None:
-        work = dataclasses.replace(work, num_micro_batches=_NUM_MICRO_BATCHES.value)
-    return work
-
-
-def _gib(size: float | None) -> float | None:
-    return None if size is None else size / GIB
-
-
-def table(plans: Sequence[StepPlan]) -> str:
-    """Formats plans, a line each."""
-    head = ["step", "on", "B", "parts", "remat", "dtype", "gather", "fits", "GiB of", "parameters"]
-    head += ["optimizer", "gathered", "temporary", "TFLOP", "GB moved", "ms", "bound by"]
-    head += ["GB sent", "compile s"]
-    rows = [
-        [
-            p.work,
-            p.topology,
-            p.batch_size,
-            p.settings["num_micro_batches"],
-            p.settings["remat"],
-            p.settings["dtype"],
-            p.settings["gather"],
-            "yes" if p.fits else "NO",
-            f"{p.total / GIB:.2f} of {p.available / GIB:.1f}",
-            *map(_gib, (p.parameters, p.optimizer, p.gathered, p.temporary)),
-            None if p.flops is None else p.flops / 1e12,
-            None if p.moved is None else p.moved / 1e9,
-            None if p.seconds is None else p.seconds * 1e3,
-            p.bound_by,
-            sum(p.collectives.values()) / 1e9,
-            round(p.compile_seconds),
-        ]
-        for p in plans
-    ]
-    return formatting.markdown(head, rows)
-
-
 def main(_: Sequence[str]) -> None:
     """Runs the program."""
     console.set_up_logging()
@@ -121,26 +71,16 @@ def main(_: Sequence[str]) -> None:
     )
     out = None if _OUT.value is None else files.output_file("out", _OUT.value)
     machines.set_up()
-    plans: list[StepPlan] = []
+    found: list[StepPlan] = []
     for topology in map(machines.open_topology, _TOPOLOGY.value):
-        for work in map(changed, _works(topology)):
-            plan = plan_step(work, topology)
-            plans.append(plan)
-            log.info("%s on %s: %.2f GiB", plan.work, plan.topology, plan.total / GIB)
-            if not plan.fits and _REMEDIES.value:
-                remedy = remedies.find_remedy(work, topology, plan)
-                plans += [] if remedy is None else [remedy]
-                said = "nothing tried fits" if remedy is None else remedies.describe(remedy)
-                log.info("%s does not fit; what does: %s", plan.work, said)
+        works = (
+            plans.changed(work, _LM.value, _NUM_MICRO_BATCHES.value) for work in _works(topology)
+        )
+        for plan in plans.make_plans(works, topology, _REMEDIES.value):
+            found.append(plan)
             if out is not None:
-                write_plans(out, plans)
-    log.info("on each device\n%s", table(plans))
-
-
-def write_plans(out: pathlib.Path, plans: Sequence[StepPlan]) -> None:
-    """Writes plans as JSON and as a table."""
-    files.write_json(files.with_ending(out, ".json"), [dataclasses.asdict(p) for p in plans])
-    files.with_ending(out, ".md").write_text(table(plans) + "\n")
+                plans.write_plans(out, found)
+    log.info("on each device\n%s", plans.table(found))
 
 
 if __name__ == "__main__":

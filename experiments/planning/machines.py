@@ -140,7 +140,7 @@ def open_topology(name: str) -> Topology:
     require(
         importlib.util.find_spec(plugin) is not None,
         f"--topology={name}: the compiler for {kind} is not installed; "
-        f"pip install 'gradmem-jax[{extra}]' brings it, on any machine.",
+        f"pip install '.[{extra}]' brings it, on any machine.",
     )
     count = int(shape or 1) if shape.isdecimal() or not shape else 0
     try:

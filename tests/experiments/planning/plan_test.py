@@ -8,10 +8,9 @@ import unittest
 from unittest import mock
 
 import jax
-from absl.testing import absltest, flagsaver, parameterized
+from absl.testing import absltest, parameterized
 
-from experiments import plan as program
-from experiments.planning import machines, remedies
+from experiments.planning import machines, plans, remedies
 from experiments.planning.catalogue import catalogue, find_works
 from experiments.planning.machines import MACHINES, Machine, Topology
 from experiments.planning.step_plan import plan_step
@@ -121,36 +120,33 @@ class PlanTest(parameterized.TestCase):
             self.assertGreaterEqual(machine.flops, machine.float32_flops)
             self.assertLessEqual(machine.usable, machine.memory)
 
-    def test_the_program_writes_what_it_found(self):
+    def test_what_is_written(self):
         out = pathlib.Path(self.create_tempdir().full_path) / "plans"
         topology = here(2**30)._replace(devices=jax.devices()[:1])
-        work = tiny_work(MeshConfig())
-        with (
-            mock.patch.object(program, "find_works", lambda *_: [work]),
-            mock.patch.object(machines, "open_topology", lambda _: topology),
-            mock.patch.object(machines, "set_up"),
-            flagsaver.flagsaver(
-                work="tiny",
-                topology=["here"],
-                out=str(out),
-                lm=["remat=full", "dtype=bfloat16"],
-                num_micro_batches=4,
-            ),
-        ):
-            program.main([])
+        work = plans.changed(tiny_work(MeshConfig()), ["remat=full", "dtype=bfloat16"], 4)
+        plans.write_plans(out, list(plans.make_plans([work], topology, remedies=False)))
         (found,) = json.loads(out.with_suffix(".json").read_text())
         self.assertEqual((found["work"], found["fits"]), ("tiny", True))
         want = {"remat": "full", "dtype": "bfloat16", "num_micro_batches": 4, "gather": "step"}
         self.assertEqual(found["settings"], want)
-        self.assertIn("| tiny | here | 16 |", out.with_suffix(".md").read_text())
+        self.assertIn("| tiny | here | 16 | 4 | full |", out.with_suffix(".md").read_text())
+
+    def test_a_step_that_fits_comes_behind_one_that_does_not(self):
+        found = [
+            types.SimpleNamespace(fits=fits, work="w", topology="t", total=1, settings={})
+            for fits in (False, True)
+        ]
+        with (
+            mock.patch.object(plans, "plan_step", return_value=found[0]),
+            mock.patch.object(plans, "find_remedy", return_value=found[1]),
+        ):
+            self.assertEqual(list(plans.make_plans([None], None, remedies=True)), found)
+            self.assertEqual(list(plans.make_plans([None], None, remedies=False)), found[:1])
 
     @parameterized.parameters("remat", "depth=full", "remat=little", "num_layers=2")
-    def test_fields_that_cannot_be_changed(self, bad):
-        with (
-            flagsaver.flagsaver(lm=[bad]),
-            self.assertRaisesRegex(ValueError, "--lm=|remat='little' is not known"),
-        ):
-            program.changed(tiny_work())
+    def test_settings_that_cannot_be_changed(self, bad):
+        with self.assertRaisesRegex(ValueError, "--lm=|remat='little' is not known"):
+            plans.changed(tiny_work(), [bad])
 
     @parameterized.parameters(*PLUGINS)
     def test_a_machine_that_is_not_here(self, name):
