@@ -114,6 +114,8 @@ SLOW = (
     "lact_bfloat16",
     "ttt_linear",
     "mamba",
+    "mamba_bfloat16",
+    "armt_bfloat16",
     "mamba2_bfloat16",
     "rmt",
     "armt",

@@ -18,13 +18,11 @@ SIZES = {"vocab_size": 11, "width": 16, "num_layers": 1, "num_heads": 2, "max_po
 
 
 class SomeTokensTest(parameterized.TestCase):
-    @parameterized.product(
-        model=((GPT2, GPT2Config), (GPTNeoX, GPTNeoXConfig), (Llama, LlamaConfig)),
-        scan_layers=(False, True),
+    @parameterized.parameters(
+        (GPT2, GPT2Config, False), (GPTNeoX, GPTNeoXConfig, True), (Llama, LlamaConfig, True)
     )
-    def test_as_all_at_once(self, model, scan_layers):
+    def test_as_all_at_once(self, kind, config, scan_layers):
         self.enter_context(jax.enable_x64(True))
-        kind, config = model
         types = {"dtype": "float64", "param_dtype": "float64", "mlp_width": 64}
         lm = kind(config(**SIZES, **types, scan_layers=scan_layers))
         ids = jnp.asarray(np.random.default_rng(0).integers(0, 11, (2, 37)))

@@ -21,7 +21,8 @@ CONTEXT[1, 5:] = 0
 NUM_DEVICES = 2
 ROWS, WHOLE = PartitionSpec("data"), PartitionSpec()
 INFO = WriteInfo(PartitionSpec(None, "data"), PartitionSpec(None, "data"), ROWS)
-SLOW = ("kv_prefix", "warm_start", "lact", "ttt_linear", "mamba")  # others take the same code
+# Others take the same code.
+SLOW = ("kv_prefix", "warm_start", "lact", "ttt_linear", "mamba", "mamba2", "gradmem_with_adam")
 MODELS = {name: functools.partial(small_writer, name) for name in METHODS} | {
     "gradmem_with_adam": functools.partial(small_model, optax.adam(0.1, eps_root=1e-8)),
     "gradmem_with_much_beside": functools.partial(
