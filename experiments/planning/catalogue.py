@@ -77,10 +77,12 @@ def catalogue(num_devices: int, batch_size: int | None = None) -> dict[str, Work
     )
     for length in (2048, 4096, 8192):
         name = f"smollm2_135m_{length}_k2"
-        works[name] = _step(name, SMOLLM2_135M, length, 24, batch_size or num_devices)
+        works[name] = _step(
+            name, SMOLLM2_135M, length, 24, batch_size or num_devices, write_head=False
+        )
     split = MeshConfig(data=1, fsdp=-1)
     for name, lm in {"llama_1b_k2": LLAMA32_1B, "llama_3b_k2": LLAMA32_3B}.items():
-        work = _step(name, lm, 1024, 24, batch_size or num_devices)
+        work = _step(name, lm, 1024, 24, batch_size or num_devices, write_head=False)
         works[name] = dataclasses.replace(work, mesh=split)
     works["llama_1b_adapters_k2"] = dataclasses.replace(
         _step(
