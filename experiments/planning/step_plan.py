@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import time
 from typing import Any
 
@@ -16,7 +17,7 @@ from gradmem_jax.checks import AUTOMATIC, require
 from gradmem_jax.parallel import sharding
 from gradmem_jax.training.optimizer import make_optimizer
 from gradmem_jax.training.step import TrainState, init_state, jit_train_step
-from gradmem_jax.trees import PyTree
+from gradmem_jax.trees import PyTree, path_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +94,9 @@ def plan_step(work: Work, topology: Topology) -> StepPlan:
     started = time.monotonic()
     lm = work.model.config.lm
     machine = topology.machine
-    own, whole = (_bytes(state.params, mesh, whole) for whole in (False, True))
+    by_layers = getattr(lm, "gather", "step") == "layer"
+    own = _bytes(state.params, mesh)
+    whole = _bytes(state.params, mesh, whole=True, but=sharding.LAYERS if by_layers else None)
     known: dict[str, Any] = {
         "work": work.name,
         "topology": topology.name,
@@ -106,7 +109,7 @@ def plan_step(work: Work, topology: Topology) -> StepPlan:
         },
         "available": machine.usable,
         "parameters": own,
-        "optimizer": _bytes(state.optimizer_state, mesh, False),
+        "optimizer": _bytes(state.optimizer_state, mesh),
         "gathered": whole - own,
     }
     given, rows = work.num_micro_batches, work.batch_size // shards
@@ -161,15 +164,21 @@ def _state_shapes(work: Work) -> TrainState:
     return jax.eval_shape(draw)
 
 
-def _bytes(tree: PyTree, mesh: Any, whole: bool) -> int:
-    """Bytes of arrays on each device, or, gathered over fsdp, of `whole` ones."""
-    where = sharding.shardings(tree, mesh)
+def _bytes(tree: PyTree, mesh: Any, whole: bool = False, but: str | None = None) -> int:
+    """Bytes of arrays on each device.
 
-    def size(x: Any, place: Any) -> int:
-        shape = place.shard_shape(x.shape)
-        gathered = (
-            mesh.shape["fsdp"] if whole and "fsdp" in jax.tree.leaves(tuple(place.spec)) else 1
-        )
-        return math.prod(shape) * x.dtype.itemsize * gathered
+    Args:
+        tree: the arrays.
+        mesh: the devices.
+        whole: whether they are gathered over fsdp.
+        but: a regular expression of the paths of those that are not.
+    """
 
-    return sum(jax.tree.leaves(jax.tree.map(size, tree, where)))
+    def size(path: Any, x: Any, place: Any) -> int:
+        left = but is not None and re.search(but, path_name(path))
+        is_gathered = whole and "fsdp" in tuple(place.spec) and not left
+        parts = mesh.shape["fsdp"] if is_gathered else 1
+        return math.prod(place.shard_shape(x.shape)) * x.dtype.itemsize * parts
+
+    sizes = jax.tree.map_with_path(size, tree, sharding.shardings(tree, mesh))
+    return sum(jax.tree.leaves(sizes))

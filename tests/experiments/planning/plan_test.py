@@ -49,6 +49,8 @@ class PlanTest(parameterized.TestCase):
         self.assertGreater(plan.flops, 0)
         self.assertGreater(plan.collectives["all-gather"], plan.gathered / 2)
         self.assertIn(plan.bound_by, ("compute", "memory"))
+        layers = plan_step(tiny_work().with_lm(gather="layer"), here(2**30))
+        self.assertBetween(layers.gathered, 1, plan.gathered - 1)
         least = max(plan.flops, plan.moved) / 1e9
         self.assertAlmostEqual(plan.seconds, least)
 
