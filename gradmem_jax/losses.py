@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from gradmem_jax.checks import is_symbolic
 from gradmem_jax.dtypes import at_least_float32
+from gradmem_jax.token_chunks import join_tokens, split_tokens
 
 IGNORE = -100
 LARGEST_LOGITS = 2**27  # bytes of logits that are made at once
@@ -60,17 +61,9 @@ def losses_of_hidden(
     size = max(CHUNK_LOGITS * length // max(num_bytes, 1), rows, SHORTEST_CHUNK)
     if num_bytes <= LARGEST_LOGITS or length <= size:
         return losses(hidden, labels)
-    num_chunks = -(-length // size)
-    left = num_chunks * size - length
-    hidden = jnp.pad(hidden, ((0, 0), (0, left), (0, 0)))
-    labels = jnp.pad(labels, ((0, 0), (0, left)), constant_values=IGNORE)
-    chunks = (
-        jnp.swapaxes(hidden.reshape(batch_size, num_chunks, size, width), 0, 1),
-        jnp.swapaxes(labels.reshape(batch_size, num_chunks, size), 0, 1),
-    )
+    chunks = (split_tokens(hidden, size), split_tokens(labels, size, IGNORE))
     of_chunk = jax.checkpoint(losses, prevent_cse=False)
-    values = jax.lax.map(lambda chunk: of_chunk(*chunk), chunks)
-    return jnp.swapaxes(values, 0, 1).reshape(batch_size, -1)[:, :length]
+    return join_tokens(jax.lax.map(lambda chunk: of_chunk(*chunk), chunks), length)
 
 
 def mean_per_sample(values: jax.Array, labels: jax.Array) -> jax.Array:

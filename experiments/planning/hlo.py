@@ -19,9 +19,7 @@ _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _CALLED = re.compile(r"\b(body|condition|to_apply|calls|called_computations)=\{?%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_COLLECTIVE = re.compile(
-    r"^(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?$"
-)
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 # They move nothing: names for parts of arrays, what is known beforehand, and calls, whose
 # computations are counted.
 _FREE = {
@@ -49,6 +47,17 @@ class Instruction(NamedTuple):
     arguments: str
     text: str
     is_root: bool
+
+    @property
+    def collective(self) -> str | None:
+        """Which of `COLLECTIVES` it does or starts, if any."""
+        kind = self.opcode.removesuffix("-start")
+        return kind if kind in COLLECTIVES else None
+
+    @property
+    def is_started(self) -> bool:
+        """Whether it only starts what another instruction ends; its shape lists operands too."""
+        return self.opcode.endswith("-start")
 
     @property
     def operands(self) -> list[str]:
@@ -142,8 +151,8 @@ def measure(text: str) -> Traffic:
     for name, times in _times_run(program).items():
         computation = program.computations[name]
         for instruction in computation.values():
-            if kind := _COLLECTIVE.match(instruction.opcode):
-                collectives[kind[1]] += times * _sent(instruction, bool(kind[2]))
+            if kind := instruction.collective:
+                collectives[kind] += times * _sent(instruction)
             if instruction.opcode not in _FREE:
                 memory += times * _moved(program, computation, instruction)
     return Traffic(memory, dict(collectives))
@@ -157,17 +166,17 @@ def _times_run(program: Program) -> dict[str, float]:
         times[name] += count
         computation = program.computations.get(name, {})
         for instruction in computation.values():
-            for called, turns in _runs(program, computation, instruction):
-                run(called, count * turns)
+            for called, turns in runs(program, computation, instruction):
+                run(called, count * (turns or 1))
 
     run(program.entry, 1)
     return {name: count for name, count in times.items() if name in program.computations}
 
 
-def _runs(
+def runs(
     program: Program, computation: Mapping[str, Instruction], instruction: Instruction
-) -> Iterator[tuple[str, float]]:
-    """Computations that an instruction runs, and how often."""
+) -> Iterator[tuple[str, float | None]]:
+    """Computations that an instruction runs, and how often; None if that is not known."""
     if instruction.opcode == "while":
         parts = dict(_CALLED.findall(instruction.text))
         trips = _TRIPS.search(instruction.text)
@@ -188,8 +197,8 @@ def _turns(
     condition: Mapping[str, Instruction],
     computation: Mapping[str, Instruction],
     loop: Instruction,
-) -> int:
-    """Turns of a loop that counts from 0 up to a constant, as JAX makes them; else 1."""
+) -> int | None:
+    """Turns of a loop that counts from 0 up to a constant, as JAX makes them; else None."""
     carried = computation.get(loop.operands[0])
 
     def constant(name: str) -> int | None:
@@ -205,13 +214,13 @@ def _turns(
 
     roots = [x for x in condition.values() if x.is_root and "direction=LT" in x.text]
     limits = [constant(name) for root in roots for name in root.operands[1:]]
-    return next((limit for limit in limits if limit), 1)
+    return next((limit for limit in limits if limit is not None), None)
 
 
-def _sent(instruction: Instruction, starts: bool) -> float:
+def _sent(instruction: Instruction) -> float:
     """Bytes of a collective's result; what starts one also lists its operands."""
     parts = [_array_bytes(match) for match in _ARRAY.finditer(instruction.shape)]
-    return max(parts, default=0.0) if starts else sum(parts)
+    return max(parts, default=0.0) if instruction.is_started else sum(parts)
 
 
 def _started(instruction: Instruction) -> float:
@@ -228,8 +237,7 @@ def _moved(
         i: computation[name].bytes if name in computation else 0.0
         for i, name in enumerate(instruction.operands)
     }
-    is_started = instruction.opcode.endswith("-start")
-    written = _started(instruction) if is_started else instruction.bytes
+    written = _started(instruction) if instruction.is_started else instruction.bytes
     if instruction.opcode in ("dynamic-slice", "slice", "gather"):
         return 2 * written
     if instruction.opcode == "dynamic-update-slice":

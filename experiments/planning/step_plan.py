@@ -13,10 +13,11 @@ from experiments.planning.hlo import measure
 from experiments.planning.machines import Topology
 from experiments.planning.work import Work
 from experiments.run import fitting
+from experiments.run.initial_state import state_shapes
 from gradmem_jax.checks import AUTOMATIC, require
 from gradmem_jax.parallel import sharding
 from gradmem_jax.training.optimizer import make_optimizer
-from gradmem_jax.training.step import TrainState, init_state, jit_train_step
+from gradmem_jax.training.step import jit_train_step
 from gradmem_jax.trees import PyTree, path_name
 
 
@@ -79,7 +80,7 @@ def plan_step(work: Work, topology: Topology) -> StepPlan:
         f"{work.name}: batch size {work.batch_size} does not divide over the {shards} devices of "
         f"{topology.name} along the batch; choose another --batch_size, or a mesh with tensor.",
     )
-    state = _state_shapes(work)
+    state = state_shapes(work.model, work.optimizer, work.frozen)
     flops = 0
 
     def lower(parts: int) -> Any:
@@ -154,14 +155,6 @@ def plan_step(work: Work, topology: Topology) -> StepPlan:
         collectives=traffic.collectives,
         compile_seconds=time.monotonic() - started,
     )
-
-
-def _state_shapes(work: Work) -> TrainState:
-    def draw() -> TrainState:
-        params = work.model.init(jax.random.key(0))
-        return init_state(params, make_optimizer(work.optimizer), work.frozen)
-
-    return jax.eval_shape(draw)
 
 
 def _bytes(tree: PyTree, mesh: Any, whole: bool = False, but: str | None = None) -> int:

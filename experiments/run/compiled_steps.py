@@ -126,7 +126,7 @@ class CompiledSteps:
         if self._plan.num_micro_batches == AUTOMATIC and room is not None:
             num_rows = len(batch["context_ids"]) // num_batch_shards(self._mesh)
             step, parts = fitting.compile_in_parts(lower, num_rows, room)
-            fitting.log_parts(parts, num_rows)
+            log.info("the %d samples of a device go in %d parts", num_rows, parts)
         else:
             step = lower(self._plan.num_micro_batches).compile()
         heap.give_back()

@@ -1,6 +1,5 @@
 """Into how many parts a device splits its batch so that it has room for a step."""
 
-import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -80,9 +79,3 @@ def compile_in_parts(
         smallest = max(2 * count, count * needed // max(room or needed, 1))
         log.info("%d parts of a batch take %.2f GiB, more than there is", count, needed / 2**30)
         count = next((n for n in counts if n >= smallest), num_rows)
-
-
-@functools.cache
-def log_parts(count: int, num_rows: int) -> None:
-    """Says once into how many parts the samples of a device are split."""
-    log.info("the %d samples of a device go in %d parts", num_rows, count)

@@ -2,7 +2,7 @@
 
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,9 +15,10 @@ from gradmem_jax import trees
 from gradmem_jax.checks import require
 from gradmem_jax.data.text_task import read_tokenizer
 from gradmem_jax.lm.pretrained.load import load_pretrained
+from gradmem_jax.memory.interface import MemoryModel
 from gradmem_jax.parallel import sharding
 from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer
-from gradmem_jax.training.optimizer import make_optimizer
+from gradmem_jax.training.optimizer import OptimizerConfig, make_optimizer
 from gradmem_jax.training.step import TrainState, init_state
 from gradmem_jax.training.vocabulary import change_vocabulary
 from gradmem_jax.trees import Params
@@ -30,12 +31,13 @@ def start_state(plan: RunPlan) -> TrainState:
     return init_state(start_params(plan), make_optimizer(plan.optimizer), plan.frozen)
 
 
-def state_shapes(plan: RunPlan) -> TrainState:
-    """The shapes and dtypes of a run's state, for which nothing is drawn or read."""
+def state_shapes(
+    model: MemoryModel, optimizer: OptimizerConfig, frozen: Sequence[str] = ()
+) -> TrainState:
+    """The shapes and dtypes of a training state, for which nothing is drawn or read."""
 
     def draw() -> TrainState:
-        params = plan.target.model.init(jax.random.key(0))
-        return init_state(params, make_optimizer(plan.optimizer), plan.frozen)
+        return init_state(model.init(jax.random.key(0)), make_optimizer(optimizer), frozen)
 
     return jax.eval_shape(draw)
 

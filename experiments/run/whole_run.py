@@ -74,7 +74,7 @@ def _train(
     check_workdir(workdir, plan)
     if hosts.is_first():
         save_tokenizer(workdir, plan.target.task)
-    shapes = state_shapes(plan)
+    shapes = state_shapes(plan.target.model, plan.optimizer, plan.frozen)
     with (
         checkpoint.open_checkpoints(workdir / "checkpoints") as checkpoints,
         CompiledSteps(plan, devices, shapes) as steps,

@@ -1,14 +1,14 @@
 """GPT-2: learned positions, LayerNorm, biases everywhere, an MLP with GELU."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from gradmem_jax.lm.attention import AttentionState
-from gradmem_jax.lm.language_model import dense, layer_norm, some_tokens_at_once
+from gradmem_jax.lm.language_model import layer_gelu, layer_norm
 from gradmem_jax.lm.transformer import (
     AttentionInputs,
     Transformer,
@@ -40,19 +40,7 @@ class GPT2Layer(nn.Module):
         y, new = self_attention(c, y, inputs, state, use_bias=True)
         x = x + y
         y = layer_norm(c, "mlp_norm")(x)
-        return x + some_tokens_at_once(self, _mlp, y, c.mlp_size), new
-
-
-def _mlp(layer: Any, x: jax.Array) -> jax.Array:
-    c = layer.config
-    y = dense(c, c.mlp_size, "up", use_bias=True)(x)
-    return dense(c, c.width, "down", use_bias=True)(_gelu(y))
-
-
-@jax.checkpoint
-def _gelu(x: jax.Array) -> jax.Array:
-    """The activation; to compute it again takes less memory than to keep its parts."""
-    return nn.gelu(x, approximate=True)
+        return x + layer_gelu(self, y, approximate=True), new
 
 
 class GPT2(Transformer):

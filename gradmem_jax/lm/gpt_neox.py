@@ -1,7 +1,7 @@
 """GPT-NeoX (Pythia): rotary positions on a part of each head, attention beside the MLP."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from gradmem_jax.checks import require, require_number
 from gradmem_jax.lm.attention import AttentionState, rotary_frequencies, rotate
-from gradmem_jax.lm.language_model import dense, layer_norm, some_tokens_at_once
+from gradmem_jax.lm.language_model import layer_gelu, layer_norm
 from gradmem_jax.lm.transformer import (
     AttentionInputs,
     Transformer,
@@ -70,13 +70,7 @@ class GPTNeoXLayer(nn.Module):
         y, new = self_attention(c, y, inputs, state, rotary=rotary, use_bias=True)
         attended = x + y
         y = layer_norm(c, "mlp_norm")(x if c.parallel_residual else attended)
-        return attended + some_tokens_at_once(self, _mlp, y, c.mlp_size), new
-
-
-def _mlp(layer: Any, x: jax.Array) -> jax.Array:
-    c = layer.config
-    y = dense(c, c.mlp_size, "up", use_bias=True)(x)
-    return dense(c, c.width, "down", use_bias=True)(nn.gelu(y, approximate=False))
+        return attended + layer_gelu(self, y, approximate=False), new
 
 
 class GPTNeoX(Transformer):

@@ -19,6 +19,7 @@ from gradmem_jax.checks import (
 )
 from gradmem_jax.dtypes import at_least_float32
 from gradmem_jax.lm.products import dot_general, saves_products
+from gradmem_jax.token_chunks import join_tokens, split_tokens
 from gradmem_jax.trees import PyTree
 
 Remat = Literal["none", "full", "dots"]
@@ -213,29 +214,37 @@ def some_tokens_at_once(
         x: [B, S, d].
         hidden: size of what the function makes of a token.
     """
-    batch_size, length, width = x.shape
+    batch_size, length = x.shape[:2]
     if is_symbolic(batch_size) or is_symbolic(length):
         return function(module, x)
     row = batch_size * hidden * x.dtype.itemsize
     size = max(_CHUNK_BYTES // row, _FEWEST_TOKENS)
     if row * length <= _LARGEST_HIDDEN or length <= size:
         return function(module, x)
-    count = -(-length // size)
-    padded = jnp.pad(x, ((0, 0), (0, count * size - length), (0, 0)))
-    chunks = jnp.swapaxes(padded.reshape(batch_size, count, size, width), 0, 1)
 
     def step(module: nn.Module, carry: None, chunk: jax.Array) -> tuple[None, jax.Array]:
         return carry, function(module, chunk)
 
     scan = nn.scan(nn.remat(step), variable_broadcast="params", split_rngs={"params": False})
-    _, found = scan(module, None, chunks)
-    return jnp.swapaxes(found, 0, 1).reshape(batch_size, -1, found.shape[-1])[:, :length]
+    _, found = scan(module, None, split_tokens(x, size))
+    return join_tokens(found, length)
 
 
 def swiglu(config: LMConfig, hidden: int, x: jax.Array) -> jax.Array:
     """The gated MLP of Llama, [B, S, d] to [B, S, d]; its parts are modules of the caller."""
     gate, up = (dense(config, hidden, name)(x) for name in ("gate", "up"))
     return dense(config, config.width, "down")(_gated(gate, up))
+
+
+def layer_gelu(layer: Any, x: jax.Array, *, approximate: bool) -> jax.Array:
+    """The MLP with GELU and biases of a layer [B, S, d]; large ones in parts."""
+
+    def mlp(layer: Any, x: jax.Array) -> jax.Array:
+        c = layer.config
+        y = dense(c, c.mlp_size, "up", use_bias=True)(x)
+        return dense(c, c.width, "down", use_bias=True)(nn.gelu(y, approximate=approximate))
+
+    return some_tokens_at_once(layer, mlp, x, layer.config.mlp_size)
 
 
 def layer_swiglu(layer: Any, x: jax.Array) -> jax.Array:

@@ -74,7 +74,6 @@ class FittingTest(parameterized.TestCase):
     def test_a_run_on_a_device_with_little_memory(self):
         plan = build(tiny_config(num_steps=2, num_micro_batches=-1, cpu_devices=1))
         folder = self.create_tempdir().full_path
-        fitting.log_parts.cache_clear()
         with (
             mock.patch.object(fitting, "device_memory", lambda mesh: 1),
             self.assertLogs(log, "INFO") as logs,
