@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from gradmem_jax.array_checks import check_key, check_length, on_device
 from gradmem_jax.checks import is_traced, require, require_instance, require_integer, require_number
+from gradmem_jax.foreign_text import shown
 from gradmem_jax.memory.interface import MemoryModel, MemoryT
 from gradmem_jax.parallel.any_mesh import on_any_mesh, vary_like
 from gradmem_jax.parallel.compiling import FEWER_COPIES, compiler_options, platform_of
@@ -121,7 +122,7 @@ def _check_stops(stop_id: int | Sequence[int] | None, vocab_size: int) -> np.nda
     stops = [require_integer("stop_id", x, 0) for x in given]
     require(
         len(stops) > 0 and all(stop < vocab_size for stop in stops),
-        f"stop_id={stop_id} must be one or more ids of the vocabulary of {vocab_size}.",
+        f"stop_id={shown(stop_id)} must be one or more ids of the vocabulary of {vocab_size}.",
     )
     return np.array(stops, np.int32)
 
