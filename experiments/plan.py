@@ -8,7 +8,7 @@ experiments/planning/catalogue.py. Where one does not fit, settings are sought t
   python -m experiments.plan --work='gpt2_*' --topology=h200:1,a100-80:8 --batch_sizes=16,64
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from absl import flags
 from ml_collections import config_flags
@@ -54,12 +54,13 @@ _OUT = flags.DEFINE_string("out", None, "Path of the results without suffix: .js
 
 
 def _works(topology: Topology) -> Iterator[Work]:
-    sizes = startup.integers("batch_sizes", _BATCH_SIZES.value) if _BATCH_SIZES.value else [None]
-    for size in sizes:
+    def find(batch_size: int | None) -> Iterable[Work]:
         if _WORK.value is not None:
-            yield from find_works(_WORK.value, len(topology.devices), size)
-        else:
-            yield from works_of_run(build(_CONFIG.value.lock()), size)
+            return find_works(_WORK.value, len(topology.devices), batch_size)
+        return works_of_run(build(_CONFIG.value.lock()), batch_size)
+
+    sizes = startup.integers("batch_sizes", _BATCH_SIZES.value) if _BATCH_SIZES.value else []
+    return plans.works_by_batch_size(find, sizes)
 
 
 def main(_: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from experiments.planning.machines import GIB, Topology
@@ -14,6 +14,26 @@ from experiments.program.console import log
 from gradmem_jax.checks import require
 
 FIELDS = ("remat", "dtype", "gather", "attention")  # of a language model, that flags may change
+
+
+def works_by_batch_size(
+    find: Callable[[int | None], Iterable[Work]], batch_sizes: Sequence[int]
+) -> Iterator[Work]:
+    """Steps of all batch sizes.
+
+    Args:
+        find: the steps of a batch size of all devices together; None for their own.
+        batch_sizes: what to find; none takes their own.
+
+    Raises:
+        ValueError: a batch is of no sample.
+    """
+    require(
+        all(size >= 1 for size in batch_sizes),
+        f"--batch_sizes={','.join(map(str, batch_sizes))} must be 1 or more samples each.",
+    )
+    for size in batch_sizes or (None,):
+        yield from find(size)
 
 
 def changed(work: Work, settings: Sequence[str], num_micro_batches: int | None = None) -> Work:

@@ -78,7 +78,7 @@ def plan_step(work: Work, topology: Topology) -> StepPlan:
     require(
         work.batch_size % shards == 0,
         f"{work.name}: batch size {work.batch_size} does not divide over the {shards} devices of "
-        f"{topology.name} along the batch; choose another --batch_size, or a mesh with tensor.",
+        f"{topology.name} along the batch; choose another batch size, or a mesh with tensor.",
     )
     state = state_shapes(work.model, work.optimizer, work.frozen)
     flops = 0

@@ -145,6 +145,13 @@ class PlanTest(parameterized.TestCase):
             self.assertEqual(list(plans.make_plans([None], None, remedies=True)), found)
             self.assertEqual(list(plans.make_plans([None], None, remedies=False)), found[:1])
 
+    def test_batch_sizes(self):
+        found = list(plans.works_by_batch_size(lambda size: [size, size], [4, 8]))
+        self.assertEqual(found, [4, 4, 8, 8])
+        self.assertEqual(list(plans.works_by_batch_size(lambda size: [size], [])), [None])
+        with self.assertRaisesRegex(ValueError, "--batch_sizes=0,4 must be 1 or more"):
+            list(plans.works_by_batch_size(lambda size: [size], [0, 4]))
+
     @parameterized.parameters("remat", "depth=full", "remat=little", "num_layers=2")
     def test_settings_that_cannot_be_changed(self, bad):
         with self.assertRaisesRegex(ValueError, "--lm=|remat='little' is not known"):
