@@ -5,6 +5,7 @@ import functools
 import math
 import os
 import pathlib
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 DTYPES = typing.get_args(Dtype)
 ENABLE_X64 = 'call jax.config.update("jax_enable_x64", True) first.'
 AUTOMATIC = -1  # of a count: have it chosen
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a pathlib.Path makes one slash of two
 
 
 def require(condition: bool, message: str) -> None:
@@ -111,7 +113,19 @@ def require_path(name: str, value: Any) -> pathlib.Path:
         isinstance(value, str | pathlib.PurePath),
         f"{name}={shown(value)} must be a path: a str or a pathlib.Path.",
     )
+    require_local(name, value)
     return pathlib.Path(value)
+
+
+def require_local(name: str, path: Any) -> None:
+    """Raises ValueError if a path is an address such as gs://bucket/run."""
+    address = _ADDRESS.match(os.fspath(path)) if isinstance(path, str | os.PathLike) else None
+    require(
+        address is None,
+        f"{name}={shown(str(path))} is an address, and files are read and written in folders of "
+        "this machine only. Mount the bucket as a folder (Cloud Storage: gcsfuse) or copy what is "
+        "there, and give the folder's path.",
+    )
 
 
 def check_fields(instance: Any) -> None:

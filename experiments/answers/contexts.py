@@ -1,6 +1,5 @@
 """Contexts to write: from files to ids of few shapes."""
 
-import glob
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -8,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.program.console import log
+from experiments.program.files import find_files
 from gradmem_jax.checks import require
 from gradmem_jax.data.task import Tokenizer
 from gradmem_jax.foreign_text import is_text, one_line, shown
@@ -55,7 +55,7 @@ def read_contexts(patterns: Sequence[str]) -> list[Context]:
         ValueError: a file is missing, a directory, empty, or not UTF-8; or a line is no context.
     """
     contexts: list[Context] = []
-    for path in dict.fromkeys(path for pattern in patterns for path in _find(pattern)):
+    for path in dict.fromkeys(path for pattern in patterns for path in find_files(pattern)):
         text = _read(path)
         found = _read_lines(path, text) if path.endswith(".jsonl") else [Context(path, text)]
         for name, content in found:
@@ -63,14 +63,6 @@ def read_contexts(patterns: Sequence[str]) -> list[Context]:
             contexts.append(Context(name, content.rstrip("\r\n")))
     require(bool(contexts), "there are no contexts; name files to write with --context.")
     return contexts
-
-
-def _find(pattern: str) -> list[str]:
-    if pathlib.Path(pattern).exists():
-        return [pattern]
-    found = sorted(glob.glob(pattern, recursive=True))
-    require(bool(found), f"there is no file {pattern}.")
-    return found
 
 
 def _read(path: str) -> str:

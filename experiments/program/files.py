@@ -1,6 +1,7 @@
 """Files that programs read and write: what flags say of them is checked before any work."""
 
 import glob
+import itertools
 import json
 import os
 import pathlib
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gradmem_jax.checks import require
+from gradmem_jax.checks import require, require_local
 from gradmem_jax.storage import reading
 from gradmem_jax.storage.writing import write_text
 
@@ -33,7 +34,29 @@ def output_figure(flag: str, path: str | pathlib.Path) -> pathlib.Path:
 
 def matching_files(patterns: Iterable[str]) -> list[str]:
     """The files that paths and patterns such as `docs/*.txt` name."""
-    return [path for text in patterns for path in (text, *glob.glob(text, recursive=True))]
+    return [path for text in patterns for path in (text, *_matching(text))]
+
+
+def find_files(pattern: str) -> list[str]:
+    """The files that a path or a pattern such as `docs/*.txt` names, one at least.
+
+    Folders that are there have their names, whatever signs are in them: of `runs[1]/*.txt` only the
+    last part is a pattern if there is a folder `runs[1]`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    require_local("file", pattern)
+    found = [pattern] if os.path.exists(pattern) else _matching(pattern)
+    require(bool(found), f"there is no file {pattern}.")
+    return found
+
+
+def _matching(pattern: str) -> list[str]:
+    parts = pattern.split(os.sep)
+    folders = itertools.accumulate(part + os.sep for part in parts[:-1])
+    *_, folder = "", *itertools.takewhile(os.path.isdir, folders)
+    return sorted(glob.glob(glob.escape(folder) + pattern[len(folder) :], recursive=True))
 
 
 def check_apart(outputs: Mapping[str, str | None], inputs: Iterable[str]) -> None:

@@ -12,7 +12,7 @@ from typing import NoReturn
 from absl import app, flags
 
 from experiments.program import console
-from gradmem_jax.checks import require
+from gradmem_jax.checks import require, require_local
 from gradmem_jax.foreign_text import one_line, printable
 from gradmem_jax.storage.checkpoint import CheckpointError
 
@@ -63,12 +63,23 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
         for name in _PATHS:
             if name in flags.FLAGS and flags.FLAGS[name].value == "":
                 _refuse(f"--{name}= is empty, and would be the current folder; give a path.")
+        _check_addresses()
         return words
     except flags.Error as error:
         last = str(error).strip().splitlines()[-1].strip()
         if "Traceback" in str(error) and last.startswith("ValueError: "):  # of our configurations
             _refuse(last.removeprefix("ValueError: "))
         _refuse(f"{error} {_hint(str(error))}--help lists the flags.")
+
+
+def _check_addresses() -> None:
+    """Ends the process if a flag names a place that is no folder, such as gs://bucket."""
+    for name, value in flags.FLAGS.flag_values_dict().items():
+        for text in value if isinstance(value, list) else [value]:
+            try:
+                require_local(f"--{name}", text)
+            except ValueError as error:
+                _refuse(str(error))
 
 
 def _check_config_file(arguments: Sequence[str]) -> None:

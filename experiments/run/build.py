@@ -16,6 +16,7 @@ from gradmem_jax.checks import (
     require_count,
     require_instance,
     require_integer,
+    require_local,
     require_number,
 )
 from gradmem_jax.parallel.sharding import MeshConfig
@@ -89,6 +90,7 @@ def _check_run(config: ConfigDict) -> None:
     require_instance("frozen", config.frozen, tuple[str, ...])
     for name in ("pretrained", "init_from", "init_checkpoint", "final_split"):
         require_instance(name, config[name], str)
+        require_local(name, config[name])
     require(
         not (config.pretrained and is_run(config.pretrained)),
         f"pretrained={config.pretrained!r} is a run, no language model alone; start from it with "

@@ -21,6 +21,7 @@ from experiments.run.workdir import check_workdir, save_tokenizer
 from gradmem_jax.checks import require
 from gradmem_jax.storage import checkpoint
 from gradmem_jax.storage.damage import CheckpointError
+from gradmem_jax.storage.steps import orbax_path
 
 
 def train(plan: RunPlan, workdir: pathlib.Path) -> dict[str, Any]:
@@ -39,6 +40,7 @@ def train(plan: RunPlan, workdir: pathlib.Path) -> dict[str, Any]:
         Stopped: by a signal; what was trained is saved in a checkpoint.
         CheckpointError: a checkpoint could not be written or read.
     """
+    orbax_path(workdir / "checkpoints")
     devices = find_devices(plan)
     if hosts.is_first():
         files.output_folder("workdir", workdir)

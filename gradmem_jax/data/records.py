@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from absl import logging
 
-from gradmem_jax.checks import require
+from gradmem_jax.checks import require, require_local
 from gradmem_jax.foreign_text import one_line
 from gradmem_jax.storage import reading
 
@@ -114,6 +114,7 @@ def data_folder(data_dir: str, name: str) -> pathlib.Path:
         f"where is {name}? Set data_dir (of a run, --config.data.data_dir) to its folder, or the "
         f"environment variable {DATA_DIR_VARIABLE} to a folder that holds {name}/.",
     )
+    require_local("data_dir", data_dir or parent)
     folder = pathlib.Path(data_dir) if data_dir else pathlib.Path(parent) / name
     named = "data_dir (of a run, --config.data.data_dir)" if data_dir else DATA_DIR_VARIABLE
     require(
@@ -139,6 +140,8 @@ def find_file(folder: pathlib.Path, pattern: str) -> pathlib.Path | None:
     if pathlib.Path(pattern).is_absolute():
         paths = [path for path in (pattern, pattern + ".gz") if os.path.isfile(path)]
         return pathlib.Path(paths[0]) if paths else None
+    if (folder / pattern).is_file():  # a name may hold what a pattern does
+        return folder / pattern
     for name in (pattern, f"{pattern}.gz", f"*/{pattern}", f"*/{pattern}.gz"):
         found = sorted(path for path in folder.glob(name) if path.is_file())
         require(len(found) <= 1, f"several files fit {name} in {folder}: {found}; leave one.")

@@ -29,7 +29,7 @@ from gradmem_jax.storage.damage import (
     set_aside,
 )
 from gradmem_jax.storage.reading import MEBIBYTE
-from gradmem_jax.storage.steps import StepNames, check_files, saved_steps
+from gradmem_jax.storage.steps import StepNames, check_files, orbax_path, saved_steps
 from gradmem_jax.storage.writing import require_no_link
 from gradmem_jax.trees import named_leaves
 
@@ -61,7 +61,8 @@ def open_checkpoints(
             or it is true, and there are links where files are to be written.
         CheckpointError: at the end, if one could not be written.
     """
-    directory = pathlib.Path(directory).absolute()
+    path = orbax_path(directory)
+    directory = pathlib.Path(path)
     if not create and not directory.is_dir():
         raise ValueError(f"there are no checkpoints in {directory}; is this a finished workdir?")
     if create:
@@ -83,7 +84,7 @@ def open_checkpoints(
         step_name_format=StepNames(),
     )
     handlers = {"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
-    checkpoints = ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
+    checkpoints = ocp.CheckpointManager(path, options=options, item_handlers=handlers)
     try:
         yield checkpoints
     except CheckpointError:
@@ -95,7 +96,21 @@ def open_checkpoints(
             checkpoints.close()
         raise
     with _writing(checkpoints):
+        if create:
+            _read_back(checkpoints)
         checkpoints.close()
+
+
+def _read_back(checkpoints: ocp.CheckpointManager) -> None:
+    """Waits for the save in the background, and sees that its arrays are found where they belong.
+
+    Raises:
+        Exception: of Orbax or Tensorstore: it could not be written, or one is not found.
+    """
+    checkpoints.wait_until_finished()
+    step = checkpoints.latest_step()
+    if step is not None:
+        checkpoints.item_metadata(step)
 
 
 def _check_links(directory: pathlib.Path) -> None:
@@ -135,7 +150,7 @@ def check_for_errors(checkpoints: ocp.CheckpointManager) -> None:
     """Raises CheckpointError if a save in the background has failed."""
     with _writing(checkpoints):
         if not checkpoints.is_saving_in_progress():
-            checkpoints.wait_until_finished()
+            _read_back(checkpoints)
 
 
 def save(
@@ -159,8 +174,8 @@ def save(
         CheckpointError: this one, or the one before, could not be written.
     """
     with _writing(checkpoints):
+        _read_back(checkpoints)
         if step in checkpoints.all_steps():
-            checkpoints.wait_until_finished()
             checkpoints.delete(step)
         host = dict(run) | {_CHECKSUM: checksum(state)}
         checkpoints.save(

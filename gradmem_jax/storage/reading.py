@@ -10,7 +10,7 @@ import stat
 from collections import Counter
 from typing import Any
 
-from gradmem_jax.checks import require
+from gradmem_jax.checks import require, require_local
 from gradmem_jax.foreign_text import shown
 
 MEBIBYTE = 2**20
@@ -32,6 +32,7 @@ def require_file(path: str | pathlib.Path, what: str) -> int:
     Raises:
         ValueError: there is none, it cannot be looked at, or it is a folder, a device or a FIFO.
     """
+    require_local("path", path)
     try:
         found = os.stat(path)
     except (OSError, ValueError) as error:

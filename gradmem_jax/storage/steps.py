@@ -1,6 +1,7 @@
 """The steps in a folder of checkpoints: their names, and what may lie in one that is read."""
 
 import datetime
+import glob
 import os
 import pathlib
 import re
@@ -8,8 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import orbax.checkpoint as ocp
+from etils.epath.gpath import PosixGPath
 
-from gradmem_jax.checks import require
+from gradmem_jax.checks import require, require_local
+from gradmem_jax.foreign_text import is_text, shown
 from gradmem_jax.storage.reading import require_file
 
 _MOST_FILES = 100_000  # of a checkpoint
@@ -26,6 +29,31 @@ def saved_steps(directory: str | pathlib.Path) -> list[int]:
 def _is_step(path: pathlib.Path) -> bool:
     is_number = re.fullmatch("0|[1-9][0-9]{0,17}", path.name) is not None
     return is_number and path.is_dir() and not path.is_symlink()
+
+
+class OrbaxPath(PosixGPath):
+    """A folder as Orbax has it: what its path holds is no pattern."""
+
+    def glob(self, pattern: str) -> Iterator["OrbaxPath"]:
+        """Yields what fits a pattern in this folder."""
+        return map(OrbaxPath, glob.glob(os.path.join(glob.escape(str(self)), pattern)))
+
+
+def orbax_path(folder: str | pathlib.Path) -> OrbaxPath:
+    """Returns a folder of checkpoints as Orbax has it.
+
+    Raises:
+        ValueError: Orbax, or Tensorstore behind it, would write somewhere else than there.
+    """
+    require_local("directory", folder)
+    folder = pathlib.Path(folder).absolute()
+    scheme = any(f"{name}:" in folder.parts for name in ("gs", "s3", "az", "hf"))
+    require(
+        "\\" not in str(folder) and not scheme and is_text(str(folder)),
+        f"{shown(str(folder))}: checkpoints cannot be written to a path with a backslash, with "
+        "bytes that are not UTF-8, or with a folder called gs:, s3:, az: or hf:. Choose another.",
+    )
+    return OrbaxPath(folder)
 
 
 class _Step(ocp.path.step.Metadata):

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TextIO
 
-from gradmem_jax.checks import require
+from gradmem_jax.checks import require, require_local
 from gradmem_jax.foreign_text import shown
 
 _PREFIX = ".saving-"
@@ -37,6 +37,7 @@ def write_files(
         ValueError: a folder or a device has one of the names, or a link leads out of the folder.
         OSError: the disk takes no more; what was there before is untouched.
     """
+    require_local("path", folder)
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     clean(folder)
@@ -77,6 +78,7 @@ def _errors_about(path: pathlib.Path) -> Iterator[None]:
 
 def write_file(path: str | pathlib.Path, write: Writer) -> None:
     """Writes one file: readers see the old one or the new one, whole."""
+    require_local("path", path)
     path = pathlib.Path(path)
     write_files(path.parent, {path.name: write})
 

@@ -40,6 +40,8 @@ class RecordsTest(parameterized.TestCase):
         self.assertEqual(find_file(self.folder, str(path)), path)
         self.assertIsNone(find_file(self.folder, "/nowhere/a_1.txt"))
         (self.folder / "a_2.txt").touch()
+        (self.folder / "a_[1].txt").touch()
+        self.assertEqual(find_file(self.folder, "a_[1].txt"), self.folder / "a_[1].txt")
         with self.assertRaisesRegex(ValueError, "several files fit a_"):
             find_file(self.folder, "a_*.txt")
 

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 import pytest
 from absl.testing import absltest, parameterized
 
-from gradmem_jax.storage import checkpoint
+from gradmem_jax.storage import checkpoint, steps
 from gradmem_jax.storage.checksum import bit_sum, checksum
 from gradmem_jax.storage.damage import set_aside
 from gradmem_jax.storage.steps import saved_steps
@@ -398,7 +398,30 @@ class CheckpointTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "they have another bit_sum"):
             checkpoint.restore_params(self.folder)
 
+    @parameterized.parameters("lr[1e-3]", "a[!b] *?{c,d}", "50% 'é中' \"$HOME\"\n;", "-a.", "file:")
+    def test_whatever_a_folder_is_called(self, name):
+        self.folder = self.folder / name / "checkpoints"
+        self.save(0.1, 0.2)
+        self.assertEqual(self.restore()[1]["stage"], 2)
+        self.assertEqual(checkpoint.restore_params(self.folder)[0], 2)
+
+    @parameterized.parameters("a\\b", "gs:", "\udcff")
+    def test_folders_that_tensorstore_takes_for_others(self, name):
+        self.folder = self.folder / name / "checkpoints"
+        with self.assertRaisesRegex(ValueError, "cannot be written to a path with a backslash"):
+            self.save(0.1)
+        self.assertFalse(self.folder.exists())
+
+    def test_a_checkpoint_is_saved_when_its_arrays_are_found(self):
+        with mock.patch.object(steps.OrbaxPath, "glob", lambda *_: iter(())):  # nothing is merged
+            with self.assertRaisesRegex(checkpoint.CheckpointError, "could not be written"):
+                self.save(0.1)
+            with self.assertRaises(checkpoint.CheckpointError):
+                self.save(0.1, 0.2)
+
     def test_refusals(self):
+        with self.assertRaisesRegex(ValueError, "gs:.*is an address, .* Mount the bucket"):
+            checkpoint.restore_params("gs://bucket/run")
         with self.assertRaisesRegex(ValueError, "no checkpoints in"):
             checkpoint.restore_params(self.folder)
         self.save(0.1)

@@ -5,7 +5,13 @@ import pathlib
 
 from absl.testing import absltest, parameterized
 
-from experiments.program.files import check_apart, matching_files, output_figure, with_ending
+from experiments.program.files import (
+    check_apart,
+    find_files,
+    matching_files,
+    output_figure,
+    with_ending,
+)
 from tests.programs import start
 
 
@@ -41,6 +47,17 @@ class OutputsTest(parameterized.TestCase):
         ):
             with self.assertRaisesRegex(ValueError, message):
                 check_apart(outputs, read)
+
+    def test_a_folder_that_is_there_is_no_pattern(self):
+        folder = self.folder / "run[1]*"
+        (folder / "in").mkdir(parents=True)
+        for name in ("in/b.txt", "in/a.txt", "in/[x].txt"):
+            (folder / name).touch()
+        names = [str(folder / "in" / name) for name in ("[x].txt", "a.txt", "b.txt")]
+        self.assertEqual(find_files(f"{folder}/*/*.txt"), names)
+        self.assertEqual(find_files(names[0]), names[:1])
+        with self.assertRaisesRegex(ValueError, "there is no file"):
+            find_files(f"{folder}/[x]")
 
     def test_programs_check_first(self):
         text, figure = self.folder / "a.txt", self.folder / "a.xyz"

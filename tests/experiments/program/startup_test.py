@@ -39,6 +39,14 @@ class ProgramTest(parameterized.TestCase):
         self.assertStartsWith(str(ended.exception.code), message)
         self.assertNotIn("Traceback", str(ended.exception.code))
 
+    @parameterized.parameters("gs://bucket/run", "s3://bucket", "gs:/bucket", "https://host/a.txt")
+    def test_addresses_are_no_folders(self, text):
+        with mock.patch.object(flags, "FLAGS", flags.FlagValues()):
+            flags.DEFINE_list("context", [], "A", flag_values=flags.FLAGS)
+            with self.assertRaises(SystemExit) as ended:
+                startup.parse_flags(["program", f"--context=a,{text}"])
+        self.assertRegex(str(ended.exception.code), f"error: --context='{text}' is an address, ")
+
     def test_our_own_mistakes_have_one(self):
         with self.assertRaisesRegex(ValueError, "three"):
             startup.without_traceback(mistake, [])
