@@ -14,7 +14,14 @@ from absl import flags
 
 from experiments.answers.contexts import read_contexts
 from experiments.answers.open_model import ask_command, not_beside, open_model
-from experiments.answers.writing import describe_sizes, report, save_written, write_contexts
+from experiments.answers.writing import (
+    describe_sizes,
+    read_back,
+    report,
+    report_read_back,
+    save_written,
+    write_contexts,
+)
 from experiments.program import console, files, startup
 from experiments.program.console import log
 from experiments.program.files import check_apart, matching_files, output_figure
@@ -80,12 +87,14 @@ def main(arguments: Sequence[str]) -> None:
         num_write_steps=_NUM_WRITE_STEPS.value,
         segment_tokens=_SEGMENT_TOKENS.value,
         batch_size=_BATCH_SIZE.value,
-        show=_SHOW.value,
     )
     save_written(_OUT.value, opened, written)
     more = not_beside(_OUT.value, opened.notes)
     log.info("%s\nwrote %s", report(opened, written), one_line(_OUT.value))
     log.info("ask it with %s QUESTION", ask_command(_OUT.value, more))
+    if _SHOW.value:
+        found = read_back(opened, written, _BATCH_SIZE.value)
+        log.info("read back\n%s", report_read_back(written, found))
     if _FIGURE.value:
         sizes = [describe_sizes(opened, written.memory, c) for c in written.contexts]
         figures.written_contexts(pathlib.Path(_FIGURE.value), written.contexts, sizes)

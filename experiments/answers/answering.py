@@ -15,6 +15,7 @@ from experiments.answers.contexts import bucket, warn_of_unknown
 from experiments.answers.open_model import OpenModel
 from experiments.program.console import say
 from gradmem_jax.checks import require
+from gradmem_jax.data.task import text_of
 from gradmem_jax.foreign_text import is_text, one_line, shown
 from gradmem_jax.memory.generate import generate
 from gradmem_jax.memory.interface import Memory
@@ -79,13 +80,21 @@ def answer(
     """
     ids = encode_questions(opened, memory, questions, max_new_tokens)
     ids = np.broadcast_to(ids, (len(jax.tree.leaves(memory)[0]), *ids.shape))
-    new = generate(opened.model, opened.params, memory, ids, max_new_tokens, stop_id=opened.end_id)
+    new = generate(
+        opened.model,
+        opened.params,
+        memory,
+        ids,
+        max_new_tokens,
+        stop_id=opened.end_id,
+        never=opened.never,
+    )
     return [[_decode(opened, row) for row in rows] for rows in np.asarray(new)]
 
 
 def _decode(opened: OpenModel, ids: np.ndarray) -> str:
     ends = np.flatnonzero(ids == opened.end_id)
-    return opened.tokenizer.decode(ids[: ends[0]] if len(ends) else ids).strip()
+    return text_of(opened.tokenizer, ids[: ends[0]] if len(ends) else ids).strip()
 
 
 def choose_contexts(path: str, header: Header, pattern: str) -> list[int]:

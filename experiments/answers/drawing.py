@@ -7,6 +7,7 @@ import numpy as np
 from experiments.program.console import log
 from gradmem_jax import FullContext, FullContextConfig, Pretrained, generate
 from gradmem_jax.checks import require
+from gradmem_jax.data.task import ids_without_token, text_of
 from gradmem_jax.lm.transformer import TransformerConfig
 
 
@@ -44,12 +45,22 @@ def draw_texts(
         f"--max_tokens={max_tokens} is more than this model's {lm.max_positions} positions take; "
         f"give at most {limit}.",
     )
+    never = ids_without_token(tokenizer, lm.vocab_size)
     texts: list[str] = []
     while len(texts) < num_texts:
         key = jax.random.fold_in(jax.random.key(seed), len(texts))
-        rows = generate(model, params, memory, query, max_tokens, temperature=temperature, key=key)
+        rows = generate(
+            model,
+            params,
+            memory,
+            query,
+            max_tokens,
+            never=never,
+            temperature=temperature,
+            key=key,
+        )
         for ids in np.asarray(rows):
             ends = np.flatnonzero(ids == start_id)
-            texts.append(tokenizer.decode(ids[: ends[0]] if len(ends) else ids).strip())
+            texts.append(text_of(tokenizer, ids[: ends[0]] if len(ends) else ids).strip())
         log.info("%d of %d texts", min(len(texts), num_texts), num_texts)
     return texts[:num_texts]

@@ -20,7 +20,7 @@ from gradmem_jax.checks import (
     require_integer,
     require_number,
 )
-from gradmem_jax.data.task import Tokenizer
+from gradmem_jax.data.task import Tokenizer, ids_without_token
 from gradmem_jax.foreign_text import one_line, shown
 from gradmem_jax.lm.pretrained.load import load_pretrained
 from gradmem_jax.memory.gradmem import GradMem, GradMemConfig
@@ -58,6 +58,11 @@ class OpenModel(NamedTuple):
     end_id: int | None
     prompt: Callable[[str], str]
     notes: dict[str, Any]
+
+    @property
+    def never(self) -> np.ndarray:
+        """Ids of the model that its tokenizer has no token for; none of them is an answer."""
+        return ids_without_token(self.tokenizer, self.model.config.lm.vocab_size)
 
 
 def open_model(path: str, options: Mapping[str, Any] | None = None) -> OpenModel:

@@ -14,6 +14,7 @@ from experiments.answers.open_model import OpenModel, scaled_adam
 from experiments.program import formatting
 from experiments.program.console import log
 from gradmem_jax.checks import require, require_number
+from gradmem_jax.data.task import text_of
 from gradmem_jax.foreign_text import one_line
 from gradmem_jax.losses import token_losses
 from gradmem_jax.memory.interface import Memory
@@ -75,9 +76,10 @@ def trace_writes(
                 updates, state = update(gradient(memory, params), state, memory)
                 memory = jax.block_until_ready(optax.apply_updates(memory, updates))
                 seconds += time.monotonic() - started
-        back = reconstruct(model, params, memory, context_ids)
+        back = reconstruct(model, params, memory, context_ids, never=opened.never)
         rows[-1]["accuracy"] = float(back.accuracy[0])
-        log.info("%s, from memory alone: %s", name, one_line(opened.tokenizer.decode(back.ids[0])))
+        shown = one_line(text_of(opened.tokenizer, back.ids[0]))
+        log.info("%s, from memory alone: %s", name, shown)
         yield name, rows
 
 

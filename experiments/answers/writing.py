@@ -13,6 +13,7 @@ from experiments.answers.contexts import Context, encode_context, make_batches
 from experiments.answers.open_model import OpenModel
 from experiments.program import formatting
 from experiments.program.console import log
+from gradmem_jax.data.task import text_of
 from gradmem_jax.foreign_text import one_line
 from gradmem_jax.lm.transformer import TransformerConfig
 from gradmem_jax.memory.interface import Memory, kv_cache_floats, memory_floats
@@ -27,13 +28,12 @@ class Written(NamedTuple):
     Attributes:
         memory: of all contexts, in their order.
         contexts: what is known of each.
-        reconstructions: what was read back of each, if asked for: its text and two shares of right
-            tokens, by greedy decoding and one token at a time.
+        ids: of each context, int32 [S] or, in segments, [T, S].
     """
 
     memory: Memory
     contexts: list[StoredContext]
-    reconstructions: list[tuple[str, float, float]]
+    ids: list[np.ndarray]
 
 
 def write_contexts(
@@ -43,7 +43,6 @@ def write_contexts(
     num_write_steps: int | None = None,
     segment_tokens: int | None = None,
     batch_size: int = 16,
-    show: bool = False,
 ) -> Written:
     """Writes contexts into memory, with a progress line for each batch.
 
@@ -53,17 +52,16 @@ def write_contexts(
         num_write_steps: K; the model's own by default.
         segment_tokens: longer contexts are written in segments of so many tokens.
         batch_size: contexts written at once.
-        show: whether to read the contexts back. Of a context in segments the last one is decoded.
 
     Raises:
         ValueError: a context is empty, too long, or holds padding; before anything is written.
     """
-    model, params, tokenizer = opened.model, opened.params, opened.tokenizer
+    model, params = opened.model, opened.params
     pad_id = model.config.pad_id
     limit = model.config.lm.max_positions - model.write_positions
     encode = functools.partial(
         encode_context,
-        tokenizer=tokenizer,
+        tokenizer=opened.tokenizer,
         pad_id=pad_id,
         limit=limit,
         segment_tokens=segment_tokens,
@@ -79,20 +77,15 @@ def write_contexts(
 
     memories: dict[int, Memory] = {}
     stored: dict[int, StoredContext] = {}
-    shown: dict[int, tuple[str, float, float]] = {}
     started = time.monotonic()
     for batch in make_batches(ids, batch_size, pad_id=pad_id, limit=limit):
         memory, losses, final = jax.device_get(write(params, batch.ids))
         losses = losses if losses.ndim == 3 else losses[None]  # [T, K, B]
-        back = reconstruct(model, params, memory, _last_segment(batch.ids)) if show else None
         for row, i in enumerate(batch.indices):
             memories[i] = jax.tree.map(lambda x, row=row: x[row : row + 1], memory)
             rows = tuple(tuple(map(float, steps)) for steps in losses[:, :, row])
             count = int((ids[i] != pad_id).sum())
             stored[i] = StoredContext(contexts[i].name, count, rows, float(final[row]))
-            if back is not None:
-                text = tokenizer.decode(back.ids[row])
-                shown[i] = (text, float(back.accuracy[row]), float(back.token_accuracy[row]))
         seconds = time.monotonic() - started
         left = seconds / len(stored) * (len(contexts) - len(stored))
         log.info(
@@ -103,15 +96,44 @@ def write_contexts(
             formatting.minutes(left),
         )
     order = range(len(contexts))
-    return Written(
-        _join([memories[i] for i in order]),
-        [stored[i] for i in order],
-        [shown[i] for i in order] if show else [],
-    )
+    return Written(_join([memories[i] for i in order]), [stored[i] for i in order], ids)
 
 
-def _last_segment(ids: np.ndarray) -> np.ndarray:
-    return ids if ids.ndim == 2 else ids[:, -1]
+class ReadBack(NamedTuple):
+    """What was read back of a context from its memory.
+
+    Attributes:
+        text: by greedy decoding.
+        accuracy: share of right tokens in it.
+        token_accuracy: share of tokens that are the likeliest after the true ones.
+    """
+
+    text: str
+    accuracy: float
+    token_accuracy: float
+
+
+def read_back(opened: OpenModel, written: Written, batch_size: int = 16) -> list[ReadBack]:
+    """Reads contexts back from memory.
+
+    Args:
+        opened: the model.
+        written: what `write_contexts` made. Of a context in segments the last one is read.
+        batch_size: contexts read at once.
+    """
+    config = opened.model.config
+    limit = config.lm.max_positions - opened.model.write_positions
+    last = [ids if ids.ndim == 1 else ids[-1] for ids in written.ids]
+    found: dict[int, ReadBack] = {}
+    for batch in make_batches(last, batch_size, pad_id=config.pad_id, limit=limit):
+        copies = [batch.indices[-1]] * (len(batch.ids) - len(batch.indices))
+        rows = np.array([*batch.indices, *copies])
+        memory = jax.tree.map(lambda x, rows=rows: x[rows], written.memory)
+        back = reconstruct(opened.model, opened.params, memory, batch.ids, never=opened.never)
+        for row, i in enumerate(batch.indices):
+            text = text_of(opened.tokenizer, back.ids[row])
+            found[i] = ReadBack(text, float(back.accuracy[row]), float(back.token_accuracy[row]))
+    return [found[i] for i in range(len(last))]
 
 
 def _join(memories: Sequence[Memory]) -> Memory:
@@ -169,15 +191,16 @@ def describe(context: StoredContext, sizes: Mapping[str, int]) -> str:
 
 
 def report(opened: OpenModel, written: Written) -> str:
-    """What became of each context: a line, and what was read back of it."""
-    lines = []
-    for i, context in enumerate(written.contexts):
-        lines.append(describe(context, describe_sizes(opened, written.memory, context)))
-        if written.reconstructions:
-            text, accuracy, token_accuracy = written.reconstructions[i]
-            lines.append(
-                f"  {token_accuracy:.0%} of its tokens are the likeliest after the true ones; "
-                f"decoded from memory alone, {accuracy:.0%} are in their places:\n  "
-                f"{one_line(text, len(text))}"
-            )
-    return "\n".join(lines)
+    """What became of each context, a line for each."""
+    sizes = [describe_sizes(opened, written.memory, context) for context in written.contexts]
+    return "\n".join(map(describe, written.contexts, sizes))
+
+
+def report_read_back(written: Written, found: Sequence[ReadBack]) -> str:
+    """What was read back of each context."""
+    return "\n".join(
+        f"{one_line(context.name)}: {back.token_accuracy:.0%} of its tokens are the likeliest "
+        f"after the true ones; decoded from memory alone, {back.accuracy:.0%} are in their places:\n  "
+        f"{one_line(back.text, len(back.text))}"
+        for context, back in zip(written.contexts, found, strict=True)
+    )

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from gradmem_jax.data import squad_metrics
 from gradmem_jax.data.pipeline import make_iterator
-from gradmem_jax.data.task import Task
+from gradmem_jax.data.task import Task, ids_without_token, text_of
 from gradmem_jax.foreign_text import one_line
 from gradmem_jax.memory.generate import generate
 from gradmem_jax.memory.interface import Memory, MemoryModel
@@ -155,10 +155,16 @@ def answer_metrics(
         questions = np.where(batch["labels"] < 0, batch["query_ids"], task.pad_id)
         memory = _write(model, params, batch["context_ids"])
         answers = generate(
-            model, params, memory, questions, longest, stop_id=getattr(tokenizer, "end_id", None)
+            model,
+            params,
+            memory,
+            questions,
+            longest,
+            stop_id=getattr(tokenizer, "end_id", None),
+            never=ids_without_token(tokenizer, model.config.lm.vocab_size),
         )
         for i, ids in zip(batch["index"], np.asarray(answers)[:, 0], strict=True):
-            text, references = tokenizer.decode(ids), source.record(int(i)).answers
+            text, references = text_of(tokenizer, ids), source.record(int(i)).answers
             matches[i] = squad_metrics.exact_match(text, references)
             f1s[i] = squad_metrics.f1(text, references)
     return {"text_exact_match": float(matches.mean()), "text_f1": float(f1s.mean())}
@@ -179,12 +185,12 @@ def sample_answers(
     questions = np.where(is_question, batch["query_ids"], task.pad_id)
     is_answer = batch["labels"] >= 0
     memory = _write(model, params, batch["context_ids"])
-    answers = np.asarray(
-        generate(model, params, memory, questions, int(is_answer.sum(axis=-1).max()))
-    )
+    never = ids_without_token(tokenizer, model.config.lm.vocab_size)
+    longest = int(is_answer.sum(axis=-1).max())
+    answers = np.asarray(generate(model, params, memory, questions, longest, never=never))
 
     def text(ids: np.ndarray) -> str:
-        decoded = tokenizer.decode(ids)
+        decoded = text_of(tokenizer, ids)
         return one_line(decoded, len(decoded))
 
     lines = []

@@ -23,10 +23,17 @@ from gradmem_jax.memory.interface import memory_floats
 from gradmem_jax.memory.segments import write_context
 from gradmem_jax.storage import checkpoint
 from gradmem_jax.storage.writing import write_text
+from gradmem_jax.trees import Params
 
 
-def final_report(plan: RunPlan, workdir: pathlib.Path, devices: Devices) -> dict[str, Any]:
-    """Evaluates the best checkpoint over several K on all devices and shows some answers."""
+def final_report(
+    plan: RunPlan, workdir: pathlib.Path, devices: Devices
+) -> tuple[dict[str, Any], Params]:
+    """Evaluates the best checkpoint over several K on all devices.
+
+    Returns:
+        What is known of it, and its parameters on the first device.
+    """
     best_step, split_params = checkpoint.restore_params(
         workdir / "checkpoints", "best", mesh=devices.mesh
     )
@@ -52,17 +59,13 @@ def final_report(plan: RunPlan, workdir: pathlib.Path, devices: Devices) -> dict
             split=plan.final_split,
         )
         log.info("generated answers: %s", formatting.describe(text_metrics))
-    answers = sample_answers(target.model, params, target.task, split=plan.final_split)
-    if hosts.is_first():
-        write_text(workdir / "answers.txt", answers + "\n")
-    log.info("answers from memory alone, after %d WRITE steps\n%s", k, answers)
     log.info(
         "best checkpoint (step %d) on fresh samples, context removed\n%s", best_step, table(results)
     )
     segments = (target.task.num_segments,) if target.task.num_segments > 1 else ()
     ids = jax.ShapeDtypeStruct((1, *segments, target.task.context_buckets[-1]), np.int32)
     memory, _ = jax.eval_shape(functools.partial(write_context, target.model), params, ids)
-    return {
+    summary = {
         "method": plan.method,
         "task": plan.task_name,
         "memory_floats": memory_floats(memory),
@@ -74,3 +77,14 @@ def final_report(plan: RunPlan, workdir: pathlib.Path, devices: Devices) -> dict
         **text_metrics,
         "by_num_write_steps": results,
     }
+    return summary, params
+
+
+def show_answers(plan: RunPlan, workdir: pathlib.Path, params: Params) -> None:
+    """Writes some answers to read to answers.txt and shows them."""
+    target = plan.target
+    answers = sample_answers(target.model, params, target.task, split=plan.final_split)
+    if hosts.is_first():
+        write_text(workdir / "answers.txt", answers + "\n")
+    k = target.model.config.num_write_steps
+    log.info("answers from memory alone, after %d WRITE steps\n%s", k, answers)

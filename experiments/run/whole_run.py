@@ -11,7 +11,7 @@ from experiments.program import files, formatting, hosts, locks
 from experiments.program.console import log
 from experiments.run.compiled_steps import CompiledSteps
 from experiments.run.devices import Devices, find_devices
-from experiments.run.final_report import final_report
+from experiments.run.final_report import final_report, show_answers
 from experiments.run.initial_state import state_shapes
 from experiments.run.plan import RunPlan
 from experiments.run.progress import Progress
@@ -89,7 +89,7 @@ def _train(
             run.train(steps, progress)
     check_place()
     with stopping.interruptible():
-        summary = final_report(plan, workdir, devices)
+        summary, params = final_report(plan, workdir, devices)
     summary |= {"skipped_steps": run.skipped_steps, "steps": run.step, "devices": devices.names}
     times = {"seconds": run.seconds, "compile_seconds": steps.seconds}
     path = workdir / "metrics.json"
@@ -99,5 +99,7 @@ def _train(
     check_place()
     if hosts.is_first():
         files.write_json(path, summary)
+    with stopping.interruptible():
+        show_answers(plan, workdir, params)
     log.info("%d steps, %s in all", run.step, formatting.minutes(summary["seconds"]))
     return summary

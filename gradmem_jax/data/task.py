@@ -4,6 +4,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from gradmem_jax.foreign_text import one_line
+
 
 class Tokenizer(Protocol):
     """Text to ids and back."""
@@ -20,6 +22,23 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Any) -> str:
         """Returns the text of ids, padding and other special ids left out."""
+
+
+def ids_without_token(tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:
+    """Returns the ids below `vocab_size` that a tokenizer has no token for, int [n], ascending."""
+    known = getattr(tokenizer, "token_ids", range(tokenizer.vocab_size))
+    return np.setdiff1d(np.arange(vocab_size), known)
+
+
+def text_of(tokenizer: Tokenizer, ids: Any) -> str:
+    """Returns the text of ids to be shown, or in its place why there is none.
+
+    Work that is done is not to be lost because it cannot be shown.
+    """
+    try:
+        return tokenizer.decode(ids)
+    except ValueError as error:
+        return f"({one_line(str(error), 200)})"
 
 
 class Source(Protocol):

@@ -26,6 +26,7 @@ def generate(
     max_new_tokens: int,
     *,
     stop_id: int | Sequence[int] | None = None,
+    never: Sequence[int] | np.ndarray = (),
     temperature: ArrayLike = 0.0,
     top_k: ArrayLike | None = None,
     top_p: ArrayLike | None = None,
@@ -45,6 +46,8 @@ def generate(
         max_new_tokens: T, how many tokens to add.
         stop_id: after this token, or one of these, a sample is filled with `config.pad_id`;
             decoding ends when all have stopped. `config.pad_id` may be one of them.
+        never: ids that are never among the tokens, such as those that the tokenizer has no token
+            for: models often have more rows than their tokenizers have tokens.
         temperature: 0 takes the most probable token, as what float32 takes for 0 does; 1 draws from
             the model's distribution. It may be traced.
         top_k: draw from the k most probable tokens, and those as probable as the last of them. It
@@ -65,6 +68,7 @@ def generate(
     max_new_tokens = require_integer("max_new_tokens", max_new_tokens, 1)
     c = model.config
     stops = _check_stops(stop_id, c.lm.vocab_size)
+    never = _check_never(never, c.lm.vocab_size)
     draws = is_traced(temperature)
     if not draws:
         temperature = require_number("temperature", temperature)
@@ -90,7 +94,7 @@ def generate(
         numbers = (temperature, top_k, top_p)
         known = [np.float32(x) if isinstance(x, int | float) else x for x in numbers]
         drawing = _Drawing(jnp.asarray(key), *on_device(known))
-    arrays = (params, memory, ids, on_device(stops), drawing)
+    arrays = (params, memory, ids, *on_device([stops, never]), drawing)
     inside = any(is_traced(x) for x in jax.tree.leaves(arrays))
     decode = _compiled("any" if inside else platform_of((params, memory)))
     return decode(model.reader, max_new_tokens, *arrays)
@@ -125,6 +129,21 @@ def _check_stops(stop_id: int | Sequence[int] | None, vocab_size: int) -> np.nda
         f"stop_id={shown(stop_id)} must be one or more ids of the vocabulary of {vocab_size}.",
     )
     return np.array(stops, np.int32)
+
+
+def _check_never(never: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarray:
+    """Returns the ids that are never generated, int32 [n]; or raises ValueError."""
+    ids = np.asarray(never if len(never) else np.zeros(0, np.int32))
+    fits = ids.ndim == 1 and np.issubdtype(ids.dtype, np.integer)
+    require(
+        fits and bool(((ids >= 0) & (ids < vocab_size)).all()),
+        f"never={shown(never)} must be ids of the vocabulary of {vocab_size}.",
+    )
+    require(
+        len(np.unique(ids)) < vocab_size - 1,  # the padding is no token either
+        f"never={shown(never)} leaves no id of the vocabulary of {vocab_size} to generate.",
+    )
+    return ids.astype(np.int32)
 
 
 def _keep_most_probable(
@@ -172,6 +191,7 @@ def _decode(
     memory: Any,
     query_ids: jax.Array,
     stops: jax.Array,
+    never: jax.Array,
     drawing: _Drawing | None,
 ) -> jax.Array:
     pad_id = model.config.pad_id
@@ -202,7 +222,8 @@ def _decode(
     def choose(index: jax.Array | int, logits: jax.Array) -> jax.Array:
         """The next tokens; the padding is none of them, unless it is a stop."""
         is_padding = jnp.arange(logits.shape[-1]) == pad_id
-        logits = jnp.where(is_padding & (stops != pad_id).all(), -jnp.inf, logits)
+        left_out = (is_padding & (stops != pad_id).all()).at[never].set(True)
+        logits = jnp.where(left_out, -jnp.inf, logits)
         best = logits.argmax(-1).astype(jnp.int32)
         if drawing is None or keys is None:
             return best

@@ -1,6 +1,7 @@
 """What a memory holds of its context: the context read back from memory alone."""
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -31,7 +32,12 @@ class Reconstruction(NamedTuple):
 
 
 def reconstruct(
-    model: MemoryModel[MemoryT], params: Params, memory: MemoryT, context_ids: ArrayLike
+    model: MemoryModel[MemoryT],
+    params: Params,
+    memory: MemoryT,
+    context_ids: ArrayLike,
+    *,
+    never: Sequence[int] | np.ndarray = (),
 ) -> Reconstruction:
     """Reads contexts back from memory through the head of WRITE, or of READ if there is no other.
 
@@ -40,6 +46,7 @@ def reconstruct(
         params: its parameters.
         memory: what `write_memory` returned for B contexts.
         context_ids: int [B, S], the contexts, padded on the right.
+        never: ids that are never decoded, see `generate`.
 
     Returns:
         The contexts as memory has them. Greedy decoding needs one position more than the WRITE; a
@@ -62,7 +69,7 @@ def reconstruct(
     logits = view.read_memory(seen, memory, context_ids)
     length = context_ids.shape[1]
     nothing = on_device(np.full((context_ids.shape[0], 1), c.pad_id, np.int32))
-    ids = generate(view, seen, memory, nothing, min(length, capacity))
+    ids = generate(view, seen, memory, nothing, min(length, capacity), never=never)
     ids, *counts = _compared(ids, logits, context_ids, c.pad_id)
     right, right_tokens, num_tokens = jax.device_get(counts)
     return Reconstruction(ids, right / num_tokens, right_tokens / num_tokens)

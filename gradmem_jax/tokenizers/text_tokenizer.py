@@ -60,6 +60,11 @@ class TextTokenizer:
     def _vocab_size(self) -> int:
         return max(self.backend.get_vocab().values(), default=-1) + 1
 
+    @functools.cached_property
+    def token_ids(self) -> np.ndarray:
+        """The ids that have a token, int64 [n], ascending."""
+        return np.unique(np.array([*self.backend.get_vocab().values()], np.int64))
+
     def encode(self, text: str) -> np.ndarray:
         """Returns the ids of a text, int32 [n].
 

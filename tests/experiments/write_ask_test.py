@@ -18,7 +18,13 @@ import gradmem_jax
 from experiments.answers.answering import answer, choose_contexts, open_memories
 from experiments.answers.contexts import Context, read_contexts
 from experiments.answers.open_model import WRITE_LEARNING_RATES, open_model, reopen_model
-from experiments.answers.writing import report, save_written, write_contexts
+from experiments.answers.writing import (
+    read_back,
+    report,
+    report_read_back,
+    save_written,
+    write_contexts,
+)
 from experiments.configs import default
 from experiments.run import initial_state
 from experiments.run.build import build
@@ -34,10 +40,10 @@ TEXTS = ["!a:b!!c:d!|", "!e:f!!g:h!|", "!a:g!!b:c!|"]
 QUESTIONS = ["?!a:", "?!c:"]
 
 
-def words(folder):
-    """A tiny random model of words, as Hugging Face stores models."""
+def words(folder, more_rows=0):
+    """A tiny random model of words, perhaps with rows beside them, as Hugging Face stores it."""
     tokenizer = word_tokenizer(["the cat sat on a mat and saw dogs run home"])
-    model = small_model(lm={"vocab_size": tokenizer.vocab_size, "max_positions": 64})
+    model = small_model(lm={"vocab_size": tokenizer.vocab_size + more_rows, "max_positions": 64})
     lm = numpy_params(lambda: model.init(jax.random.key(0)))["lm"]
     save_pretrained(folder, Pretrained(model.config.lm, lm, tokenizer))
 
@@ -62,14 +68,15 @@ class WriteAskTest(parameterized.TestCase):
             (self.here / f"{i}.txt").write_text(text + "\n")
         return str(self.here / "*.txt")
 
-    def write(self, model, texts=TEXTS, options=None, **how):
+    def write(self, model, texts=TEXTS, options=None, show=False, **how):
         """Writes texts as the program does; returns what it says."""
         opened = open_model(model, options or {})
         with self.assertLogs("experiments", "INFO") as logs:
             written = write_contexts(opened, read_contexts([self.contexts(texts)]), **how)
         save_written(self.out, opened, written)
         lines = [record.getMessage() for record in logs.records]
-        return "\n".join([*lines, report(opened, written)])
+        shown = [report_read_back(written, read_back(opened, written, 2))] if show else []
+        return "\n".join([*lines, report(opened, written), *shown])
 
     def ask(self, *questions, pattern="*", batch_size=16, max_new_tokens=32, model=None):
         """Asks as the program does; returns the answers of each context."""
@@ -87,7 +94,7 @@ class WriteAskTest(parameterized.TestCase):
         self.assertRegex(said, r"3/3 contexts \| [\d.]+ contexts/s \| 0:00 left")
         line = r"0\.txt: 11 tokens \| WRITE loss [\d.]+ -> [\d.]+ \| memory 16 floats, 64 bytes"
         self.assertRegex(said, line + r" \| KV cache 176 floats, 704 bytes: 11\.0 times the memory")
-        self.assertIn("of its tokens are the likeliest", said)
+        self.assertEqual(said.count("of its tokens are the likeliest"), 3)
         opened = open_model(self.run_path, {})
         ids = np.stack([opened.tokenizer.encode(text) for text in TEXTS])
         memory, info = jax.jit(opened.model.write_memory)(opened.params, ids)
@@ -267,6 +274,15 @@ class WriteAskTest(parameterized.TestCase):
         np.testing.assert_allclose(
             opened.params["initial_memory"], np.tile(embedding.mean(0), (4, 1)), atol=1e-6
         )
+
+    def test_rows_without_a_token_are_never_decoded(self):
+        folder = str(self.folder / "rows")
+        words(folder, more_rows=1000)
+        said = self.write(folder, ["the cat sat"], {"num_write_steps": 1}, show=True)
+        self.assertNotIn("not in the vocabulary", said)
+        self.assertRegex(said, r"places:\n  \w+( \w+){2}$")
+        ((text,),) = self.ask("the cat", max_new_tokens=3)
+        self.assertRegex(text, r"^\w+( \w+){2}$")
 
     @parameterized.parameters(None, 0.3)
     def test_the_rate_of_adam_is_in_units_of_the_embeddings(self, rate):

@@ -38,6 +38,16 @@ class GenerateTest(parameterized.TestCase):
         for i, length in enumerate(lengths):
             self.assertEqual(got[i].tolist(), without_cache(queries[i, :length], i, 4))
 
+    def test_ids_that_are_never_generated(self):
+        query = random_ids(3, 3, 5)
+        likely = np.unique(generate(MODEL, PARAMS, MEMORY, query, 2))
+        for how in ({}, {"temperature": 5.0, "key": jax.random.key(0)}):
+            got = generate(MODEL, PARAMS, MEMORY, query, 8, never=likely, **how)
+            self.assertFalse(np.isin(got, [0, *likely]).any())
+        for never, message in (([11], "ids of the vocabulary of 11"), (range(1, 11), "leaves no")):
+            with self.assertRaisesRegex(ValueError, f"never=.*{message}"):
+                generate(MODEL, PARAMS, MEMORY, query, 1, never=never)
+
     def test_many_queries(self):
         queries = random_ids(4, 3, 2, 4)
         queries[0, 1, 2:] = queries[2, 0, 1:] = 0

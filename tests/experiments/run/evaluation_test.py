@@ -88,7 +88,7 @@ class EvaluationTest(parameterized.TestCase):
         task = SquadConfig(data_dir=str(folder))
         tokenizer, asked = task.tokenizer, []
 
-        def generate(model, params, memory, query_ids, max_new_tokens, stop_id):
+        def generate(model, params, memory, query_ids, max_new_tokens, stop_id, never):
             texts = [tokenizer.decode(ids) for ids in query_ids[:, 0]]
             asked.extend(texts)
             new = np.zeros((len(texts), 1, max_new_tokens), int)
