@@ -168,7 +168,7 @@ def ask_in_a_loop(
             sys.stdin.reconfigure(errors="surrogateescape")  # `is_text` finds what is wrong
     while True:
         try:
-            question = input(prompt)
+            question = input(prompt).removeprefix("\ufeff")  # the mark of a piped file
         except (EOFError, KeyboardInterrupt):
             return
         if not question.strip():

@@ -200,7 +200,7 @@ def report_read_back(written: Written, found: Sequence[ReadBack]) -> str:
     """What was read back of each context."""
     return "\n".join(
         f"{one_line(context.name)}: {back.token_accuracy:.0%} of its tokens are the likeliest "
-        f"after the true ones; decoded from memory alone, {back.accuracy:.0%} are in their places:\n  "
-        f"{one_line(back.text, len(back.text))}"
+        f"after the true ones; decoded from memory alone, {back.accuracy:.0%} are in their "
+        f"places:\n  {one_line(back.text, len(back.text))}"
         for context, back in zip(written.contexts, found, strict=True)
     )

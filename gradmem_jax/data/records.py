@@ -170,7 +170,7 @@ def read_text(path: pathlib.Path) -> str:
     """
     content = reading.read_bytes(path, "file of texts", _LARGEST_FILE)
     try:
-        text = (_unpacked(path, content) if path.suffix == ".gz" else content).decode("utf-8")
+        text = reading.text_of(_unpacked(path, content) if path.suffix == ".gz" else content)
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read {path}: {error}; get the file again.") from error
     require(bool(text.strip()), f"{path} is empty; get the file again.")

@@ -35,7 +35,7 @@ class SquadConfig(QuestionTask):
     of them are in `source(...).record(i)`. A tenth of the articles of the training file is the
     validation split, and the development file is the test split. If one of the two files is
     missing, the articles of the other are divided among train, validation and test, and a warning
-    says so.
+    says so. A file of too few articles to divide is divided by paragraphs.
 
     Attributes:
         context: "paragraph", or "sentence" for the sentence that holds the first answer (all of
@@ -91,9 +91,12 @@ class SquadConfig(QuestionTask):
             )
         articles = _read_articles(path)
         if split in ("train", *held_out):
-            split_of = split_names((_title(article) for article in articles), held_out)
-            articles = [article for article in articles if split_of[_title(article)] == split]
-        found = [record for article in articles for record in _read_article(article)]
+            articles = _of_split(articles, split, held_out, path)
+        found = [
+            record
+            for number, article in enumerate(articles)
+            for record in _read_article(article, str(article.get("title") or f"article {number}"))
+        ]
         return Records(
             tuple(record for record in found if isinstance(record, Record)),
             tuple(record for record in found if isinstance(record, Skipped)),
@@ -120,10 +123,6 @@ def sentences_around(text: str, start: int, end: int) -> str:
     return text[bounds[first] : bounds[last]].strip()
 
 
-def _title(article: dict[str, Any]) -> str:
-    return str(article.get("title"))
-
-
 def _read_articles(path: pathlib.Path) -> list[dict[str, Any]]:
     text = read_text(path)
     try:
@@ -138,10 +137,38 @@ def _read_articles(path: pathlib.Path) -> list[dict[str, Any]]:
     return articles
 
 
-def _read_article(article: dict[str, Any]) -> Iterator[Record | Skipped]:
+def _of_split(
+    articles: list[dict[str, Any]], split: str, held_out: tuple[str, ...], path: pathlib.Path
+) -> list[dict[str, Any]]:
+    """Returns the articles of a split of a file; those of one paragraph if they are too few."""
+    needed = 1 + len(held_out)
+    parts = [article | {"paragraphs": [p]} for article in articles for p in article["paragraphs"]]
+    for units, name in ((articles, _title), (parts, _content)):
+        names = [name(unit) for unit in units]
+        if len(set(names)) >= needed:
+            split_of = split_names(names, held_out)
+            return [unit for unit, own in zip(units, names, strict=True) if split_of[own] == split]
+    raise ValueError(
+        f"{path} has {len(parts)} different paragraphs, too few to divide among train and "
+        f"{' and '.join(held_out)}; give {needed} or more, or training and test questions in two "
+        "files."
+    )
+
+
+def _title(article: dict[str, Any]) -> str:
+    """What an article is told from others by."""
+    return str(article.get("title") or _content(article))
+
+
+def _content(article: dict[str, Any]) -> str:
+    paragraphs = article["paragraphs"]
+    return str([p.get("context") if isinstance(p, dict) else p for p in paragraphs])
+
+
+def _read_article(article: dict[str, Any], title: str) -> Iterator[Record | Skipped]:
     """Reads the questions of an article, damaged ones as `Skipped`."""
     for i, paragraph in enumerate(article["paragraphs"]):
-        name = f"{_title(article)}, paragraph {i}"
+        name = f"{title}, paragraph {i}"
         try:
             context, questions = paragraph["context"], list(paragraph["qas"])
         except (KeyError, TypeError) as error:

@@ -258,10 +258,9 @@ def _source(task: TextTask, split: str) -> TextSource:
     source = task.allowed(_samples(task.sample_task(), split))
     name = f"{type(task).__name__}, {split}"
     log_skipped(name, source.skipped)
-    require(
-        len(source) > 0,
-        f"{name}: no sample is left of {len(source.skipped)} records; see the warning above.",
-    )
+    skipped = len(source.skipped)
+    why = f"of {skipped} records; see the warning above" if skipped else "in its files"
+    require(len(source) > 0, f"{name}: no sample is left {why}. Give more of its questions.")
     return source
 
 

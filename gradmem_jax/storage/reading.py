@@ -68,9 +68,18 @@ def read_text(path: str | pathlib.Path, what: str, largest: int) -> str:
         ValueError: see `read_bytes`; or it is not UTF-8.
     """
     try:
-        return read_bytes(path, what, largest).decode("utf-8")
+        return text_of(read_bytes(path, what, largest))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error}); convert it first.") from error
+
+
+def text_of(content: bytes) -> str:
+    """Returns the text of bytes in UTF-8, without the byte-order mark that Windows puts first.
+
+    Raises:
+        UnicodeDecodeError: they are not UTF-8.
+    """
+    return content.decode("utf-8-sig")
 
 
 def read_json(path: str | pathlib.Path, what: str, largest: int = LARGEST_JSON) -> Any:

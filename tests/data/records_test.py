@@ -9,6 +9,7 @@ from absl.testing import absltest, parameterized
 
 from gradmem_jax.data.babi.task import BabiConfig
 from gradmem_jax.data.records import data_folder, find_file, read_text, split_names
+from gradmem_jax.storage import reading
 
 SPLITS = ("validation", "test")
 
@@ -65,6 +66,14 @@ class RecordsTest(parameterized.TestCase):
         path.write_bytes(gzip.compress(bytes(65 * 2**20), 1))
         with self.assertRaisesRegex(ValueError, "bytes and unpacks to more than 67108864"):
             read_text(path)
+
+    def test_a_byte_order_mark_is_no_text(self):
+        for name, pack in (("a.txt", bytes), ("a.txt.gz", gzip.compress)):
+            (self.folder / name).write_bytes(pack("\ufeffé \ufeff".encode()))
+            self.assertEqual(read_text(self.folder / name), "é \ufeff")
+        self.assertEqual(reading.read_text(self.folder / "a.txt", "text", 99), "é \ufeff")
+        (self.folder / "a.json").write_bytes(b"\xef\xbb\xbf{}")
+        self.assertEqual(reading.read_json(self.folder / "a.json", "file"), {})
 
     def test_splits(self):
         names = [f"name {i}" for i in range(30)]

@@ -99,6 +99,18 @@ class SquadTest(parameterized.TestCase):
             self.assertEqual([len(part) for part in parts], [15, 3, 3])
             self.assertLen(set().union(*parts), 21)
 
+    def test_files_of_ones_own(self):
+        texts = [f"Ann saw {number} cats." for number in range(9)]
+        parts = [article(None, text, question(text, "Ann")) for text in texts]
+        untitled = [{"paragraphs": part["paragraphs"]} for part in parts]
+        one = [{"title": "a", "paragraphs": [p for part in parts for p in part["paragraphs"]]}]
+        for articles in (untitled, one, [{"paragraphs": one[0]["paragraphs"]}], parts):
+            task = self.task(articles)
+            counts = [len(task.source(split)) for split in ("train", "validation", "test")]
+            self.assertEqual(counts, [7, 1, 1])
+        with self.assertRaisesRegex(ValueError, "2 different paragraphs, .* give 3 or more"):
+            self.task(parts[:2]).source("train")
+
     def test_damaged_records_are_named(self):
         context = "Ann saw a cat."
         missing = question(context, "cat", id="no question")
