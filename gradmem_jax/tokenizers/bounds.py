@@ -39,6 +39,7 @@ LLAMA3_PATTERN = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 EVERY_CHARACTER = r"[\s\S]"
+SPACES_AROUND = r"\A +| +\z"
 _O200K_PATTERN = (  # of GPT-4o
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
@@ -54,6 +55,7 @@ _KNOWN_PATTERNS = {
     _O200K_PATTERN,
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",  # GPT-2
     " {2,}",
+    SPACES_AROUND,
     r"\s+",
 }
 _SECONDS, _CHARACTERS_IN_SECOND = 5.0, 20_000  # usual tokenizers cut a million in a second
@@ -211,7 +213,7 @@ def _own_growth(part: Mapping[str, Any]) -> int:
     if part["type"] == "Prepend":
         return 1 + len(part["prepend"])
     if part["type"] == "Precompiled":
-        return _longest_replacement(part["precompiled_charsmap"])
+        return check_charsmap(part["precompiled_charsmap"])
     return _OTHERS.get(part["type"], 1)
 
 
@@ -230,8 +232,15 @@ def _leaves(part: Any, name: str) -> Iterator[Mapping[str, Any]]:
         yield from _leaves(each, name)
 
 
-def _longest_replacement(charsmap: str) -> int:
-    """The longest text that a precompiled table of SentencePiece puts in place of another."""
+def check_charsmap(charsmap: str) -> int:
+    """The longest text that a precompiled table of SentencePiece puts in place of another.
+
+    Args:
+        charsmap: the table in base 64.
+
+    Raises:
+        ValueError: it is none.
+    """
     try:
         table = base64.b64decode(charsmap, validate=True)
     except (binascii.Error, ValueError) as error:

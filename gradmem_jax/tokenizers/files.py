@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 import gguf
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from gradmem_jax.checks import require, require_choice
 from gradmem_jax.foreign_text import shown
 from gradmem_jax.storage.reading import LARGEST_JSON, read_bytes
 from gradmem_jax.tokenizers.bounds import LLAMA3_PATTERN, check_pieces
 
-_SPACE = "\u2581"
+SPACE = "\u2581"
 _BYTE_LEVEL_KINDS = ("gpt-2", "smollm", "llama-bpe")
 _BEGIN, _END = 1, 2  # ids in llama2.c
 
@@ -92,7 +92,7 @@ def read_gguf_tokenizer(
             isinstance(add_space, bool),
             damaged(f"tokenizer.ggml.add_space_prefix={shown(add_space)} is no truth value"),
         )
-        backend = _scored_bpe(pieces, scores, add_space=add_space)
+        backend = scored_bpe(pieces, scores, add_space=add_space)
 
     def of_type(wanted: gguf.TokenType) -> list[str]:
         return [p for p, t in zip(pieces, types, strict=True) if t == wanted]
@@ -129,7 +129,7 @@ def read_llama2c_tokenizer(path: pathlib.Path) -> TokenizerFile:
             piece = content[place + 8 : place + 8 + length]
             require(0 < length == len(piece), "a piece is cut short")
             require(not math.isnan(score), "a score is no number")
-            pieces.append(piece.decode("utf-8").replace(" ", _SPACE))
+            pieces.append(piece.decode("utf-8").replace(" ", SPACE))
             scores.append(score)
             place += 8 + length
         require(len(pieces) > _END, "it has no pieces")
@@ -137,9 +137,19 @@ def read_llama2c_tokenizer(path: pathlib.Path) -> TokenizerFile:
         require(len(set(pieces)) == len(pieces), "a piece stands twice")
     except ValueError as error:
         raise ValueError(f"{path} is no tokenizer of llama2.c, or damaged: {error}.") from error
-    backend = _scored_bpe(pieces, scores)
+    backend = scored_bpe(pieces, scores)
     backend.add_special_tokens(["<unk>", "<s>", "</s>"])
+    add_begin(backend, "<s>")
     return TokenizerFile(backend, pad_token="</s>", end_token="<s>")
+
+
+def add_begin(backend: tokenizers.Tokenizer, token: str) -> None:
+    """Has texts with special tokens begin with a token; "" leaves them as they are."""
+    if token:
+        special = [(token, backend.token_to_id(token))]
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{token} $A", special_tokens=special
+        )
 
 
 def _are_texts(values: Any) -> bool:
@@ -177,15 +187,20 @@ def _byte_level_bpe(
     return backend
 
 
-def _scored_bpe(
-    pieces: Sequence[str], scores: Sequence[float], *, add_space: bool = True
+def scored_bpe(
+    pieces: Sequence[str],
+    scores: Sequence[float],
+    *,
+    unknown: str = "<unk>",
+    add_space: bool = True,
 ) -> tokenizers.Tokenizer:
     """Makes a tokenizer like that of Llama 2: neighbours that make the best piece merge first.
 
     Args:
-        pieces: the pieces in the order of their ids, with U+2581 for blanks; "<unk>" and bytes as
-            "<0x0A>" among them.
+        pieces: the pieces in the order of their ids, with U+2581 for blanks; `unknown` and bytes
+            as "<0x0A>" among them.
         scores: how good each piece is.
+        unknown: the piece of what no other makes.
         add_space: whether a blank is put before the text.
     """
     check_pieces(pieces)  # the loop below takes this many steps
@@ -198,13 +213,13 @@ def _scored_bpe(
     ]
     # Pairs that make the same piece stay in order, the shorter left part first.
     merges = [pair[2:] for pair in sorted(pairs, key=lambda pair: pair[:2])]
-    model = models.BPE(ids, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    model = models.BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
     backend = tokenizers.Tokenizer(model)
-    blanks = normalizers.Replace(" ", _SPACE)
-    first = [normalizers.Prepend(_SPACE)] if add_space else []
+    blanks = normalizers.Replace(" ", SPACE)
+    first = [normalizers.Prepend(SPACE)] if add_space else []
     backend.normalizer = normalizers.Sequence([*first, blanks])
     strip = [decoders.Strip(" ", 1, 0)] if add_space else []
     backend.decoder = decoders.Sequence(
-        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     )
     return backend
