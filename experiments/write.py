@@ -55,6 +55,14 @@ _WRITE_LEARNING_RATE = flags.DEFINE_float(
 _TOKENIZER = flags.DEFINE_string(
     "tokenizer", None, "Of a pretrained model, if it is not beside it: a file or directory."
 )
+_PAD_TOKEN = flags.DEFINE_string(
+    "pad_token", None, "Of a pretrained model: the token that fills contexts, if not a usual one."
+)
+_ADD_BEGIN_TOKEN = flags.DEFINE_bool(
+    "add_begin_token",
+    None,
+    "Of a pretrained model: whether texts begin with a token as its tokenizer says; default yes.",
+)
 _SEGMENT_TOKENS = flags.DEFINE_integer(
     "segment_tokens", None, "Write longer contexts segment after segment.", lower_bound=1
 )
@@ -77,6 +85,8 @@ def main(arguments: Sequence[str]) -> None:
         "num_memory_tokens": _NUM_MEMORY_TOKENS.value,
         "write_optimizer": _WRITE_OPTIMIZER.value,
         "write_learning_rate": _WRITE_LEARNING_RATE.value,
+        "pad_token": _PAD_TOKEN.value,
+        "add_begin_token": _ADD_BEGIN_TOKEN.value,
         "tokenizer_path": _TOKENIZER.value and str(pathlib.Path(_TOKENIZER.value).absolute()),
     }
     given = {name: value for name, value in options.items() if value is not None}

@@ -15,7 +15,7 @@ from experiments.answers.contexts import bucket, warn_of_unknown
 from experiments.answers.open_model import OpenModel
 from experiments.program.console import say
 from gradmem_jax.checks import require
-from gradmem_jax.data.task import text_of
+from gradmem_jax.data.task import starting_ids, text_of
 from gradmem_jax.foreign_text import is_text, one_line, shown
 from gradmem_jax.memory.generate import generate
 from gradmem_jax.memory.interface import Memory
@@ -40,7 +40,7 @@ def encode_questions(
         require(is_text(question), f"the question {shown(question)} is not UTF-8 text.")
         text = opened.prompt(question)
         warn_of_unknown(f"the question {shown(question)}", text, opened.tokenizer)
-        ids = np.asarray(opened.tokenizer.encode(text), np.int32)
+        ids = starting_ids(opened.tokenizer, text)
         require(len(ids) > 0, f"the question {shown(question)} has no tokens; ask something else.")
         require(
             config.pad_id not in ids,

@@ -9,7 +9,7 @@ import numpy as np
 from experiments.program.console import log
 from experiments.program.files import find_files
 from gradmem_jax.checks import require
-from gradmem_jax.data.task import Tokenizer
+from gradmem_jax.data.task import Tokenizer, starting_ids
 from gradmem_jax.foreign_text import is_text, one_line, shown
 from gradmem_jax.storage import reading
 
@@ -138,7 +138,7 @@ def encode_context(
         f"{context.name} has {characters} characters, the model takes at most {limit} tokens in "
         f"one WRITE; write it segment after segment with --segment_tokens={limit} or less.",
     )
-    ids = np.asarray(tokenizer.encode(context.text), np.int32)
+    ids = starting_ids(tokenizer, context.text)
     warn_of_unknown(context.name, context.text, tokenizer)
     require(len(ids) > 0, f"{context.name} has no tokens: there is nothing to write.")
     require(

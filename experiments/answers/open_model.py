@@ -1,5 +1,6 @@
 """Models to write and ask with: a finished run, or a pretrained language model as it is."""
 
+import dataclasses
 import os
 import pathlib
 import shlex
@@ -35,6 +36,8 @@ PRETRAINED_OPTIONS = (
     "write_optimizer",
     "write_learning_rate",
     "tokenizer_path",
+    "pad_token",
+    "add_begin_token",
     "scan_layers",
 )
 FLAGS = {"checkpoint_name": "checkpoint", "tokenizer_path": "tokenizer"}  # others: as the option
@@ -83,7 +86,10 @@ def open_model(path: str, options: Mapping[str, Any] | None = None) -> OpenModel
     foreign = [f"--{FLAGS.get(name, name)}" for name in _foreign(path, options)]
     require(not foreign, f"{path} is {_kind(path)}: leave out {', '.join(foreign)}.")
     opened: OpenModel = (open_run if is_run(path) else open_pretrained)(folder, **options)
-    return opened._replace(notes={"model": str(folder.absolute()), "options": dict(options)})
+    options = {**options}
+    if not is_run(path):  # files of before this option have none
+        options.setdefault("add_begin_token", True)
+    return opened._replace(notes={"model": str(folder.absolute()), "options": options})
 
 
 def reopen_model(
@@ -135,6 +141,8 @@ def reopen_model(
         f"{memory} was written with {shown(options)}, and {path} is {_kind(path)}, which takes no "
         "such options; name the model that wrote it with --model.",
     )
+    if not is_run(path):
+        options.setdefault("add_begin_token", False)
     return open_model(path, options)
 
 
@@ -205,6 +213,8 @@ def open_pretrained(
     write_optimizer: str = "adam",
     write_learning_rate: float | None = None,
     tokenizer_path: str | None = None,
+    pad_token: str = "",
+    add_begin_token: bool = True,
     scan_layers: bool = False,
 ) -> OpenModel:
     """Puts GradMem around a pretrained language model that was never trained to write or read.
@@ -220,6 +230,9 @@ def open_pretrained(
         write_learning_rate: of plain steps, or of Adam in units of the embeddings' root mean
             square, so that one value suits models of any scale; None takes a usual one.
         tokenizer_path: where the tokenizer is, if it is not beside the model.
+        pad_token: what fills contexts, see `load_tokenizer`.
+        add_begin_token: whether contexts and prompts begin with a token, as the tokenizer's own
+            files say.
         scan_layers: stack the layers, which compiles fast.
 
     Raises:
@@ -228,16 +241,20 @@ def open_pretrained(
     require_integer("num_memory_tokens", num_memory_tokens, 1)
     require_integer("num_write_steps", num_write_steps, 0)
     require_instance("tokenizer_path", tokenizer_path, str | None)
+    require_instance("pad_token", pad_token, str)
+    require_instance("add_begin_token", add_begin_token, bool)
     require_instance("scan_layers", scan_layers, bool)
     require_choice("write_optimizer", write_optimizer, tuple(WRITE_LEARNING_RATES))
     usual = WRITE_LEARNING_RATES[write_optimizer]
     rate = usual if write_learning_rate is None else write_learning_rate
     require_number("write_learning_rate", rate, above=0)
     lm, lm_params, tokenizer = load_pretrained(
-        path, tokenizer=tokenizer_path, scan_layers=scan_layers
+        path, tokenizer=tokenizer_path, pad_token=pad_token, scan_layers=scan_layers
     )
     if tokenizer is None:
         raise ValueError(f"{path} has no tokenizer; name one with --tokenizer.")
+    if not add_begin_token:
+        tokenizer = dataclasses.replace(tokenizer, begin_id=None)
     require(
         num_memory_tokens < lm.max_positions,
         f"num_memory_tokens={num_memory_tokens} leaves no room in the {lm.max_positions} positions "

@@ -95,6 +95,8 @@ def get_config(
         config.model.num_write_steps = 2
         config.model.write_learning_rate = 0.04
     config.data = fields_of(TASKS[task], leave_out=("seed", "split", "num_samples"))
+    if pretrained and "add_begin_token" in config.data:
+        config.data.add_begin_token = True
     config.optimizer = fields_of(OptimizerConfig, leave_out=("num_steps",))
 
     # An optax optimizer for WRITE in place of plain gradient descent: its name and arguments, set

@@ -20,6 +20,7 @@ _LM_CONFIG = f"{LM}/config.json"
 _FILES = (
     PARAMS,
     "tokenizer.json",
+    "tokenizer_config.json",
     _LM_CONFIG,
     "config.json",
 )  # those that exported.json vouches for
@@ -54,7 +55,8 @@ def write_exported(
     writers: dict[str, Writer] = {PARAMS: lambda path: save_params(path, params, dtype)}
     if isinstance(tokenizer, TextTokenizer):
         writers["tokenizer.json"] = tokenizer.save
-        fields["data"] = fields["data"] | {"tokenizer_path": ""}
+        writers["tokenizer_config.json"] = lambda path: files.write_json(path, tokenizer.config)
+        fields["data"] = fields["data"] | {"tokenizer_path": "", "pad_token": ""}
     if lm is not None:
         writers[_LM_CONFIG] = lambda path: files.write_json(path, lm)
         fields["pretrained"] = LM

@@ -71,7 +71,9 @@ class SavedRun:
         if (self.folder / LM / "config.json").is_file():
             fields["pretrained"] = str(self.folder / LM)
         if (self.folder / "tokenizer.json").is_file():
-            fields["data"]["tokenizer_path"] = str(self.folder / "tokenizer.json")
+            is_whole = (self.folder / "tokenizer_config.json").is_file()
+            tokenizer = self.folder if is_whole else self.folder / "tokenizer.json"
+            fields["data"]["tokenizer_path"] = str(tokenizer)
         paths = {name: _find(fields, name) for name in ("pretrained", "data.tokenizer_path")}
         check_paths(self.folder, paths)
         return fields

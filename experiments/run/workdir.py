@@ -15,6 +15,8 @@ from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer
 # language model, whose parameters are among those of the run.
 PARAMS, EXPORTED, LM = "params.safetensors", "exported.json", "lm"
 
+# What a run did before it had a field, where that is not the field's default.
+_EARLIER = {"data.add_begin_token": False}
 # Fields that may change when a run goes on.
 _MAY_CHANGE = (
     "num_steps",
@@ -91,6 +93,7 @@ def _different(earlier: dict[str, Any], plan: RunPlan) -> list[str]:
     """Whole names of the fields in which a plan is not what a run began with."""
     defaults = get_config(plan.method, plan.task_name, bool(plan.start.pretrained)).to_dict()
     default, current = files.flatten(files.to_json(defaults)), files.flatten(plan.fields)
+    default |= {name: value for name, value in _EARLIER.items() if name in default}
     return sorted(
         name
         for name in {*earlier, *current}

@@ -30,6 +30,11 @@ def ids_without_token(tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:
     return np.setdiff1d(np.arange(vocab_size), known)
 
 
+def starting_ids(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    """Returns the ids of a text that nothing stands before, int32 [n]; see `encode_start`."""
+    return np.asarray(getattr(tokenizer, "encode_start", tokenizer.encode)(text), np.int32)
+
+
 def text_of(tokenizer: Tokenizer, ids: Any) -> str:
     """Returns the text of ids to be shown, or in its place why there is none.
 

@@ -124,7 +124,8 @@ def encode_target(tokenizer: TextTokenizer, prompt: str, answer: str) -> Query |
         answer: the answer; a blank comes before it.
 
     Returns:
-        Ids of prompt, answer and end token, the answer the target. None if a token holds the end
+        Ids of prompt, answer and end token, the answer the target; the token of beginning, if there
+        is one, is first. None if a token holds the end
         of the prompt and the start of the answer, or if one of them has no tokens.
     """
     ids, offsets = tokenizer.encode_with_offsets(f"{prompt} {answer}")
@@ -132,7 +133,8 @@ def encode_target(tokenizer: TextTokenizer, prompt: str, answer: str) -> Query |
     start = len(ids) - int(is_answer.sum())
     if not 0 < start < len(ids) or offsets[start, 0] < len(prompt) or is_answer[:start].any():
         return None
-    return Query(np.append(ids, tokenizer.end_id).astype(np.int32), start)
+    begin = tokenizer.begin_ids
+    return Query(np.array([*begin, *ids, tokenizer.end_id], np.int32), len(begin) + start)
 
 
 def question_source(
@@ -165,7 +167,7 @@ def question_source(
         if target is None or reason:
             skipped.append(Skipped(record.id, reason))
             continue
-        contexts.append(context)
+        contexts.append(np.concatenate([tokenizer.begin_ids, context]))
         queries.append(target.ids)
         starts.append(target.target_start)
         kept.append(record)

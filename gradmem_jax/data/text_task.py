@@ -56,10 +56,15 @@ class TextTask(PlainTexts):
         tokenizer_path: a pretrained tokenizer, see `load_tokenizer`; by default an id for each
             word and punctuation mark of the task's files, those of all splits, so that no word of
             an evaluation is unknown.
+        pad_token: what fills contexts, see `load_tokenizer`.
+        add_begin_token: whether contexts and prompts of questions begin with a token, as the
+            tokenizer's own files say: where they name none, nothing is added.
     """
 
     data_dir: str = ""
     tokenizer_path: str = ""
+    pad_token: str = ""
+    add_begin_token: bool = False
 
     folder_name: ClassVar[str] = ""
     urls: ClassVar[dict[str, str]] = {}
@@ -109,7 +114,9 @@ class TextTask(PlainTexts):
     def tokenizer(self) -> TextTokenizer:
         """The tokenizer of its texts."""
         if self.tokenizer_path:
-            return read_tokenizer(self.tokenizer_path)
+            tokenizer = read_tokenizer(self.tokenizer_path, pad_token=self.pad_token)
+            begin_id = tokenizer.begin_id if self.add_begin_token else None
+            return dataclasses.replace(tokenizer, begin_id=begin_id)
         return _word_tokenizer(self.word_task())
 
     @property
@@ -132,7 +139,9 @@ class TextTask(PlainTexts):
 
         Tasks that are equal so far, such as the stages of a curriculum, share what is read.
         """
-        return dataclasses.replace(self.located(), tokenizer_path="")
+        return dataclasses.replace(
+            self.located(), tokenizer_path="", pad_token="", add_begin_token=False
+        )
 
     def sample_task(self) -> Any:
         """Returns the task without the fields that only `allowed` looks at."""

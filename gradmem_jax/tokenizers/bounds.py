@@ -38,8 +38,9 @@ LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+QWEN2_PATTERN = LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
 EVERY_CHARACTER = r"[\s\S]"
-SPACES_AROUND = r"\A +| +\z"
+SPACES_AROUND = r"\A +|[ \u2581]+\z"  # SentencePiece writes blanks as U+2581
 _O200K_PATTERN = (  # of GPT-4o
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
@@ -51,7 +52,7 @@ _O200K_PATTERN = (  # of GPT-4o
 _KNOWN_PATTERNS = {
     EVERY_CHARACTER,
     LLAMA3_PATTERN,
-    LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}"),  # Qwen 2
+    QWEN2_PATTERN,
     _O200K_PATTERN,
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",  # GPT-2
     " {2,}",

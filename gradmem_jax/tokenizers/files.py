@@ -10,14 +10,51 @@ import gguf
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from gradmem_jax.checks import require, require_choice
+from gradmem_jax.checks import require
 from gradmem_jax.foreign_text import shown
 from gradmem_jax.storage.reading import LARGEST_JSON, read_bytes
-from gradmem_jax.tokenizers.bounds import LLAMA3_PATTERN, check_pieces
+from gradmem_jax.tokenizers.bounds import LLAMA3_PATTERN, QWEN2_PATTERN, check_pieces
 
 SPACE = "\u2581"
-_BYTE_LEVEL_KINDS = ("gpt-2", "smollm", "llama-bpe")
+# How text is split before it is cut into pieces of bytes, by the names that llama.cpp has for it.
+_NAMES = {
+    "gpt-2": (
+        "gpt-2",
+        "phi-2",
+        "jina-es",
+        "jina-de",
+        "jina-v2-es",
+        "jina-v2-de",
+        "gigachat",
+        "a.x-4.0",
+        "mellum",
+        "exaone4",
+        "mpt",
+        "olmo",
+        "jais",
+        "trillion",
+        "granite-docling",
+    ),
+    "smollm": ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"),
+    "llama-bpe": (
+        "llama-bpe",
+        "llama3",
+        "llama-v3",
+        "falcon3",
+        "falcon-h1",
+        "pixtral",
+        "midm-2.0",
+        "lfm2",
+    ),
+    "smaug-bpe": ("smaug-bpe", "dbrx", "glm4", "chatglm-bpe"),
+    "qwen2": ("qwen2", "deepseek-r1-qwen", "kormo", "megrez", "stablelm2", "hunyuan"),
+}
+_SPLITS = {name: split for split, names in _NAMES.items() for name in names}
 _BEGIN, _END = 1, 2  # ids in llama2.c
+
+
+class UnknownTokenizerError(ValueError):
+    """A tokenizer of a kind that is not known here, of a model that may be."""
 
 
 class TokenizerFile(NamedTuple):
@@ -44,7 +81,8 @@ def read_gguf_tokenizer(
         path: the file, for messages.
 
     Raises:
-        ValueError: there is none, it is damaged, or of a kind that is not known here.
+        ValueError: there is none, or it is damaged.
+        UnknownTokenizerError: it is of a kind that is not known here.
     """
 
     def get(key: str, absent: Any = None) -> Any:
@@ -57,11 +95,17 @@ def read_gguf_tokenizer(
     require(pieces is not None, f"{path} holds no tokenizer.")
     require(_are_texts(pieces), damaged("tokenizer.ggml.tokens are no texts"))
     require(len(set(pieces)) == len(pieces), damaged("a piece stands twice"))
-    require_choice("tokenizer.ggml.model", kind, ("gpt2", "llama"))
+    split = _SPLITS.get(get("pre", "gpt-2")) if kind == "gpt2" else None
+    for key, known in (("model", kind in ("gpt2", "llama")), ("pre", kind != "gpt2" or split)):
+        if not known:
+            raise UnknownTokenizerError(
+                f"{path}: tokenizer.ggml.{key}={shown(get(key))} is not known; name another copy "
+                "of the model's tokenizer, such as a tokenizer.json, by tokenizer= or --tokenizer."
+            )
     scores = get("scores", [0.0] * len(pieces))
     types = get("token_type", [gguf.TokenType.NORMAL] * len(pieces))
     end = get("eos_token_id")
-    pad = get("padding_token_id", end)
+    pad, begin = get("padding_token_id", end), get("bos_token_id")
     for key, values in (("scores", scores), ("token_type", types)):
         require(
             isinstance(values, list) and len(values) == len(pieces),
@@ -71,12 +115,12 @@ def read_gguf_tokenizer(
             all(isinstance(x, int | float) and not math.isnan(x) for x in values),
             damaged(f"tokenizer.ggml.{key} are no numbers"),
         )
-    for key, i in (("eos_token_id", end), ("padding_token_id", pad)):
+    for key, i in (("eos_token_id", end), ("padding_token_id", pad), ("bos_token_id", begin)):
         require(
             i is None or (type(i) is int and 0 <= i < len(pieces)),
             damaged(f"tokenizer.ggml.{key}={shown(i)} is none of the ids of {len(pieces)} pieces"),
         )
-    if kind == "gpt2":
+    if split:
         merges, known = get("merges", []), set(pieces)
         require(_are_texts(merges), damaged("tokenizer.ggml.merges are no texts"))
         for merge in merges:
@@ -85,7 +129,9 @@ def read_gguf_tokenizer(
                 {left, right, left + right} <= known,
                 damaged(f"tokenizer.ggml.merges has {shown(merge)}, which makes no piece of two"),
             )
-        backend = _byte_level_bpe(pieces, merges, get("pre", "gpt-2"))
+        ids = {piece: i for i, piece in enumerate(pieces)}
+        pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
+        backend = byte_level(ids, pairs, split)
     else:
         add_space = get("add_space_prefix", True)
         require(
@@ -107,6 +153,12 @@ def read_gguf_tokenizer(
             for piece in of_type(gguf.TokenType.USER_DEFINED)
         ]
     )
+    adds_begin = get("add_bos_token", split in (None, "llama-bpe"))
+    require(
+        isinstance(adds_begin, bool),
+        damaged(f"tokenizer.ggml.add_bos_token={shown(adds_begin)} is no truth value"),
+    )
+    add_begin(backend, name(begin) if adds_begin else "")
     return TokenizerFile(backend, name(pad), name(end))
 
 
@@ -156,33 +208,33 @@ def _are_texts(values: Any) -> bool:
     return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
-def _byte_level_bpe(
-    pieces: Sequence[str], merges: Sequence[str], kind: str
+def byte_level(
+    pieces: Mapping[str, int], merges: Sequence[tuple[str, str]], split: str
 ) -> tokenizers.Tokenizer:
     """Makes a tokenizer like that of GPT-2.
 
     Args:
-        pieces: the pieces in the order of their ids, bytes written as GPT-2 does.
-        merges: pairs of pieces with a blank between them, the first to be merged first.
-        kind: how text is split before: "gpt-2", "smollm" (digits one by one) or "llama-bpe"
-            (Llama 3).
+        pieces: the id of each piece, bytes written as GPT-2 does.
+        merges: pairs of pieces, the first to be merged first.
+        split: how text is split before: "gpt-2", "smollm" (digits one by one), "llama-bpe" (Llama
+            3; words that are pieces are not cut), "smaug-bpe" (the same, but all are cut) or
+            "qwen2" (digits one by one; composed characters).
     """
-    require_choice("tokenizer.ggml.pre", kind, _BYTE_LEVEL_KINDS)
-    model = models.BPE(
-        {piece: i for i, piece in enumerate(pieces)},
-        [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)],
-        ignore_merges=kind == "llama-bpe",
-    )
+    model = models.BPE(dict(pieces), list(merges), ignore_merges=split == "llama-bpe")
     backend = tokenizers.Tokenizer(model)
-    bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     words = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    pattern = pre_tokenizers.Split(tokenizers.Regex(LLAMA3_PATTERN), "isolated")
-    backend.pre_tokenizer = {
-        "gpt-2": words,
-        "smollm": pre_tokenizers.Sequence([digits, words]),
-        "llama-bpe": pre_tokenizers.Sequence([pattern, bytes_only]),
-    }[kind]
+    parts: list[Any]
+    if split == "gpt-2":
+        parts = [words]
+    elif split == "smollm":
+        parts = [pre_tokenizers.Digits(individual_digits=True), words]
+    else:
+        pattern = QWEN2_PATTERN if split == "qwen2" else LLAMA3_PATTERN
+        bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        parts = [pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated"), bytes_only]
+    if split == "qwen2":
+        backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.Sequence(parts) if len(parts) > 1 else parts[0]
     backend.decoder = decoders.ByteLevel()
     return backend
 

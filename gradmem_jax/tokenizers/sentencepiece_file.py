@@ -67,6 +67,7 @@ def _read(content: bytes) -> TokenizerFile:
         dict(_fields(b"".join(_bytes(value) for number, value in fields if number == wanted)))
         for wanted in (2, 3)
     )
+    require(bool(trainer), "it ends before it says how it was trained")
     kind = trainer.get(3, _UNIGRAM)
     require(kind in (_UNIGRAM, _BPE), f"its model_type is {shown(kind)}, known are unigram and BPE")
     require(not trainer.get(24), "blanks stand behind its words (treat_whitespace_as_suffix)")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import os
 import pathlib
 from collections.abc import Iterable
@@ -25,11 +26,19 @@ from gradmem_jax.tokenizers.bounds import (
     limited,
 )
 from gradmem_jax.tokenizers.files import (
+    TokenizerFile,
+    byte_level,
     read_gguf_tokenizer,
     read_llama2c_tokenizer,
 )
 from gradmem_jax.tokenizers.gguf_reader import open_gguf_file
+from gradmem_jax.tokenizers.sentencepiece_file import read_sentencepiece
+from gradmem_jax.tokenizers.special_tokens import SpecialTokens, add_tokens, read_special_tokens
 
+HUGGING_FACE = ("tokenizer.json", "vocab.json", "tokenizer.model")  # the first of them is read
+# Tokenizers of vocab.json and merges.txt, and how they split text, as `byte_level` calls it.
+BYTE_LEVEL_CLASSES = {"GPT2Tokenizer": "gpt-2", "Qwen2Tokenizer": "qwen2"}
+_UNNAMED = SpecialTokens()
 PAD, END, UNKNOWN = "[PAD]", "[END]", "[UNK]"
 _PAD_NAMES = (PAD, "<pad>", "<|endoftext|>", "<|end_of_text|>", "</s>")
 _END_NAMES = (END, "<|endoftext|>", "<|end_of_text|>", "</s>", "<|im_end|>")
@@ -44,12 +53,14 @@ class TextTokenizer:
         pad_id: the id that fills contexts and queries; it stands for no text.
         end_id: the id that ends an answer.
         watch: what of its work is watched, if it is a stranger's.
+        begin_id: the id that texts begin with, if the model was trained so; see `encode_start`.
     """
 
     backend: tokenizers.Tokenizer
     pad_id: int
     end_id: int
     watch: Watch = Watch()
+    begin_id: int | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -72,6 +83,15 @@ class TextTokenizer:
             ValueError: the tokenizer fails, takes too long, or makes too much of the text.
         """
         return np.array(self._encoding(text).ids, np.int32)
+
+    def encode_start(self, text: str) -> np.ndarray:
+        """Returns the ids of a text that nothing stands before: `begin_id`, if any, is first."""
+        return np.concatenate([self.begin_ids, self.encode(text)])
+
+    @property
+    def begin_ids(self) -> np.ndarray:
+        """What `encode_start` puts in front, int32 [0] or [1]."""
+        return np.array([] if self.begin_id is None else [self.begin_id], np.int32)
 
     def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns ids int32 [n], and int32 [n, 2], from where to where in the text they stand."""
@@ -110,7 +130,7 @@ class TextTokenizer:
             require(
                 0 <= i < self.vocab_size, f"id {i} is not in the vocabulary [0, {self.vocab_size})."
             )
-        kept = [i for i in ids if i not in (self.pad_id, self.end_id)]
+        kept = [i for i in ids if i not in (self.pad_id, self.end_id, self.begin_id)]
 
         def decode() -> str:
             if self.watch.time:
@@ -118,6 +138,41 @@ class TextTokenizer:
             return self.backend.decode(kept, skip_special_tokens=True)
 
         return limited(decode, "join the pieces", len(kept), self.watch.time)
+
+    def with_padding(self, token: str) -> "TextTokenizer":
+        """Returns the tokenizer with another token that fills contexts.
+
+        Raises:
+            ValueError: it has no such token.
+        """
+        return dataclasses.replace(self, pad_id=_find_id(self.backend, [token], "padding"))
+
+    def fitting(self, num_rows: int) -> "TextTokenizer":
+        """Returns the tokenizer for a model of some rows.
+
+        Tokens that were added to it, and never to the model, such as a `<pad>`, are left out if all
+        that have no row are of that kind; `vocab_size` tells.
+        """
+        pieces = self.backend.get_vocab(with_added_tokens=False).values()
+        if self.vocab_size <= num_rows or max([self.end_id, *pieces]) >= num_rows:
+            return self
+        content = json.loads(self.backend.to_str())
+        added = [token for token in content["added_tokens"] if token["id"] < num_rows]
+        backend = tokenizers.Tokenizer.from_str(json.dumps(content | {"added_tokens": added}))
+        begin = self.begin_id if self.begin_id is None or self.begin_id < num_rows else None
+        pad_id = self.pad_id
+        if pad_id >= num_rows:
+            unknown = backend.token_to_id(getattr(backend.model, "unk_token", None) or "<unk>")
+            pad_id = self.end_id if unknown is None else unknown
+        return TextTokenizer(backend, pad_id, self.end_id, self.watch, begin)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What tokenizer_config.json says of it, beside what `save` writes."""
+        config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        ids = {"eos_token": self.end_id, "pad_token": self.pad_id, "bos_token": self.begin_id}
+        config |= {name: self.backend.id_to_token(i) for name, i in ids.items() if i is not None}
+        return config | ({} if self.begin_id is None else {"add_bos_token": True})
 
     def save(self, path: str | pathlib.Path) -> None:
         """Writes the tokenizer to a file `tokenizer.json`, which `load_tokenizer` reads."""
@@ -134,24 +189,52 @@ def _find_id(backend: tokenizers.Tokenizer, names: Iterable[str], what: str) -> 
 
 
 def wrap_tokenizer(
-    backend: tokenizers.Tokenizer, *, pad_token: str = "", end_token: str = ""
+    backend: tokenizers.Tokenizer,
+    *,
+    pad_token: str = "",
+    end_token: str = "",
+    special: SpecialTokens = _UNNAMED,
 ) -> TextTokenizer:
     """Finds the special ids of a tokenizer.
 
     Args:
         backend: the tokenizer.
-        pad_token: what fills contexts; by default one of the usual names.
-        end_token: what ends an answer; by default one of the usual names.
+        pad_token: what fills contexts; by default what `special` names, else one of the usual
+            names, else the token of unknown text, else the one that ends a text.
+        end_token: what ends an answer; by default what `special` names, else a usual name.
+        special: what the tokenizer's files name.
 
     Raises:
         ValueError: there is no such token, two tokens have one id, or ids have large gaps.
     """
     check_ids(backend.get_vocab().values())
-    pad_id = _find_id(backend, [pad_token] if pad_token else _PAD_NAMES, "padding")
-    end_id = _find_id(backend, [end_token] if end_token else _END_NAMES, "end")
     backend.no_padding()
     backend.no_truncation()
-    return TextTokenizer(backend, pad_id, end_id)
+    end_names = [end_token or special.end] if end_token or special.end else _END_NAMES
+    end_id = _find_id(backend, end_names, "end")
+    unknown = special.unknown or getattr(backend.model, "unk_token", None) or "<unk>"
+    end = str(backend.id_to_token(end_id))
+    usual = [special.pad] if special.pad else list(_PAD_NAMES)
+    pad_id = _find_id(backend, [pad_token] if pad_token else [*usual, unknown, end], "padding")
+    return TextTokenizer(backend, pad_id, end_id, begin_id=_begin_id(backend, special))
+
+
+def wrap_file(file: TokenizerFile) -> TextTokenizer:
+    """Finds the special ids of a tokenizer in a file of another kind; see `wrap_tokenizer`."""
+    special = SpecialTokens(pad=file.pad_token, end=file.end_token)
+    return wrap_tokenizer(file.backend, special=special)
+
+
+def _begin_id(backend: tokenizers.Tokenizer, special: SpecialTokens) -> int | None:
+    """The id that texts begin with: as the files say, else as the tokenizer itself does it."""
+    if special.adds_begin is not None and (special.begin or not special.adds_begin):
+        return backend.token_to_id(special.begin) if special.adds_begin else None
+    if backend.post_processor is None:
+        return None
+    text = tokenizers.Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).encode("a")
+    ready = limited(lambda: backend.post_processor.process(text), "put tokens around a text", 1)
+    is_special = bool(ready.ids) and ready.sequence_ids[0] is None
+    return ready.ids[0] if is_special and backend.id_to_token(ready.ids[0]) else None
 
 
 def word_tokenizer(texts: Iterable[str], lowercase: bool = False) -> TextTokenizer:
@@ -185,51 +268,61 @@ def character_tokenizer(texts: Iterable[str]) -> TextTokenizer:
     return wrap_tokenizer(backend)
 
 
-def _special_tokens(file: pathlib.Path) -> dict[str, str]:
-    """What a tokenizer_config.json of Hugging Face, if there is one, calls padding and end."""
-    if not os.path.lexists(file):
-        return {}
-    content = read_json(file, "configuration of a tokenizer")
-    require(isinstance(content, dict), f"{file} is damaged: it holds no object.")
-    special = {}
-    for ours, theirs in (("pad_token", "pad_token"), ("end_token", "eos_token")):
-        token = content.get(theirs)
-        name = token.get("content") if isinstance(token, dict) else token
-        require(
-            name is None or isinstance(name, str),
-            f"{file} is damaged: {theirs}={shown(token)} is no name of a token.",
-        )
-        if name:
-            special[ours] = name
-    return special
-
-
 def _read_folder_or_json(path: pathlib.Path) -> TextTokenizer:
-    """Reads a tokenizer.json, or a folder with one or with vocab.json and merges.txt."""
-    file = path / "tokenizer.json" if path.is_dir() else path
-    special = _special_tokens(path / "tokenizer_config.json") if path.is_dir() else {}
-    if os.path.lexists(file):
+    """Reads a tokenizer.json, a tokenizer.model, or a folder with one or with GPT-2's files."""
+    is_folder = path.is_dir()
+    here = [path / name for name in HUGGING_FACE if os.path.lexists(path / name)]
+    file = here[0] if here else path
+    special = read_special_tokens(path) if is_folder else SpecialTokens()
+    watch = Watch()
+    if file.name == "vocab.json":
+        backend = _read_byte_level(path, special.kind)
+    elif file.suffix == ".model":
+        read = read_sentencepiece(file)
+        backend = read.backend
+        special = special._replace(
+            pad=special.pad or read.pad_token, end=special.end or read.end_token
+        )
+    else:
+        require(
+            file.is_file(),
+            "it holds no tokenizer: give a tokenizer.json, a tokenizer.model of SentencePiece, a "
+            "folder with one or with vocab.json and merges.txt, a .gguf file, or a tok*.bin of "
+            "llama2.c",
+        )
         text = read_text(file, "tokenizer", LARGEST_JSON)
         watch = check_content(parse_json(text, f"{file}, a tokenizer,"))
         backend = limited(lambda: tokenizers.Tokenizer.from_str(text), "be read", len(text))
-        tokenizer = wrap_tokenizer(backend, **special)
-        return dataclasses.replace(tokenizer, watch=watch)
-    vocabulary, merges = path / "vocab.json", path / "merges.txt"
+    if is_folder and file.name != "tokenizer.json":
+        add_tokens(backend, path)
+    tokenizer = dataclasses.replace(wrap_tokenizer(backend, special=special), watch=watch)
+    config = path / "config.json"
+    if is_folder and config.is_file():
+        content = read_json(config, "configuration of a language model")
+        num_rows = content.get("vocab_size") if isinstance(content, dict) else None
+        return tokenizer.fitting(num_rows) if type(num_rows) is int else tokenizer
+    return tokenizer
+
+
+def _read_byte_level(folder: pathlib.Path, kind: str) -> tokenizers.Tokenizer:
+    """Reads vocab.json and merges.txt; the class of the tokenizer says how text is split before."""
+    kind = (kind or "GPT2Tokenizer").removesuffix("Fast")
     require(
-        os.path.lexists(vocabulary) and os.path.lexists(merges),
-        "it holds no tokenizer: give a tokenizer.json, a folder with one or with vocab.json and "
-        "merges.txt, a .gguf file, or a tok*.bin of llama2.c",
+        kind in BYTE_LEVEL_CLASSES,
+        f"its vocab.json is of a {shown(kind)}, and only {', '.join(BYTE_LEVEL_CLASSES)} are read "
+        "from there; get its tokenizer.json",
     )
+    vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
     pieces = read_json(vocabulary, "vocabulary")
     require(isinstance(pieces, dict), f"{vocabulary} is damaged: it holds no object")
     check_pieces(pieces)
-    read_text(merges, "list of merges", LARGEST_JSON)
-    files = str(vocabulary), str(merges)
-    backend = tokenizers.Tokenizer(limited(lambda: models.BPE.from_file(*files), "be read", 0))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
+    lines = read_text(merges, "list of merges", LARGEST_JSON).splitlines()
+    pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    require(all(len(pair) == 2 for pair in pairs), f"{merges} is damaged: a line is no pair")
+    merged = [(left, right) for left, right in pairs]
+    backend = limited(lambda: byte_level(pieces, merged, BYTE_LEVEL_CLASSES[kind]), "be read", 0)
     backend.add_special_tokens(["<|endoftext|>"])
-    return wrap_tokenizer(backend, **special)
+    return backend
 
 
 def _tokenizer_of_llama2c(path: pathlib.Path) -> pathlib.Path:
@@ -243,29 +336,37 @@ def _tokenizer_of_llama2c(path: pathlib.Path) -> pathlib.Path:
     return files[0]
 
 
-def load_tokenizer(path: str | pathlib.Path) -> TextTokenizer:
+def load_tokenizer(path: str | pathlib.Path, *, pad_token: str = "") -> TextTokenizer:
     """Reads a tokenizer from disk.
 
     Args:
-        path: a `tokenizer.json`, or a folder with one or with `vocab.json` and `merges.txt`
-            (GPT-2); if the folder has a `tokenizer_config.json`, that names the special tokens. A
+        path: a `tokenizer.json`, a `tokenizer.model` of SentencePiece, or a folder with one of
+            them or with `vocab.json` and `merges.txt` (GPT-2). The `tokenizer_config.json`,
+            `special_tokens_map.json` and `added_tokens.json` beside it say more of its tokens. A
             `.gguf` file, or a folder with exactly one. A tokenizer `tok*.bin` of llama2.c, or a
             model `.bin` with one beside it.
+        pad_token: what fills contexts; by default what the files name, else one of the usual
+            names, else the token of unknown text, else the one that ends a text.
 
     Raises:
         ValueError: there is no tokenizer, or it is damaged.
     """
     path = require_path("path", path)
     require(os.path.exists(path), f"there is no tokenizer {path}; give a file or a folder.")
-    has_own = any((path / name).is_file() for name in ("tokenizer.json", "vocab.json"))
+    tokenizer = _read(path)
+    return tokenizer.with_padding(pad_token) if pad_token else tokenizer
+
+
+def _read(path: pathlib.Path) -> TextTokenizer:
+    has_own = any((path / name).is_file() for name in HUGGING_FACE)
     if path.is_dir() and not has_own and len(files := list(path.glob("*.gguf"))) == 1:
         (path,) = files
     if path.suffix == ".gguf" and path.is_file():
         file = read_gguf_tokenizer(open_gguf_file(path).fields, path)
-        return wrap_tokenizer(**file._asdict())
+        return wrap_file(file)
     if path.suffix == ".bin" and path.is_file():
         file = read_llama2c_tokenizer(_tokenizer_of_llama2c(path))
-        return wrap_tokenizer(**file._asdict())
+        return wrap_file(file)
     try:
         return _read_folder_or_json(path)
     except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:

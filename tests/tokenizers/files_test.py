@@ -8,9 +8,10 @@ import tokenizers
 from absl.testing import absltest, parameterized
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import models
+from tokenizers import models, processors
 
 from gradmem_jax.tokenizers.files import read_gguf_tokenizer
+from gradmem_jax.tokenizers.special_tokens import SpecialTokens
 from gradmem_jax.tokenizers.text_tokenizer import (
     UNKNOWN,
     load_tokenizer,
@@ -70,6 +71,7 @@ def byte_level(kind, *more):
         writer.add_token_types(types)
         writer.add_token_merges(["t h", "th e", "\u0120 the", "1 2"])
         writer.add_eos_token_id(0)
+        writer.add_bos_token_id(1)
 
     return pieces, write
 
@@ -92,17 +94,22 @@ class GGUFTokenizerTest(parameterized.TestCase):
         ("gpt-2", ["\u0120the", "12", "3"]),
         ("smollm", ["\u0120the", "1", "2", "3"]),
         ("llama-bpe", ["\u0120the", "\u0120", "12", "3"]),
+        ("llama-v3", ["\u0120the", "\u0120", "12", "3"]),
+        ("smaug-bpe", ["\u0120the", "\u0120", "12", "3"]),
+        ("qwen2", ["\u0120the", "\u0120", "1", "2", "3"]),
     )
     def test_byte_level(self, kind, want):
         pieces, write = byte_level(kind)
         tokenizer = self.load(write)
-        text = {"llama-bpe": " the 123"}.get(kind, " the123")
+        text = " the123" if kind in ("gpt-2", "smollm") else " the 123"
         self.assertEqual([pieces[i] for i in tokenizer.encode(text)], want)
         self.assertEqual(tokenizer.decode(tokenizer.encode(text)), text)
         self.assertEqual((tokenizer.pad_id, tokenizer.end_id), (0, 0))
         self.assertEqual(pieces[tokenizer.encode("a<|tool|>b")[1]], "<|tool|>")
         self.assertEqual(tokenizer.decode([0, *tokenizer.encode("abc"), 0]), "abc")
         self.assertEqual(tokenizer.vocab_size, len(pieces))
+        adds_begin = kind in ("llama-bpe", "llama-v3")
+        self.assertEqual(tokenizer.begin_id, 1 if adds_begin else None)
 
     @parameterized.parameters(("gpt-2", ["d", "o", "g"]), ("llama-bpe", ["dog"]))
     def test_pieces_that_no_merge_makes(self, kind, want):
@@ -110,8 +117,8 @@ class GGUFTokenizerTest(parameterized.TestCase):
         self.assertEqual([pieces[i] for i in self.load(write).encode("dog")], want)
 
     def test_unknown_kinds(self):
-        with self.assertRaisesRegex(ValueError, "tokenizer.ggml.pre='qwen2' is not known"):
-            self.load(byte_level("qwen2")[1])
+        with self.assertRaisesRegex(ValueError, "tokenizer.ggml.pre='default' is not known; name"):
+            self.load(byte_level("default")[1])
         with self.assertRaisesRegex(ValueError, "tokenizer.ggml.model='bert' is not known"):
             self.load(
                 lambda writer: (writer.add_tokenizer_model("bert"), writer.add_token_list("ab"))
@@ -152,12 +159,47 @@ class GGUFTokenizerTest(parameterized.TestCase):
             self.assertEqual(tokenizer.decode(tokenizer.encode(text)), text)
 
 
-class TextTokenizerTest(absltest.TestCase):
+class TextTokenizerTest(parameterized.TestCase):
     def test_special_tokens_are_not_decoded(self):
         tokenizer = word_tokenizer(["a b"])
         ids = tokenizer.encode("a x b").tolist()
         self.assertEqual(tokenizer.backend.id_to_token(ids[1]), UNKNOWN)
         self.assertEqual(tokenizer.decode([*ids, tokenizer.end_id, tokenizer.pad_id]), "a b")
+
+    def test_padding_is_what_is_there(self):
+        pieces = {"<unk>": 0, "</s>": 1, "a": 2, "<p>": 3}
+        backend = tokenizers.Tokenizer(models.WordLevel(pieces, unk_token="<unk>"))
+        self.assertEqual(wrap_tokenizer(backend).pad_id, 1)  # a usual name
+        named = SpecialTokens(pad="not there", end="</s>")
+        self.assertEqual(wrap_tokenizer(backend, special=named).pad_id, 0)
+        self.assertEqual(wrap_tokenizer(backend, special=named, pad_token="<p>").pad_id, 3)
+        with self.assertRaisesRegex(ValueError, "none of .'no',. as its padding token"):
+            wrap_tokenizer(backend, pad_token="no")
+        backend = tokenizers.Tokenizer(models.WordLevel({"<eos>": 0, "a": 1}, unk_token="a"))
+        backend.add_special_tokens(["<eos>"])
+        end_only = wrap_tokenizer(backend, special=SpecialTokens(end="<eos>", unknown="?"))
+        self.assertEqual((end_only.pad_id, end_only.end_id), (0, 0))
+
+    @parameterized.parameters(
+        (None, {}, None),
+        ("<s> $A </s>", {}, 0),
+        ("$A </s>", {}, None),
+        ("<s> $A", dict(begin="<s>", adds_begin=False), None),
+        (None, dict(begin="<s>", adds_begin=True), 0),
+        ("<s> $A", dict(adds_begin=True), 0),
+    )
+    def test_what_texts_begin_with(self, single, names, want):
+        pieces = {"<s>": 0, "</s>": 1, "a": 2, "[UNK]": 3}
+        backend = tokenizers.Tokenizer(models.WordLevel(pieces, unk_token="[UNK]"))
+        if single:
+            backend.post_processor = processors.TemplateProcessing(
+                single=single, special_tokens=[("<s>", 0), ("</s>", 1)]
+            )
+        tokenizer = wrap_tokenizer(backend, special=SpecialTokens(**names))
+        self.assertEqual(tokenizer.begin_id, want)
+        self.assertEqual(tokenizer.encode("a").tolist(), [2])
+        self.assertEqual(tokenizer.encode_start("a").tolist(), [2] if want is None else [0, 2])
+        self.assertEqual(tokenizer.decode([0, 2]), "a" if want == 0 else "<s> a")
 
     def test_ids_with_gaps(self):
         vocabulary = {"[PAD]": 0, "[END]": 1, "[UNK]": 2, "a": 5}

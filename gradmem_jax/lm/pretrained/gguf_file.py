@@ -14,7 +14,7 @@ from gradmem_jax.lm.llama import LlamaConfig
 from gradmem_jax.lm.pretrained.tensor_layout import StoredModel, StoredTensor
 from gradmem_jax.tokenizers.files import read_gguf_tokenizer
 from gradmem_jax.tokenizers.gguf_reader import open_gguf_file
-from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer, wrap_tokenizer
+from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer, wrap_file
 
 _ROPE_FACTORS = "rope_freqs.weight"
 # Rotary pairs are neighbours, "pt", in queries and keys; here they are halves, "tp".
@@ -52,7 +52,7 @@ def open_gguf(path: pathlib.Path) -> StoredModel:
     def read_tokenizer() -> TextTokenizer | None:
         if "tokenizer.ggml.tokens" not in fields:
             return None
-        return wrap_tokenizer(**read_gguf_tokenizer(fields, path)._asdict())
+        return wrap_file(read_gguf_tokenizer(fields, path))
 
     return StoredModel(config, _LAYOUT, tensors, read_tokenizer)
 

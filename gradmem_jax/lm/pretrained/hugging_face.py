@@ -15,7 +15,7 @@ from gradmem_jax.lm.pretrained.hugging_face_families import FAMILIES, NEEDED, Fa
 from gradmem_jax.lm.pretrained.tensor_layout import StoredModel, StoredTensor
 from gradmem_jax.storage.arrays_file import open_arrays
 from gradmem_jax.storage.reading import read_json
-from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer, load_tokenizer
+from gradmem_jax.tokenizers.text_tokenizer import HUGGING_FACE, TextTokenizer, load_tokenizer
 
 _BUFFERS = re.compile(r"\.(attn|attention)\.(bias|masked_bias)$|rotary_emb\.inv_freq$")
 _NUMBER_TYPES = ("F64", "F32", "F16", "BF16")
@@ -114,8 +114,7 @@ def open_hugging_face(directory: pathlib.Path) -> StoredModel:
     config = read_config(theirs)
     family = family_of(config)
     tensors = _full_names(_open_tensors(directory, theirs.get(MARK)), family)
-    names = ("tokenizer.json", "vocab.json")
-    has_tokenizer = any(os.path.lexists(directory / name) for name in names)
+    has_tokenizer = any(os.path.lexists(directory / name) for name in HUGGING_FACE)
 
     def read_tokenizer() -> TextTokenizer | None:
         return load_tokenizer(directory) if has_tokenizer else None

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 
 from gradmem_jax.checks import require, require_instance, require_path
 from gradmem_jax.lm.language_model import LMConfig
@@ -32,6 +33,7 @@ from gradmem_jax.lm.pretrained.tensor_layout import (
 from gradmem_jax.storage.arrays_file import arrays_writer
 from gradmem_jax.storage.hashing import hash_arrays
 from gradmem_jax.storage.writing import Writer, write_files
+from gradmem_jax.tokenizers.files import UnknownTokenizerError
 from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer, load_tokenizer
 from gradmem_jax.trees import Params
 
@@ -61,18 +63,25 @@ class Pretrained(NamedTuple):
 
 
 def load_pretrained(
-    path: str | pathlib.Path, *, tokenizer: str | pathlib.Path | None = None, **changes: Any
+    path: str | pathlib.Path,
+    *,
+    tokenizer: str | pathlib.Path | None = None,
+    pad_token: str = "",
+    **changes: Any,
 ) -> Pretrained:
     """Reads a pretrained language model.
 
     Args:
         path: one of
             a directory as Hugging Face stores models: `config.json`, `model.safetensors` or
-            several files with their index, and `tokenizer.json` or `vocab.json` and `merges.txt`
-            if there is a tokenizer; Llama (Llama 3, SmolLM2), GPT-2, GPT-NeoX (Pythia), Mamba;
+            several files with their index, and a tokenizer if there is one, see `load_tokenizer`;
+            Llama (Llama 3, SmolLM2), GPT-2, GPT-NeoX (Pythia), Mamba;
             a `.gguf` file with a Llama, or a directory with exactly one;
             a `.bin` file of llama2.c's first format, with its tokenizer `tok*.bin` beside it.
-        tokenizer: where the tokenizer is, if it is elsewhere; see `load_tokenizer`.
+        tokenizer: where the tokenizer is, if it is elsewhere; see `load_tokenizer`. Without it a
+            model whose own tokenizer is of a kind that is not known comes without one, and a
+            warning says so.
+        pad_token: what fills contexts, see `load_tokenizer`.
         **changes: fields of the configuration to be replaced, such as `dtype`, `param_dtype`,
             `scan_layers`, `remat` or `max_positions`; of learned positions the first ones remain.
 
@@ -85,7 +94,10 @@ def load_pretrained(
     """
     stored = _open(require_path("path", path))
     config = _change(stored.config, changes)
-    text_tokenizer = stored.read_tokenizer() if tokenizer is None else load_tokenizer(tokenizer)
+    text_tokenizer = _own(stored) if tokenizer is None else load_tokenizer(tokenizer)
+    if text_tokenizer is not None:
+        text_tokenizer = text_tokenizer.fitting(config.vocab_size)
+        text_tokenizer = text_tokenizer.with_padding(pad_token) if pad_token else text_tokenizer
     num_ids = 0 if text_tokenizer is None else text_tokenizer.vocab_size
     require(
         num_ids <= config.vocab_size,
@@ -94,6 +106,15 @@ def load_pretrained(
     )
     tensors = first_positions(stored, config.max_positions)
     return Pretrained(config, to_params(tensors, stored.layout, config), text_tokenizer)
+
+
+def _own(stored: StoredModel) -> TextTokenizer | None:
+    """The tokenizer that a model comes with."""
+    try:
+        return stored.read_tokenizer()
+    except UnknownTokenizerError as error:
+        logging.warning("%s", error)
+        return None
 
 
 def load_config(path: str | pathlib.Path, **changes: Any) -> LMConfig:
@@ -123,15 +144,13 @@ def save_pretrained(directory: str | pathlib.Path, pretrained: Pretrained) -> No
     theirs: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     if tokenizer is not None:
         theirs |= {"eos_token_id": tokenizer.end_id, "pad_token_id": tokenizer.pad_id}
+        theirs["bos_token_id"] = tokenizer.begin_id
     theirs = write_config(config) | theirs
     mark = {MARK: hash_arrays(json.dumps(theirs, sort_keys=True), tensors)}
     writers = {"model.safetensors": arrays_writer(tensors, {"format": "pt"} | mark)}
     if tokenizer is not None:
-        names = {"eos_token": tokenizer.end_id, "pad_token": tokenizer.pad_id}
-        special = {name: tokenizer.backend.id_to_token(i) for name, i in names.items()}
-        special = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
         writers["tokenizer.json"] = tokenizer.save
-        writers["tokenizer_config.json"] = _json_writer(special)
+        writers["tokenizer_config.json"] = _json_writer(tokenizer.config)
     writers["config.json"] = _json_writer(theirs | mark)
     older = {"model.safetensors.index.json", *_TOKENIZER_FILES} - writers.keys()
     write_files(directory, writers, remove=sorted(older))
