@@ -79,7 +79,7 @@ def _read(content: bytes) -> TokenizerFile:
         backend = scored_bpe(pieces.texts, pieces.scores, unknown=unknown[0], add_space=add_space)
     else:
         backend = _unigram(pieces, add_space)
-    first = []
+    first: list[Any] = []
     charsmap = _bytes(normalizer.get(2, b""))
     if charsmap:
         check_charsmap(base64.b64encode(charsmap).decode())
