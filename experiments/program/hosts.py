@@ -7,6 +7,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from gradmem_jax.checks import require
+from gradmem_jax.foreign_text import one_line
 
 
 def _from_environment(name: str, value: int | None) -> int | None:
@@ -55,7 +56,15 @@ def connect(
         f"--coordinator_address={address!r} must be host:port.",
     )
     jax.config.update("jax_enable_preemption_service", False)  # signals are ours, see stopping.py
-    jax.distributed.initialize(address, number, index)
+    try:
+        jax.distributed.initialize(address, number, index)
+    except Exception as error:  # JAX and its plugins raise errors of several kinds
+        why = one_line(str(error), 300).rstrip(".")
+        raise ValueError(
+            f"the processes cannot be joined: {why}. On a machine of its own leave --distributed "
+            "out; in a cluster that JAX does not know, set "
+            "--coordinator_address, --num_processes and --process_id."
+        ) from error
 
 
 def disconnect() -> None:

@@ -19,6 +19,7 @@ from gradmem_jax.storage.checkpoint import CheckpointError
 _OURS = tuple(pathlib.Path(__file__).parents[2] / name for name in ("experiments", "gradmem_jax"))
 _EXAMPLE = _OURS[0] / "configs" / "kv_quick.py"
 _PATHS = ("workdir", "root", "out", "figure", "model", "memory", "batch", "sweep")  # flags
+_MAKES_BACKENDS = ("backends", "_init_backend", "_get_backend_uncached")  # functions of JAX
 _INTERRUPTED = 130  # what shells give for Ctrl-C
 
 
@@ -140,6 +141,14 @@ def without_traceback(
         if not any(raised_in.is_relative_to(folder) for folder in _OURS):
             raise
         _refuse(str(error))
+    except (RuntimeError, AssertionError) as error:
+        if traceback.extract_tb(error.__traceback__)[-1].name not in _MAKES_BACKENDS:
+            raise
+        platforms, why = os.environ.get("JAX_PLATFORMS", ""), one_line(str(error), 300)
+        _refuse(
+            f"JAX finds no device of JAX_PLATFORMS={platforms} ({why or 'no such platform here'}). "
+            "Leave JAX_PLATFORMS out, or install JAX for these devices, such as jax[cuda12]."
+        )
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
     except BrokenPipeError:  # nobody reads what we print

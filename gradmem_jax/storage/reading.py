@@ -15,6 +15,7 @@ from gradmem_jax.foreign_text import shown
 
 MEBIBYTE = 2**20
 LARGEST_JSON = 64 * MEBIBYTE
+_POINTER, _LARGEST_POINTER = b"version https://git-lfs.github.com/spec/", 1024
 
 
 def largest_unpacked(size: int) -> int:
@@ -40,7 +41,21 @@ def require_file(path: str | pathlib.Path, what: str) -> int:
         raise ValueError(f"{path} is not a file ({reason}); where is the {what}?") from error
     kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a device, a FIFO or a socket"
     require(stat.S_ISREG(found.st_mode), f"{path} is not a file but {kind}; where is the {what}?")
+    require(
+        found.st_size > _LARGEST_POINTER or not _is_pointer(path),
+        f"{path} is no {what} but a pointer of Git LFS to it: fetch the file itself, with `git lfs "
+        "pull` in its folder, or from where it was published.",
+    )
     return found.st_size
+
+
+def _is_pointer(path: str | pathlib.Path) -> bool:
+    """Whether a file stands for another one that Git LFS keeps."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_POINTER)) == _POINTER
+    except OSError:  # whoever reads it hears of that
+        return False
 
 
 def read_bytes(path: str | pathlib.Path, what: str, largest: int) -> bytes:

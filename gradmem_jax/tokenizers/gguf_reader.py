@@ -2,7 +2,9 @@
 
 import math
 import pathlib
+import re
 import struct
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import gguf
@@ -15,6 +17,7 @@ from gradmem_jax.storage.reading import MEBIBYTE, require_file
 _VERSIONS = (2, 3)
 _LARGEST_HEADER = 64 * MEBIBYTE  # a vocabulary of 256,000 pieces takes 10
 _MOST_AXES = 4
+_PART, _MOST_PARTS = re.compile(r"-(\d{5})-of-\d{5}\.gguf$"), 1000
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 _NUMBERS = dict(enumerate("BbHhIif?", 0)) | {10: "Q", 11: "q", 12: "d"}  # by GGUF's type
 _KINDS = {int(kind): kind for kind in gguf.GGML_QUANT_SIZES}
@@ -33,12 +36,14 @@ class GGUFTensor(NamedTuple):
         kind: how its numbers are stored.
         start: its first byte in the file.
         end: the byte behind its last.
+        file: the file that it is in.
     """
 
     shape: tuple[int, ...]
     kind: gguf.GGMLQuantizationType
     start: int
     end: int
+    file: pathlib.Path
 
 
 class GGUFFile(NamedTuple):
@@ -60,8 +65,8 @@ class GGUFFile(NamedTuple):
         Raises:
             ValueError: they are stored in a way that cannot be read.
         """
-        shape, kind, start, end = self.tensors[name]
-        content = np.memmap(self.path, np.uint8, "r", start, (end - start,))
+        shape, kind, start, end, path = self.tensors[name]
+        content = np.memmap(path, np.uint8, "r", start, (end - start,))
         if kind in _PLAIN:
             return content.view(_PLAIN[kind]).reshape(shape)
         try:
@@ -74,11 +79,46 @@ class GGUFFile(NamedTuple):
 
 
 def open_gguf_file(path: pathlib.Path) -> GGUFFile:
-    """Reads the header of a GGUF file.
+    """Reads the header of a GGUF file, and those of its other parts if gguf-split made several.
 
     Raises:
-        ValueError: it is none, or it is damaged.
+        ValueError: it is none, a part is missing, or one is damaged.
     """
+    file = _open_part(path)
+    count = file.fields.get("split.count", 1)
+    if type(count) is not int or count <= 1:
+        return file
+    match = _PART.search(path.name)
+    require(
+        match is not None and count <= _MOST_PARTS,
+        f"{path} is one of {count} parts; name it as gguf-split did, such as "
+        f"{path.stem}-00001-of-{count:05d}.gguf, or join the parts with gguf-split --merge.",
+    )
+    stem = _PART.sub("", path.name)
+    places = [path.with_name(f"{stem}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1)]
+    missing = [place.name for place in places if not place.is_file()]
+    require(not missing, f"{path} is one of {count} parts, and {shown(missing)} are not beside it.")
+    parts = [_open_part(place) for place in places]
+    tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
+    require(
+        len(tensors) == sum(len(part.tensors) for part in parts)
+        and all(
+            (part.fields.get("split.no"), part.fields.get("split.count")) == (i, count)
+            and part.fields.get("split.tensors.count", len(tensors)) == len(tensors)
+            for i, part in enumerate(parts)
+        ),
+        f"{path} and the parts beside it are not those of one model; get them again.",
+    )
+    return GGUFFile(path, parts[0].fields, tensors)
+
+
+def first_parts(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
+    """Returns the files of models, of one in several parts the first."""
+    found = ((path, _PART.search(path.name)) for path in sorted(paths))
+    return [path for path, match in found if match is None or int(match[1]) == 1]
+
+
+def _open_part(path: pathlib.Path) -> GGUFFile:
     size = require_file(path, "GGUF file")
     try:
         with open(path, "rb") as file:
@@ -163,7 +203,7 @@ def _read_header(path: pathlib.Path, header: _Header, size: int) -> GGUFFile:
         f"general.alignment={shown(alignment)} is no power of two",
     )
     data = -(-header.place // alignment) * alignment
-    tensors = {name: _place(name, *parts, data) for name, parts in described.items()}
+    tensors = {name: _place(path, name, *parts, data) for name, parts in described.items()}
     end = 0
     for name, tensor in sorted(tensors.items(), key=lambda item: item[1].start):
         require(tensor.start >= end, f"the tensor {shown(name)} overlaps another one")
@@ -172,7 +212,9 @@ def _read_header(path: pathlib.Path, header: _Header, size: int) -> GGUFFile:
     return GGUFFile(path, fields, tensors)
 
 
-def _place(name: str, shape: tuple[int, ...], kind: int, offset: int, data: int) -> GGUFTensor:
+def _place(
+    path: pathlib.Path, name: str, shape: tuple[int, ...], kind: int, offset: int, data: int
+) -> GGUFTensor:
     require(kind in _KINDS, f"the tensor {shown(name)} is of type {kind}, which is not known")
     block, num_bytes = gguf.GGML_QUANT_SIZES[_KINDS[kind]]
     count = math.prod(shape)
@@ -181,4 +223,4 @@ def _place(name: str, shape: tuple[int, ...], kind: int, offset: int, data: int)
         f"the tensor {shown(name)} has the shape {shape}, which does not fit {_KINDS[kind].name}",
     )
     start = data + offset
-    return GGUFTensor(shape, _KINDS[kind], start, start + count // block * num_bytes)
+    return GGUFTensor(shape, _KINDS[kind], start, start + count // block * num_bytes, path)

@@ -31,7 +31,7 @@ from gradmem_jax.tokenizers.files import (
     read_gguf_tokenizer,
     read_llama2c_tokenizer,
 )
-from gradmem_jax.tokenizers.gguf_reader import open_gguf_file
+from gradmem_jax.tokenizers.gguf_reader import first_parts, open_gguf_file
 from gradmem_jax.tokenizers.sentencepiece_file import read_sentencepiece
 from gradmem_jax.tokenizers.special_tokens import SpecialTokens, add_tokens, read_special_tokens
 
@@ -359,7 +359,7 @@ def load_tokenizer(path: str | pathlib.Path, *, pad_token: str = "") -> TextToke
 
 def _read(path: pathlib.Path) -> TextTokenizer:
     has_own = any((path / name).is_file() for name in HUGGING_FACE)
-    if path.is_dir() and not has_own and len(files := list(path.glob("*.gguf"))) == 1:
+    if path.is_dir() and not has_own and len(files := first_parts(path.glob("*.gguf"))) == 1:
         (path,) = files
     if path.suffix == ".gguf" and path.is_file():
         file = read_gguf_tokenizer(open_gguf_file(path).fields, path)

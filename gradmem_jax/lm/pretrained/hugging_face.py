@@ -13,6 +13,7 @@ from gradmem_jax.lm.attention import RopeScaling
 from gradmem_jax.lm.language_model import LMConfig
 from gradmem_jax.lm.pretrained.hugging_face_families import FAMILIES, NEEDED, Family, family_of
 from gradmem_jax.lm.pretrained.tensor_layout import StoredModel, StoredTensor
+from gradmem_jax.lm.pretrained.wrappers import without_wrappers
 from gradmem_jax.storage.arrays_file import open_arrays
 from gradmem_jax.storage.reading import read_json
 from gradmem_jax.tokenizers.text_tokenizer import HUGGING_FACE, TextTokenizer, load_tokenizer
@@ -157,7 +158,7 @@ def _open_tensors(directory: pathlib.Path, mark: Any) -> dict[str, StoredTensor]
                 "get both again.",
             )
         tensors |= {key: _stored_tensor(file, key) for key in keys}
-    return tensors
+    return without_wrappers(tensors)
 
 
 def _read_index(index: pathlib.Path) -> dict[str, str]:

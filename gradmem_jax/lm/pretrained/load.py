@@ -34,6 +34,7 @@ from gradmem_jax.storage.arrays_file import arrays_writer
 from gradmem_jax.storage.hashing import hash_arrays
 from gradmem_jax.storage.writing import Writer, write_files
 from gradmem_jax.tokenizers.files import UnknownTokenizerError
+from gradmem_jax.tokenizers.gguf_reader import first_parts
 from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer, load_tokenizer
 from gradmem_jax.trees import Params
 
@@ -194,7 +195,7 @@ def _find(path: pathlib.Path) -> pathlib.Path:
     """Returns a directory with a config.json, or the file that is the model."""
     require(os.path.exists(path), f"there is no {path}; give the directory or file of a model.")
     if path.is_dir() and not (path / "config.json").is_file():
-        files = sorted(path.glob("*.gguf"))
+        files = first_parts(path.glob("*.gguf"))
         require(
             len(files) == 1,
             f"{path} has no config.json and {len(files)} .gguf files; it must have a config.json "

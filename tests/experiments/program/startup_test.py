@@ -47,6 +47,15 @@ class ProgramTest(parameterized.TestCase):
                 startup.parse_flags(["program", f"--context=a,{text}"])
         self.assertRegex(str(ended.exception.code), f"error: --context='{text}' is an address, ")
 
+    @parameterized.parameters(RuntimeError("no cuda"), AssertionError())
+    def test_devices_that_are_not_there(self, error):
+        def backends(_):
+            raise error
+
+        with self.assertRaises(SystemExit) as ended:
+            startup.without_traceback(backends, [])
+        self.assertRegex(str(ended.exception.code), "error: JAX finds no device of .* Leave JAX_PL")
+
     def test_our_own_mistakes_have_one(self):
         with self.assertRaisesRegex(ValueError, "three"):
             startup.without_traceback(mistake, [])
