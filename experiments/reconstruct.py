@@ -56,6 +56,7 @@ def main(_: Sequence[str]) -> None:
         pathlib.Path(_MODEL.value),
         num_memory_tokens=_NUM_MEMORY_TOKENS.value,
         tokenizer_path=_TOKENIZER.value,
+        add_begin_token=False,  # each token is one to be brought back
         scan_layers=True,
     )
     config = opened.model.config

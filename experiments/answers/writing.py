@@ -73,7 +73,8 @@ def write_contexts(
         memory, info = write_context(model, params, ids, num_steps=num_write_steps)
         losses = write_token_losses(model, params, memory, ids)
         axes = tuple(range(1, ids.ndim))
-        return memory, info.losses, losses.sum(axes) / jnp.maximum((ids != pad_id).sum(axes), 1)
+        num_tokens = jnp.maximum((ids != pad_id).sum(axes), 1).astype(losses.dtype)
+        return memory, info.losses, losses.sum(axes) / num_tokens
 
     memories: dict[int, Memory] = {}
     stored: dict[int, StoredContext] = {}

@@ -47,7 +47,7 @@ class _Pieces(NamedTuple):
 def read_sentencepiece(path: pathlib.Path) -> TokenizerFile:
     """Reads a tokenizer.model.
 
-    Texts begin with the model's token of beginning, if it has one, unless a tokenizer_config.json
+    With special tokens, texts begin with the model's token of beginning, if it has one, unless a tokenizer_config.json
     says something else; so the tokenizers of transformers do.
 
     Raises:

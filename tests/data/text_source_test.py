@@ -1,12 +1,16 @@
 """Targets by character offsets, buckets, records that no sample can be made of."""
 
+import dataclasses
 import itertools
+from unittest import mock
 
 import numpy as np
 import tokenizers
 from absl.testing import absltest, parameterized
 from tokenizers import models, pre_tokenizers
 
+from gradmem_jax.data import text_task
+from gradmem_jax.data.babi.task import BabiConfig
 from gradmem_jax.data.records import Record, Records
 from gradmem_jax.data.text_source import (
     encode_target,
@@ -14,6 +18,7 @@ from gradmem_jax.data.text_source import (
     length_buckets,
     question_source,
 )
+from gradmem_jax.losses import IGNORE
 from gradmem_jax.tokenizers.text_tokenizer import load_tokenizer, word_tokenizer, wrap_tokenizer
 from tests.shared_data import data_dir
 
@@ -55,6 +60,21 @@ class TextSourceTest(parameterized.TestCase):
         ids, start = encode_target(tokenizer, "question: é? answer:", answer)
         self.assertEqual(tokenizer.backend.decode(ids[:start].tolist()), "question: é? answer:")
         self.assertEqual(tokenizer.backend.decode(ids[start:-1].tolist()), f" {answer}")
+
+    def test_contexts_and_prompts_begin_as_the_tokenizer_says(self):
+        plain = bpe_tokenizer([])
+        begins = dataclasses.replace(plain, begin_id=plain.backend.token_to_id("?"))
+        records = Records((Record("a", "ab", "a:", ("b",)),))
+        want, got = (question_source(records, t, str)[0] for t in (plain, begins))
+        begin = begins.begin_id
+        self.assertEqual(got["context_ids"].tolist(), [begin, *want["context_ids"]])
+        self.assertEqual(got["query_ids"].tolist(), [[begin, *want["query_ids"][0]]])
+        self.assertEqual(got["labels"].tolist(), [[IGNORE, *want["labels"][0]]])
+        task = BabiConfig(tokenizer_path="x", add_begin_token=True)
+        with mock.patch.object(text_task, "read_tokenizer", lambda *_, **__: begins):
+            self.assertEqual(task.tokenizer.begin_id, begin)
+            off = dataclasses.replace(task, add_begin_token=False)
+            self.assertIsNone(off.tokenizer.begin_id)
 
     def test_records_without_sample(self):
         tokenizer = bpe_tokenizer([("?", " ")])

@@ -15,8 +15,13 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 import gradmem_jax
-from experiments.answers.answering import answer, choose_contexts, open_memories
-from experiments.answers.contexts import Context, read_contexts
+from experiments.answers.answering import (
+    answer,
+    choose_contexts,
+    encode_questions,
+    open_memories,
+)
+from experiments.answers.contexts import Context, encode_context, read_contexts
 from experiments.answers.open_model import WRITE_LEARNING_RATES, open_model, reopen_model
 from experiments.answers.writing import (
     read_back,
@@ -71,7 +76,11 @@ class WriteAskTest(parameterized.TestCase):
     def write(self, model, texts=TEXTS, options=None, show=False, **how):
         """Writes texts as the program does; returns what it says."""
         opened = open_model(model, options or {})
-        with self.assertLogs("experiments", "INFO") as logs:
+        with (
+            self.assertLogs("experiments", "INFO") as logs,
+            jax.numpy_dtype_promotion("strict"),
+            jax.numpy_rank_promotion("raise"),
+        ):
             written = write_contexts(opened, read_contexts([self.contexts(texts)]), **how)
         save_written(self.out, opened, written)
         lines = [record.getMessage() for record in logs.records]
@@ -283,6 +292,26 @@ class WriteAskTest(parameterized.TestCase):
         self.assertRegex(said, r"places:\n  \w+( \w+){2}$")
         ((text,),) = self.ask("the cat", max_new_tokens=3)
         self.assertRegex(text, r"^\w+( \w+){2}$")
+
+    def test_texts_begin_as_the_tokenizer_says(self):
+        folder = self.folder / "begins"
+        words(folder)
+        file = folder / "tokenizer_config.json"
+        special = {"bos_token": "[UNK]", "add_bos_token": True, "eos_token": "[END]"}
+        file.write_text(json.dumps(special))
+        opened = open_model(str(folder))
+        begin = opened.tokenizer.backend.token_to_id("[UNK]")
+        context = encode_context(Context("a", "the cat"), opened.tokenizer, pad_id=0, limit=9)
+        self.assertEqual(context.tolist(), [begin, *opened.tokenizer.encode("the cat")])
+        memory = opened.model.initial_memory(opened.params, 1)
+        self.assertEqual(encode_questions(opened, memory, ["the cat"], 1)[0, 0], begin)
+        self.assertTrue(opened.notes["options"]["add_begin_token"])
+        without = open_model(str(folder), {"add_begin_token": False})
+        self.assertIsNone(without.tokenizer.begin_id)
+        earlier = {"model": str(folder), "options": {}}  # of before there was that option
+        self.assertIsNone(reopen_model(str(self.out), earlier).tokenizer.begin_id)
+        again = reopen_model(str(self.out), opened.notes)
+        self.assertEqual(again.tokenizer.begin_id, begin)
 
     @parameterized.parameters(None, 0.3)
     def test_the_rate_of_adam_is_in_units_of_the_embeddings(self, rate):
