@@ -47,8 +47,8 @@ class _Pieces(NamedTuple):
 def read_sentencepiece(path: pathlib.Path) -> TokenizerFile:
     """Reads a tokenizer.model.
 
-    With special tokens, texts begin with the model's token of beginning, if it has one, unless a tokenizer_config.json
-    says something else; so the tokenizers of transformers do.
+    With special tokens, texts begin with the model's token of beginning, if it has one, as in
+    transformers; a tokenizer_config.json may say something else.
 
     Raises:
         ValueError: it is damaged, or of a kind that is not computed here.
