@@ -16,7 +16,8 @@ from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer
 PARAMS, EXPORTED, LM = "params.safetensors", "exported.json", "lm"
 
 # What a run did before it had a field, where that is not the field's default.
-_EARLIER = {"data.add_begin_token": False}
+_BEGINS = "data.add_begin_token"
+_EARLIER = {_BEGINS: False}
 # Fields that may change when a run goes on.
 _MAY_CHANGE = (
     "num_steps",
@@ -94,6 +95,9 @@ def _different(earlier: dict[str, Any], plan: RunPlan) -> list[str]:
     defaults = get_config(plan.method, plan.task_name, bool(plan.start.pretrained)).to_dict()
     default, current = files.flatten(files.to_json(defaults)), files.flatten(plan.fields)
     default |= {name: value for name, value in _EARLIER.items() if name in default}
+    begin_id = getattr(plan.target.task.tokenizer, "begin_id", None)
+    if current.get(_BEGINS) and begin_id is None:  # it does nothing with this tokenizer
+        current[_BEGINS] = earlier.get(_BEGINS, default[_BEGINS])
     return sorted(
         name
         for name in {*earlier, *current}

@@ -1,11 +1,13 @@
 """The folder of a run: what is one, and that nobody takes it for a language model."""
 
+import contextlib
 import json
 import pathlib
+from unittest import mock
 
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
-from experiments.configs import kv_quick
+from experiments.configs import default, kv_quick
 from experiments.program import files
 from experiments.run import workdir
 from experiments.run.build import build
@@ -14,7 +16,7 @@ from tests.experiments.tiny_run import tiny_config, tiny_plan
 from tests.programs import ROOT, start
 
 
-class RunFolderTest(absltest.TestCase):
+class RunFolderTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()
         self.folder = pathlib.Path(self.create_tempdir().full_path)
@@ -70,6 +72,21 @@ class RunFolderTest(absltest.TestCase):
             workdir.check_workdir(self.folder / "run", muon)
         workdir.check_workdir(self.folder / "run", tiny_plan())
         self.assertEqual(json.loads(path.read_text())["optimizer"]["name"], "adamw")
+
+    @parameterized.parameters((None, True), (7, False))
+    def test_a_run_of_before_there_was_a_token_at_the_beginning(self, begin_id, goes_on):
+        config = default.get_config("gradmem", "babi", pretrained=True)
+        fields = files.to_json(config.to_dict())
+        plan = mock.Mock(method="gradmem", task_name="babi", fields=fields, num_steps=8)
+        plan.target.task.tokenizer.begin_id = begin_id
+        path = self.folder / "run" / "config.json"
+        (path.parent / "checkpoints" / "4").mkdir(parents=True)
+        earlier = json.loads(json.dumps(fields))
+        del earlier["data"]["add_begin_token"]
+        path.write_text(json.dumps(earlier))
+        refused = self.assertRaisesRegex(ValueError, "other values of .'data.add_begin_token'")
+        with contextlib.nullcontext() if goes_on else refused:
+            workdir.check_workdir(path.parent, plan)
 
 
 if __name__ == "__main__":
