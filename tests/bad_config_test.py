@@ -32,7 +32,7 @@ INSTANCES = {
 NO_BOOL = st.sampled_from([0, 1, "True", None, [], np.array([True]), 1.0])
 BAD_VALUES = {int: NO_INTEGER | NEGATIVE, float: NO_FINITE, bool: NO_BOOL, str: NO_TEXT}
 FREE_TEXT = ("data_dir", "tokenizer_path", "train_file", "validation_file", "test_file", "template")
-FREE_TEXT += ("query",)
+FREE_TEXT += ("query", "pad_token")
 
 
 def fields_to_break(instance: object) -> list[tuple[str, type]]:
