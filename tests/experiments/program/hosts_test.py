@@ -208,6 +208,14 @@ class ConnectTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, message):
             self.connect(environment, **values)
 
+    def test_a_cluster_that_jax_does_not_find(self):
+        failure = mock.Mock(side_effect=ValueError("coordinator_address should be defined."))
+        with (
+            mock.patch.object(jax.distributed, "initialize", failure),
+            self.assertRaisesRegex(ValueError, "cannot be joined: coord.* leave --distributed out"),
+        ):
+            hosts.connect(distributed=True)
+
 
 if __name__ == "__main__":
     absltest.main()
