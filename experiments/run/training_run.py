@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from experiments.program import formatting, hosts
@@ -16,10 +17,12 @@ from experiments.run.devices import Devices
 from experiments.run.evaluation import evaluate_params
 from experiments.run.initial_state import start_state
 from experiments.run.log_window import LogWindow, TrainedStep
+from experiments.run.nonfinite import NonFiniteError, all_finite
 from experiments.run.plan import RunPlan
 from experiments.run.progress import Progress
 from experiments.run.stage import RunningStage
 from experiments.run.stopping import Stopped, Stopping
+from gradmem_jax.checks import require
 from gradmem_jax.parallel import sharding
 from gradmem_jax.storage import checkpoint
 from gradmem_jax.training.step import TrainState
@@ -35,7 +38,7 @@ class HostState:
         seconds: how long the run has been trained.
         exact_match: of the last evaluation; None before the first one.
         evaluation_due: whether the step is to be evaluated before the next one.
-        skipped_steps: how many steps were not finite.
+        skipped_steps: how many steps and evaluations were not finite.
         window: metrics of the steps since the last progress line.
     """
 
@@ -59,7 +62,7 @@ class TrainingRun:
 
     Attributes:
         step: steps done.
-        skipped_steps: how many of them were not finite.
+        skipped_steps: how many of them, and of the evaluations, were not finite.
     """
 
     def __init__(
@@ -84,7 +87,7 @@ class TrainingRun:
             check_place: raises CheckpointError if `workdir` is not the folder it was.
         """
         self._started = time.monotonic()
-        self._plan, self._devices = plan, devices
+        self._plan, self._workdir, self._devices = plan, workdir, devices
         self._stopping, self._checkpoints = stopping, checkpoints
         self._check_place = check_place
         template = sharding.placed_shapes(shapes, sharding.shardings(shapes, devices.mesh))
@@ -96,12 +99,13 @@ class TrainingRun:
             log.info("going on from step %d", int(self._state.step))
         self._host = host
         self.step = self._saved_step = int(self._state.step)
+        self._evaluated_step = -1
         self._seconds_before = host.seconds
         self._window = LogWindow(workdir, plan.skip_nonfinite, host.skipped_steps, host.window)
 
     @property
     def skipped_steps(self) -> int:
-        """How many steps were not finite."""
+        """How many steps and evaluations were not finite."""
         return self._window.skipped
 
     @property
@@ -117,13 +121,20 @@ class TrainingRun:
             progress: gets what people are told.
 
         Raises:
+            ValueError: the run was stopped by more steps that were not finite than may be.
             Stopped: by a signal; what was trained is saved in a checkpoint.
-            NonFiniteError: training diverged.
+            NonFiniteError: training diverged; what was trained is saved in a checkpoint.
             CheckpointError: a checkpoint could not be written.
         """
         params, host = self._state.params, self._host
         if not host.evaluation_due and self._done:
             return
+        require(
+            self.skipped_steps <= self._plan.skip_nonfinite,
+            f"{self._workdir} stopped at step {self.step}, as {self.skipped_steps} steps or "
+            f"evaluations were not finite, more than skip_nonfinite={self._plan.skip_nonfinite}. "
+            f"{self._remedy()}",
+        )
         size = sum(x.size for x in jax.tree.leaves(params))
         log.info("%d parameters on %s; compiling", size, " and ".join(self._devices.names))
         for axis in sharding.undivided(params, self._devices.mesh):
@@ -147,15 +158,40 @@ class TrainingRun:
                     stage = start_stage(stage.index + 1, None)
                 self._check_place()
                 checkpoint.check_for_errors(self._checkpoints)
-                last = self.step == self._plan.num_steps
-                host.evaluation_due = last or self.step % self._plan.evaluate_every == 0
+                host.evaluation_due = self._is_evaluated
                 if host.evaluation_due:
                     self._evaluate(stage, progress)
         except Stopped:
-            self._window.read()
+            try:
+                self._window.read()
+            except NonFiniteError as error:
+                raise self._saved(stage, error) from error
             if self.step != self._saved_step:
                 self._save(stage, None)
             raise
+        except NonFiniteError as error:
+            raise self._saved(stage, error) from error
+
+    @property
+    def _is_evaluated(self) -> bool:
+        """Whether the run is evaluated after the steps done."""
+        return self.step == self._plan.num_steps or self.step % self._plan.evaluate_every == 0
+
+    def _saved(self, stage: RunningStage, error: NonFiniteError) -> NonFiniteError:
+        """Saves the state, if it is finite, before a run stops with an error; says so in it."""
+        if not all_finite(self._state.params):
+            return NonFiniteError(f"{error}. Parameters are infinite too, and were not saved.")
+        self._host.evaluation_due |= self.step != self._evaluated_step and self._is_evaluated
+        self._save(stage, None)
+        return NonFiniteError(f"{error}. The state of step {self.step} is saved. {self._remedy()}")
+
+    def _remedy(self) -> str:
+        return (
+            f"Start from it in another --workdir, with --config.init_from={self._workdir}, "
+            "--config.init_checkpoint=latest and a lower optimizer.learning_rate or "
+            "model.write_learning_rate; or go on here with a --config.skip_nonfinite above "
+            f"{self.skipped_steps}."
+        )
 
     @property
     def _done(self) -> bool:
@@ -201,9 +237,15 @@ class TrainingRun:
         results = {name: value for name, value in by_k[k].items() if isinstance(value, float)}
         log.info("step %d, fresh samples: %s", self.step, formatting.describe(results))
         progress.scalars("evaluation", self.step, results)
-        self._host.exact_match = results["exact_match"]
         self._host.evaluation_due = False
-        self._save(stage, results | {"score": plan.score(results)})
+        self._evaluated_step = self.step
+        if np.isfinite([*results.values()]).all():
+            self._host.exact_match = results["exact_match"]
+            self._save(stage, results | {"score": plan.score(results)})
+        else:
+            self._host.exact_match = None
+            self._window.count(f"the evaluation of step {self.step} is not finite")
+            self._save(stage, None)
         progress.restart_clock(self.step)
 
     def _save(self, stage: RunningStage, metrics: Mapping[str, float] | None) -> None:

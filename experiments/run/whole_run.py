@@ -13,6 +13,7 @@ from experiments.run.compiled_steps import CompiledSteps
 from experiments.run.devices import Devices, find_devices
 from experiments.run.final_report import final_report
 from experiments.run.initial_state import state_shapes
+from experiments.run.nonfinite import NonFiniteError
 from experiments.run.plan import RunPlan
 from experiments.run.progress import Progress
 from experiments.run.stopping import Stopping, catch_signals
@@ -85,6 +86,10 @@ def _train(
             workdir, plan.num_steps, plan.batch_size, run.step, write=hosts.is_first()
         ) as progress:
             run.train(steps, progress)
+        if checkpoints.best_step() is None:
+            raise NonFiniteError(
+                f"no evaluation in {workdir} was finite, so none of its checkpoints is the best."
+            )
     check_place()
     with stopping.interruptible():
         summary = final_report(plan, workdir, devices)

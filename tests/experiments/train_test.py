@@ -87,7 +87,7 @@ class TrainTest(parameterized.TestCase):
         self.assertEqual(summary["by_num_write_steps"], want)
 
     def test_best_loss_and_speed_of_a_curriculum_that_waits(self):
-        losses, away = iter((3.0, 1.0, 2.0)), [0.0]
+        losses, away = iter((3.0, 1.0, np.nan, 2.0)), [0.0]
 
         def evaluate(*_, **__):
             away[0] += 1000
@@ -101,9 +101,9 @@ class TrainTest(parameterized.TestCase):
 
         config = tiny_config(
             **{
-                "num_steps": 6,
                 "evaluate_every": 2,
                 "best_metric": "read_loss",
+                "skip_nonfinite": 1,
                 "curriculum.num_pairs": (1, 2),
                 "curriculum.exact_match": 1.0,
             }
@@ -116,9 +116,10 @@ class TrainTest(parameterized.TestCase):
             self.assertLogs("experiments", "INFO") as logs,
         ):
             summary = train.train(config, self.folder / "run")
-        self.assertEqual(summary["best_step"], 4)
-        lines = re.findall(r"step \d/6 (N = \d).* (\d+) ms/step", "\n".join(logs.output))
-        self.assertEqual([task for task, _ in lines], ["N = 1"] * 3)
+        self.assertEqual((summary["best_step"], summary["skipped_steps"]), (4, 1))
+        self.assertIn("evaluation of step 6 is not finite; skipped, 1 of", "\n".join(logs.output))
+        lines = re.findall(r"step \d/8 (N = \d).* (\d+) ms/step", "\n".join(logs.output))
+        self.assertEqual([task for task, _ in lines], ["N = 1"] * 4)
         self.assertLess(max(int(rate) for _, rate in lines), 400_000)
 
     def test_killed_and_resumed_is_bit_identical(self):
@@ -169,7 +170,11 @@ class TrainTest(parameterized.TestCase):
 
     def test_divergence_stops_and_keeps_the_batch(self):
         config = tiny_config(**{"optimizer.learning_rate": 1e38, "optimizer.warmup_steps": 0})
-        with self.assertRaisesRegex(NonFiniteError, r"step 2 is not finite") as raised:
+        error = r"step 2 is not finite.* state of step 2 is saved"
+        with self.assertRaisesRegex(NonFiniteError, error) as raised:
+            train.train(config, self.folder / "run")
+        self.assertEqual(self.params("run")[0], 2)
+        with self.assertRaisesRegex(ValueError, "stopped at step 2, as 1 steps .*init_from=.*run"):
             train.train(config, self.folder / "run")
         path = self.folder / "run" / "nonfinite_step_2.npz"
         self.assertIn(str(path), str(raised.exception))
