@@ -11,8 +11,10 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 
 from experiments.program.console import log
-from experiments.program.formatting import minutes
+from experiments.program.formatting import brief, minutes, three_digits
 from experiments.run.events import read_events
+from experiments.run.plan import RunPlan
+from experiments.run.time_left import TimeLeft
 from gradmem_jax.storage.writing import require_no_link
 
 Points = list[tuple[int, float]]
@@ -66,15 +68,13 @@ class Progress:
     def __init__(
         self,
         workdir: pathlib.Path,
-        num_steps: int,
-        batch_size: int,
+        plan: RunPlan,
         first_step: int,
         write: bool = True,
     ):
         """Opens the events, which only a process with `write` has."""
         self._writer = ScalarWriter(workdir) if write else None
-        self._num_steps = num_steps
-        self._batch_size = batch_size
+        self._plan, self._time_left = plan, TimeLeft(plan)
         self._last = (time.monotonic(), first_step)
 
     def __enter__(self) -> "Progress":
@@ -84,33 +84,39 @@ class Progress:
         if self._writer is not None:
             self._writer.close()
 
-    def restart_clock(self, step: int) -> None:
-        """Leaves out of the speed what happened since the last line, such as an evaluation."""
-        self._last = (time.monotonic(), step)
+    def evaluated(self, seconds: float) -> None:
+        """Leaves an evaluation with its save out of the speed; those to come are in the rest."""
+        self._time_left.evaluations.append(seconds)
+        self.leave_out(seconds)
+
+    def compiled(self, seconds: float) -> None:
+        """Leaves the start of a stage out of the speed; those to come are in the rest."""
+        self._time_left.compiles.append(seconds)
+        self.leave_out(seconds)
 
     def leave_out(self, seconds: float) -> None:
         """Leaves so many seconds since the last line out of the speed, of a compile for example."""
         self._last = (self._last[0] + seconds, self._last[1])
 
-    def train(self, step: int, task: str, metrics: Mapping[str, float]) -> None:
-        """Reports the mean metrics of the training steps since the last line."""
+    def train(self, step: int, stage: int, metrics: Mapping[str, float]) -> None:
+        """Reports the mean metrics of the training steps of a stage since the last line."""
         now = time.monotonic()
         seconds = (now - self._last[0]) / max(step - self._last[1], 1)
         self._last = (now, step)
-        left = minutes((self._num_steps - step) * seconds)
         log.info(
-            "step %d/%d %s | loss %.4f | exact match %.3f | tokens right %.3f | write loss %.3f | "
-            "%.0f ms/step, %.0f samples/s | at most %s left",
+            "step %d/%d %s | loss %.4f | exact match %.3f | token accuracy %.3f | write loss %.3f "
+            "| %s/step, %s samples/s | %s %s left",
             step,
-            self._num_steps,
-            task,
+            self._plan.num_steps,
+            self._plan.stages[stage].name,
             metrics["loss"],
             metrics["exact_match"],
             metrics["token_accuracy"],
             metrics["write_loss"],
-            seconds * 1e3,
-            self._batch_size / seconds,
-            left,
+            brief(seconds),
+            three_digits(self._plan.batch_size / seconds),
+            "about" if self._plan.stop_at_exact_match is None else "at most about",
+            minutes(self._time_left(step, seconds, stage)),
         )
         self.scalars("train", step, {**metrics, "seconds_per_step": seconds})
 

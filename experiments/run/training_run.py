@@ -143,7 +143,7 @@ class TrainingRun:
         def start_stage(index: int, iterator: Any, **options: Any) -> RunningStage:
             started = time.monotonic()
             stage = RunningStage(self._plan, index, self._devices, steps, iterator, **options)
-            progress.leave_out(time.monotonic() - started)
+            progress.compiled(time.monotonic() - started)
             return stage
 
         self._stopping.check()
@@ -217,13 +217,14 @@ class TrainingRun:
             self._window.add(TrainedStep(self.step, stage.num_write_steps, batch, metrics))
             if self.step % log_every == 0 or self.step == num_steps:
                 means = self._window.finish()
-                progress.train(self.step, stage.name, means)
+                progress.train(self.step, stage.index, means)
                 return means
 
     def _evaluate(self, stage: RunningStage, progress: Progress) -> None:
         """Evaluates the task itself, with the trained number of WRITE steps, and saves."""
         plan, target = self._plan, self._plan.target
         k = target.model.config.num_write_steps
+        started = time.monotonic()
         with self._stopping.interruptible():
             by_k = evaluate_params(
                 target.model,
@@ -246,7 +247,7 @@ class TrainingRun:
             self._host.exact_match = None
             self._window.count(f"the evaluation of step {self.step} is not finite")
             self._save(stage, None)
-        progress.restart_clock(self.step)
+        progress.evaluated(time.monotonic() - started)
 
     def _save(self, stage: RunningStage, metrics: Mapping[str, float] | None) -> None:
         host = dataclasses.replace(

@@ -82,9 +82,7 @@ def _train(
     ):
         run = TrainingRun(plan, workdir, devices, stopping, checkpoints, shapes, check_place)
         first_step = run.step
-        with Progress(
-            workdir, plan.num_steps, plan.batch_size, run.step, write=hosts.is_first()
-        ) as progress:
+        with Progress(workdir, plan, run.step, write=hosts.is_first()) as progress:
             run.train(steps, progress)
         if checkpoints.best_step() is None:
             raise NonFiniteError(

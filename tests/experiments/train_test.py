@@ -58,7 +58,7 @@ class TrainTest(parameterized.TestCase):
         text = "\n".join(logs.output)
         self.assertRegex(
             text,
-            r"step 4/8 N = 2, K = 1 \| loss \d.* \| exact match \d.* ms/step.* samples/s.* left",
+            r"step 4/8 N = 2, K = 1 \| loss \d.* \| exact match \d.* m?s/step.* samples/s.* left",
         )
         self.assertRegex(text, r"\?!.: -> .+ \((right|wrong, it is .!\|)\)")
         written = json.loads((self.folder / "run" / "metrics.json").read_text())
@@ -118,9 +118,10 @@ class TrainTest(parameterized.TestCase):
             summary = train.train(config, self.folder / "run")
         self.assertEqual((summary["best_step"], summary["skipped_steps"]), (4, 1))
         self.assertIn("evaluation of step 6 is not finite; skipped, 1 of", "\n".join(logs.output))
-        lines = re.findall(r"step \d/8 (N = \d).* (\d+) ms/step", "\n".join(logs.output))
+        lines = re.findall(r"step \d/8 (N = \d).* ([\d.,]+ m?s)/step", "\n".join(logs.output))
         self.assertEqual([task for task, _ in lines], ["N = 1"] * 4)
-        self.assertLess(max(int(rate) for _, rate in lines), 400_000)
+        slow = [rate for _, rate in lines if re.fullmatch(r"(\d,|\d\d\d).* s", rate)]
+        self.assertEmpty(slow)
 
     def test_killed_and_resumed_is_bit_identical(self):
         self.kill_and_resume("adamw")
