@@ -29,7 +29,7 @@ def brief(seconds: float) -> str:
 
 def three_digits(value: float) -> str:
     """Formats a number in three digits, or more if it has more before the point, as people do."""
-    return f"{value:.3g}" if 1e-4 <= abs(value) < 999.5 else f"{value:,.0f}" if value else "0"
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

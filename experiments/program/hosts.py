@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from experiments.program import console
 from gradmem_jax.checks import require
 
 
@@ -56,6 +57,8 @@ def connect(
     )
     jax.config.update("jax_enable_preemption_service", False)  # signals are ours, see stopping.py
     jax.distributed.initialize(address, number, index)
+    with console.library_output():  # Gloo says who is connected
+        jax.devices()
 
 
 def disconnect() -> None:

@@ -25,6 +25,7 @@ from experiments.run.stopping import Stopped, Stopping
 from gradmem_jax.checks import require
 from gradmem_jax.parallel import sharding
 from gradmem_jax.storage import checkpoint
+from gradmem_jax.training.optimizer import learning_rate_schedule
 from gradmem_jax.training.step import TrainState
 
 
@@ -36,6 +37,7 @@ class HostState:
         stage: number of the curriculum's stage.
         iterator: state of the iterator over its batches; None is the beginning.
         seconds: how long the run has been trained.
+        compile_seconds: how long of that it has waited for training steps to be compiled.
         exact_match: of the last evaluation; None before the first one.
         evaluation_due: whether the step is to be evaluated before the next one.
         skipped_steps: how many steps and evaluations were not finite.
@@ -45,6 +47,7 @@ class HostState:
     stage: int = 0
     iterator: Any = None
     seconds: float = 0.0
+    compile_seconds: float = 0.0
     exact_match: float | None = None
     evaluation_due: bool = False
     skipped_steps: int = 0
@@ -100,7 +103,7 @@ class TrainingRun:
         self._host = host
         self.step = self._saved_step = int(self._state.step)
         self._evaluated_step = -1
-        self._seconds_before = host.seconds
+        self._steps: CompiledSteps | None = None
         self._window = LogWindow(workdir, plan.skip_nonfinite, host.skipped_steps, host.window)
 
     @property
@@ -111,7 +114,12 @@ class TrainingRun:
     @property
     def seconds(self) -> float:
         """How long the run has been trained, all its starts together."""
-        return self._seconds_before + time.monotonic() - self._started
+        return self._host.seconds + time.monotonic() - self._started
+
+    @property
+    def compile_seconds(self) -> float:
+        """How long all starts together have waited for training steps to be compiled."""
+        return self._host.compile_seconds + (self._steps.seconds if self._steps else 0.0)
 
     def train(self, steps: CompiledSteps, progress: Progress) -> None:
         """Trains to the last step, or to an evaluation that reaches `stop_at_exact_match`.
@@ -127,6 +135,7 @@ class TrainingRun:
             CheckpointError: a checkpoint could not be written.
         """
         params, host = self._state.params, self._host
+        self._steps = steps
         if not host.evaluation_due and self._done:
             return
         require(
@@ -217,8 +226,15 @@ class TrainingRun:
             self._window.add(TrainedStep(self.step, stage.num_write_steps, batch, metrics))
             if self.step % log_every == 0 or self.step == num_steps:
                 means = self._window.finish()
+                means["learning_rate"] = self._learning_rate()
                 progress.train(self.step, stage.index, means)
                 return means
+
+    def _learning_rate(self) -> float:
+        """That of the last step; skipped ones leave the schedule where it is."""
+        updates = max(self.step - 1 - self.skipped_steps, 0)
+        with jax.numpy_dtype_promotion("standard"):  # optax counts on it
+            return float(learning_rate_schedule(self._plan.optimizer)(updates))
 
     def _evaluate(self, stage: RunningStage, progress: Progress) -> None:
         """Evaluates the task itself, with the trained number of WRITE steps, and saves."""
@@ -255,6 +271,7 @@ class TrainingRun:
             stage=stage.index,
             iterator=stage.iterator.get_state(),
             seconds=self.seconds,
+            compile_seconds=self.compile_seconds,
             skipped_steps=self.skipped_steps,
             window=self._window.done,
         )

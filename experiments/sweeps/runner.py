@@ -11,9 +11,9 @@ from typing import NamedTuple, TextIO
 
 from experiments.program import files, formatting, locks
 from experiments.program.console import log
+from experiments.program.startup import find_file
 from experiments.run.plan import BEST_METRICS, LOWER_IS_BETTER
 from experiments.sweeps.run_list import Run
-from experiments.sweeps.sweep_file import find_file
 from gradmem_jax.checks import require_choice, require_instance, require_number
 from gradmem_jax.foreign_text import one_line
 from gradmem_jax.storage.writing import open_to_append

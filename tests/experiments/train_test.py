@@ -4,6 +4,7 @@ import itertools
 import json
 import pathlib
 import re
+import sys
 import time
 from unittest import mock
 
@@ -14,7 +15,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from experiments import train
-from experiments.run import initial_state, progress, training_run
+from experiments.run import events, initial_state, progress, training_run
 from experiments.run.build import build
 from experiments.run.compiled_steps import CompiledSteps
 from experiments.run.devices import find_devices
@@ -22,6 +23,7 @@ from experiments.run.evaluation import evaluate_params, one_query
 from experiments.run.nonfinite import NonFiniteError, load_batch
 from experiments.run.stage import RunningStage
 from gradmem_jax.storage import checkpoint
+from gradmem_jax.training import optimizer
 from tests.experiments.tiny_run import target_stage, tiny_config
 
 
@@ -69,7 +71,7 @@ class TrainTest(parameterized.TestCase):
             {"compile_seconds", "seconds", "devices", "best_step", "task"}, written
         )
         self.assertIn("context", (self.folder / "run" / "answers.txt").read_text())
-        self.assertNotEmpty(list((self.folder / "run" / "tensorboard").glob("events*")))
+        self.check_records(config)
 
         with mock.patch.object(CompiledSteps, "find", side_effect=AssertionError):
             again = train.train(config, self.folder / "run")
@@ -85,6 +87,21 @@ class TrainTest(parameterized.TestCase):
         options = dict(num_samples=24, split="train", mesh=devices.mesh)
         want = evaluate_params(model, params, one_query(task), [0, 1], **options)
         self.assertEqual(summary["by_num_write_steps"], want)
+
+    def check_records(self, config):
+        """What TensorBoard, train.log and run.json have of the run."""
+        scalars = progress.read_scalars(self.folder / "run")
+        rates = optimizer.learning_rate_schedule(build(config).optimizer)
+        want = [(step, np.float32(rates(step - 1))) for step in (2, 4, 6, 8)]
+        np.testing.assert_allclose(scalars["train/learning_rate"], want)
+        self.assertEqual([step for step, _ in scalars["train/host_gib"]], [2, 4, 6, 8])
+        norms = scalars["train/write_gradient_norm"]
+        self.assertEqual(scalars["train/write_gradient_norm_1"], norms)  # K = 1
+        lines = (self.folder / "run" / "train.log").read_text()
+        self.assertRegex(lines, r"\d\d\d\d-\d\d-\d\d .* step 8/8 .* rate 0.01, gradient .* host")
+        (start,) = json.loads((self.folder / "run" / "run.json").read_text())["starts"]
+        self.assertEqual((start["first_step"], start["versions"]["jax"]), (0, jax.__version__))
+        self.assertEqual((start["command"], start["devices"]), (sys.orig_argv, ["8 cpu"]))
 
     def test_best_loss_and_speed_of_a_curriculum_that_waits(self):
         losses, away = iter((3.0, 1.0, np.nan, 2.0)), [0.0]
@@ -141,6 +158,15 @@ class TrainTest(parameterized.TestCase):
         self.assertEqual(self.params("killed")[0], 4)
         summary = train.train(config, self.folder / "killed")
         self.assertGreater(summary["seconds"], 1000)  # of both starts
+        files = (self.folder / "killed" / "tensorboard").iterdir()
+        told = [
+            event for path in files for event in events.read_events(path) if event.summary.value
+        ]
+        self.assertCountEqual(
+            [(event.step, event.summary.value[0].tag) for event in told],
+            [(step, "train/loss") for step in (2, 4, 6, 8)]
+            + [(step, "evaluation/read_loss") for step in (4, 8)],
+        )
         for which in ("latest", "best"):
             chex.assert_trees_all_equal(
                 self.params("straight", which), self.params("killed", which)
