@@ -97,6 +97,7 @@ def main(_: Sequence[str]) -> None:
         "by_task": results,
     }
     for name, size in _sizes(plan.task_name, task).items():
+        log.info("%s, %s, checkpoint of step %d: compiling", name, split, step)
         results[name] = evaluate_params(
             model,
             params,

@@ -75,6 +75,7 @@ def get_config(
     config.mesh = fields_of(MeshConfig)  # how devices are arranged; -1: all that are left
     config.log_every = 50  # steps between progress lines, and between curriculum decisions
     config.evaluate_every = 500  # steps between evaluations, each with a checkpoint
+    config.save_every = 0  # steps between checkpoints beside those; 0: none
     config.num_eval_samples = 5000
     config.skip_nonfinite = 0  # steps of NaN or infinite loss or gradient to skip before stopping
     config.stop_at_exact_match = config_dict.placeholder(float)  # of an evaluation

@@ -16,6 +16,7 @@ import os
 import pathlib
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -185,6 +186,12 @@ def say(text: str) -> None:
         print(printable(text), flush=True)
     except OSError as error:
         raise _of_output(error) from error
+
+
+def note(text: str) -> None:
+    """Tells somebody at a terminal what they wait for; standard output is for answers."""
+    if sys.stderr.isatty():
+        print(f"{time.strftime('%H:%M:%S')} {printable(text)}", file=sys.stderr, flush=True)
 
 
 def check() -> None:

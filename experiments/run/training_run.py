@@ -161,15 +161,21 @@ class TrainingRun:
             if host.evaluation_due:
                 self._evaluate(stage, progress)
             while not self._done:
-                means = self._train_window(stage, steps, progress)
-                is_last = stage.index == len(self._plan.stages) - 1
-                if not is_last and means["exact_match"] >= self._plan.next_stage_at:
-                    stage = start_stage(stage.index + 1, None)
+                self._train_steps(stage, steps, progress)
+                if self._is_told:
+                    means = self._tell(stage, progress)
+                    is_last = stage.index == len(self._plan.stages) - 1
+                    if not is_last and means["exact_match"] >= self._plan.next_stage_at:
+                        stage = start_stage(stage.index + 1, None)
+                else:
+                    self._window.read()
                 self._check_place()
                 checkpoint.check_for_errors(self._checkpoints)
                 host.evaluation_due = self._is_evaluated
                 if host.evaluation_due:
                     self._evaluate(stage, progress)
+                elif self._is_saved:
+                    self._save(stage, None)
         except Stopped:
             try:
                 self._window.read()
@@ -182,9 +188,19 @@ class TrainingRun:
             raise self._saved(stage, error) from error
 
     @property
+    def _is_told(self) -> bool:
+        """Whether there is a progress line after the steps done."""
+        return self.step == self._plan.num_steps or self.step % self._plan.log_every == 0
+
+    @property
     def _is_evaluated(self) -> bool:
-        """Whether the run is evaluated after the steps done."""
+        """Whether the run is evaluated, and saved, after the steps done."""
         return self.step == self._plan.num_steps or self.step % self._plan.evaluate_every == 0
+
+    @property
+    def _is_saved(self) -> bool:
+        """Whether the run is saved after the steps done, evaluated or not."""
+        return self._plan.save_every > 0 and self.step % self._plan.save_every == 0
 
     def _saved(self, stage: RunningStage, error: NonFiniteError) -> NonFiniteError:
         """Saves the state, if it is finite, before a run stops with an error; says so in it."""
@@ -208,14 +224,12 @@ class TrainingRun:
         reached = wanted is not None and exact_match is not None and exact_match >= wanted
         return reached or self.step >= self._plan.num_steps
 
-    def _train_window(
-        self, stage: RunningStage, steps: CompiledSteps, progress: Progress
-    ) -> dict[str, float]:
-        """Trains to the next progress line, and returns the means that it tells."""
-        log_every, num_steps = self._plan.log_every, self._plan.num_steps
+    def _train_steps(self, stage: RunningStage, steps: CompiledSteps, progress: Progress) -> None:
+        """Trains to the next progress line, evaluation or save."""
         alone = jax.process_count() == 1
-        while True:
-            if alone or self.step % log_every == 0:
+        due = False
+        while not due:
+            if alone or self.step % self._plan.log_every == 0:
                 self._stopping.check()
             batch = stage.next_batch()
             compiling = steps.seconds
@@ -224,11 +238,14 @@ class TrainingRun:
             self.step += 1
             self._stopping.to_save = True
             self._window.add(TrainedStep(self.step, stage.num_write_steps, batch, metrics))
-            if self.step % log_every == 0 or self.step == num_steps:
-                means = self._window.finish()
-                means["learning_rate"] = self._learning_rate()
-                progress.train(self.step, stage.index, means)
-                return means
+            due = self._is_told or self._is_evaluated or self._is_saved
+
+    def _tell(self, stage: RunningStage, progress: Progress) -> dict[str, float]:
+        """Tells a progress line of the steps since the last one, and returns their means."""
+        means = self._window.finish()
+        means["learning_rate"] = self._learning_rate()
+        progress.train(self.step, stage.index, means)
+        return means
 
     def _learning_rate(self) -> float:
         """That of the last step; skipped ones leave the schedule where it is."""

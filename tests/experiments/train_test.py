@@ -148,14 +148,18 @@ class TrainTest(parameterized.TestCase):
         self.kill_and_resume("muon")
 
     def kill_and_resume(self, name):
-        config = tiny_config(**{"curriculum.num_pairs": (1, 2), "curriculum.exact_match": 0.0})
+        config = tiny_config(
+            **{"curriculum.num_pairs": (1, 2), "curriculum.exact_match": 0.0},
+            log_every=3,
+            save_every=5,
+        )
         config.optimizer.name = name
         train.train(config, self.folder / "straight")
-        # Batch 1 of each start only shows the shapes. Killed after step 6, the checkpoint is of 4.
+        # Batch 1 of each start only shows the shapes. Killed after step 6, the checkpoint is of 5.
         ticks = mock.Mock(monotonic=itertools.count(0, 1000).__next__)
         with mock.patch.object(training_run, "time", ticks):
             self.train_and_kill(config, "killed", at_batch=9)
-        self.assertEqual(self.params("killed")[0], 4)
+        self.assertEqual(self.params("killed")[0], 5)
         summary = train.train(config, self.folder / "killed")
         self.assertGreater(summary["seconds"], 1000)  # of both starts
         files = (self.folder / "killed" / "tensorboard").iterdir()
@@ -164,7 +168,7 @@ class TrainTest(parameterized.TestCase):
         ]
         self.assertCountEqual(
             [(event.step, event.summary.value[0].tag) for event in told],
-            [(step, "train/loss") for step in (2, 4, 6, 8)]
+            [(step, "train/loss") for step in (3, 6, 8)]
             + [(step, "evaluation/read_loss") for step in (4, 8)],
         )
         for which in ("latest", "best"):
@@ -265,7 +269,7 @@ class TrainTest(parameterized.TestCase):
         ({"mesh.data": 3}, "mesh data=3 x fsdp=1 x tensor=1 takes 3 devices, there are 8"),
         ({"mesh.tensor": 16}, "8 devices are no multiple of 16"),
         ({"mesh.fsdp": 0}, "mesh.fsdp=0"),
-        ({"evaluate_every": 3}, "evaluate_every=3"),
+        ({"save_every": -1}, "save_every=-1"),
         ({"num_micro_batches": 3}, "num_micro_batches=3"),
         ({"log_every": 0}, "log_every=0"),
         ({"num_eval_samples": 0}, "num_eval_samples"),
