@@ -201,7 +201,7 @@ def written_contexts(
 
 
 def write_curves(path: pathlib.Path, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
-    """Draws the WRITE loss and the share of tokens right by step, a line for each optimizer.
+    """Draws the WRITE loss and token accuracy by step, a line for each optimizer.
 
     Args:
         path: PNG to write.
@@ -213,7 +213,7 @@ def write_curves(path: pathlib.Path, curves: Mapping[str, Sequence[Mapping[str, 
         left.plot(steps, [row["write_loss"] for row in rows], label=name)
         right.plot(steps, [100 * row["token_accuracy"] for row in rows], label=name)
     left.set(xlabel="WRITE steps", ylabel="WRITE loss, nats a token", ylim=(0, None))
-    right.set(xlabel="WRITE steps", ylabel="likeliest after the true ones, % of tokens")
+    right.set(xlabel="WRITE steps", ylabel="token accuracy after the true ones, %")
     right.set_ylim(0, 102)
     for axes in (left, right):
         whole_ticks(axes)

@@ -89,7 +89,7 @@ METRICS = {
     metric.field: metric
     for metric in (
         Metric("exact_match", "exact match, %", **_RATE),
-        Metric("token_accuracy", "tokens right, %", **_RATE),
+        Metric("token_accuracy", "token accuracy, %", **_RATE),
         Metric("read_loss", "READ loss, nats a token"),
     )
 }

@@ -15,7 +15,6 @@ import jax
 
 from experiments.program import files
 from experiments.program.console import log
-from experiments.program.json_version import VERSION
 
 _MOST_STARTS = 1000  # the last ones are kept
 _PACKAGES = ("gradmem_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -48,7 +47,7 @@ def record_start(workdir: pathlib.Path, first_step: int, devices: Sequence[str])
         "git_commit": git_commit(),
         "versions": {"python": platform.python_version()} | _versions(),
     }
-    files.write_json(path, {"version": VERSION, "starts": [*starts, start][-_MOST_STARTS:]})
+    files.write_results(path, {"starts": [*starts, start][-_MOST_STARTS:]})
 
 
 def git_commit() -> str | None:

@@ -104,6 +104,6 @@ def _train(
     summary |= times
     check_place()
     if hosts.is_first():
-        files.write_json(path, summary)
+        files.write_results(path, summary)
     log.info("%d steps, %s in all", run.step, formatting.minutes(summary["seconds"]))
     return summary

@@ -89,7 +89,15 @@ class TrainTest(parameterized.TestCase):
         self.assertEqual(summary["by_num_write_steps"], want)
 
     def check_records(self, config):
-        """What TensorBoard, train.log and run.json have of the run."""
+        """What JSON files, TensorBoard and train.log have of the run."""
+        page = (pathlib.Path(__file__).parents[2] / "docs" / "json_files.md").read_text()
+        for name in ("metrics.json", "run.json"):
+            fields = json.loads((self.folder / "run" / name).read_text())
+            self.assertEqual(fields["version"], 1)
+            evaluations = fields.get("by_num_write_steps", {}).values()
+            for row in (fields, *fields.get("starts", []), *evaluations):
+                for field in row:
+                    self.assertIn(f"`{field}`", page)
         scalars = progress.read_scalars(self.folder / "run")
         rates = optimizer.learning_rate_schedule(build(config).optimizer)
         want = [(step, np.float32(rates(step - 1))) for step in (2, 4, 6, 8)]
