@@ -89,9 +89,10 @@ class _Libraries(logging.Handler):
         self._kept.append(line)
         self.pass_on()
         if record.levelno >= logging.ERROR and _is_news(record):
-            log.handle(
-                logging.makeLogRecord(vars(line) | {"msg": one_line(text), "exc_info": None})
-            )
+            short = {"msg": one_line(text), "exc_info": None}
+            for handler in log.handlers:
+                if handler is not self.file:  # it has the whole text
+                    handler.handle(logging.makeLogRecord(vars(line) | short))
 
     def pass_on(self) -> None:
         """Writes what is kept to the file, if there is one."""
