@@ -16,11 +16,13 @@ there, but in a file of its own, which --config names:
 
 import dataclasses
 import typing
+from collections.abc import Mapping
 
 from ml_collections import ConfigDict, config_dict
 
-from gradmem_jax.checks import AUTOMATIC, require_choice
+from gradmem_jax.checks import AUTOMATIC, require
 from gradmem_jax.data.tasks import GENERATED, TASKS
+from gradmem_jax.foreign_text import shown
 from gradmem_jax.methods import METHODS
 from gradmem_jax.parallel.sharding import MeshConfig
 from gradmem_jax.training.optimizer import OptimizerConfig
@@ -47,6 +49,14 @@ def fields_of(config_class: type, leave_out: tuple[str, ...] = ()) -> ConfigDict
     return fields
 
 
+def _require_known(field: str, name: object, known: Mapping[str, object]) -> None:
+    require(
+        isinstance(name, str) and name in known,
+        f"{field}={shown(name)} is not known; choose one of {tuple(known)}, or name the module "
+        f"that adds it in the environment variable GRADMEM_MODULES.",
+    )
+
+
 def get_config(
     method: str = "gradmem", task: str = "kv_retrieval", pretrained: bool = False
 ) -> ConfigDict:
@@ -58,8 +68,8 @@ def get_config(
         pretrained: whether the language model is read from `config.pretrained`, so that
             `config.lm` has those fields only that a checkpoint leaves open.
     """
-    require_choice("method", method, tuple(METHODS))
-    require_choice("task", task, tuple(TASKS))
+    _require_known("method", method, METHODS)
+    _require_known("task", task, TASKS)
     config = ConfigDict()
     config.method = method
     config.task = task

@@ -1,6 +1,7 @@
 """How every program starts, reads its flags, and ends when it is given what it refuses."""
 
 import contextlib
+import importlib
 import os
 import pathlib
 import re
@@ -21,6 +22,7 @@ from gradmem_jax.storage.checkpoint import CheckpointError
 _OURS = tuple(pathlib.Path(__file__).parents[2] / name for name in ("experiments", "gradmem_jax"))
 _EXAMPLE = _OURS[0] / "configs" / "kv_quick.py"
 _PATHS = ("workdir", "root", "out", "figure", "model", "memory", "batch", "sweep")  # flags
+_MODULES = "GRADMEM_MODULES"  # environment variable of modules of one's own
 _INTERRUPTED = 130  # what shells give for Ctrl-C
 
 
@@ -42,6 +44,7 @@ def run(main: Callable[[Sequence[str]], int | None], *, takes_words: bool = Fals
             f"{' '.join(map(repr, words))} belongs to no flag. Write lists with commas, as in "
             "--flag=0,1,2, and switches as --flag or --noflag.",
         )
+        _import_own_modules()
         return main(arguments)
 
     status, message = 0, ""
@@ -55,6 +58,22 @@ def run(main: Callable[[Sequence[str]], int | None], *, takes_words: bool = Fals
         status, message = 1, traceback.format_exc()
     if status:
         _end_now(status, message)
+
+
+def _import_own_modules() -> None:
+    """Imports the modules that GRADMEM_MODULES names, which add tasks, methods or models.
+
+    Raises:
+        ValueError: one cannot be imported.
+    """
+    for name in filter(None, os.environ.get(_MODULES, "").split(",")):
+        try:
+            importlib.import_module(name.strip())
+        except ImportError as error:
+            raise ValueError(
+                f"{_MODULES}={name}: {error}. Name modules that Python finds from "
+                f"{os.getcwd()} or in PYTHONPATH, with commas between them."
+            ) from error
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:

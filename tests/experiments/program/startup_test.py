@@ -12,8 +12,10 @@ from absl import flags
 from absl.testing import absltest, parameterized
 from ml_collections import config_flags
 
+from experiments.configs import default
 from experiments.program import startup
 from gradmem_jax.checks import require
+from gradmem_jax.data.tasks import TASKS
 from gradmem_jax.storage.checkpoint import restore_params
 from tests.programs import ROOT, start
 
@@ -197,6 +199,26 @@ class ProgramTest(parameterized.TestCase):
             with mock.patch.object(flags, "FLAGS", values), folder:
                 startup.parse_flags(words)
             self.assertEqual(values["config"].value.num_steps, 800)
+
+    def test_modules_of_ones_own(self):
+        folder = self.create_tempdir().full_path
+        pathlib.Path(folder, "my_tasks.py").write_text(
+            "from gradmem_jax.data.tasks import TASKS\nTASKS['mine'] = TASKS['babi']\n"
+        )
+        self.addCleanup(TASKS.pop, "mine", None)
+        with self.assertRaisesRegex(ValueError, "task='mine' is not known; .* GRADMEM_MODULES"):
+            default.get_config(task="mine")
+        with (
+            mock.patch.object(sys, "path", [folder, *sys.path]),
+            mock.patch.dict(os.environ, {"GRADMEM_MODULES": "my_tasks"}),
+        ):
+            startup._import_own_modules()
+        self.assertEqual(default.get_config(task="mine").task, "mine")
+        with (
+            mock.patch.dict(os.environ, {"GRADMEM_MODULES": "nowhere.at_all"}),
+            self.assertRaisesRegex(ValueError, "GRADMEM_MODULES=nowhere.at_all: No module named"),
+        ):
+            startup._import_own_modules()
 
     @parameterized.parameters(None, 3)
     def test_status(self, status):
