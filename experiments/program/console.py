@@ -112,18 +112,20 @@ def log_file(path: pathlib.Path) -> Iterator[None]:
     Raises:
         ValueError: it is a link, or no regular file.
     """
-    with open_to_append(path) as file:
-        handler = _Lines(file)
-        handler.setFormatter(_Printable(logging.Formatter(_FORMAT)))
-        _libraries.file = handler
-        _libraries.pass_on()
-        if not _is_standard_output(file.fileno()):
-            log.addHandler(handler)
-        try:
-            yield
-        finally:
-            log.removeHandler(handler)
-            _libraries.file = None
+    file = open_to_append(path)
+    handler = _Lines(file)
+    handler.setFormatter(_Printable(logging.Formatter(_FORMAT)))
+    _libraries.file = handler
+    _libraries.pass_on()
+    if not _is_standard_output(file.fileno()):
+        log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        _libraries.file = None
+        with contextlib.suppress(OSError):  # its disk may be full
+            file.close()
 
 
 def _is_standard_output(descriptor: int) -> bool:
