@@ -9,6 +9,7 @@ printable, so none of it can steer the terminal.
 
 import collections
 import contextlib
+import ctypes
 import functools
 import io
 import logging
@@ -146,6 +147,7 @@ def library_output() -> Iterator[None]:
                 os.dup2(file.fileno(), number)
             yield
         finally:
+            ctypes.CDLL(None).fflush(None)  # what C and C++ have not written yet
             for number, copy in saved.items():
                 os.dup2(copy, number)
                 os.close(copy)

@@ -57,8 +57,8 @@ def connect(
     )
     jax.config.update("jax_enable_preemption_service", False)  # signals are ours, see stopping.py
     jax.distributed.initialize(address, number, index)
-    with console.library_output():  # Gloo says who is connected
-        jax.devices()
+    with console.library_output():  # Gloo says who is connected, when first needed
+        largest(0)
 
 
 def disconnect() -> None:
