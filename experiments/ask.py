@@ -53,6 +53,7 @@ def main(arguments: Sequence[str]) -> None:
     opened = reopen_model(
         _MEMORY.value, header.notes, _MODEL.value, _TOKENIZER.value, typed=sys.argv[1:]
     )
+    console.note("compiling")
     memories = open_memories(_MEMORY.value, opened, header, chosen, _BATCH_SIZE.value)
 
     def ask(questions: Sequence[str], memories: Iterable[tuple[list[str], Memory]]) -> None:

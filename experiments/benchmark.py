@@ -77,7 +77,7 @@ def main(_: Sequence[str]) -> int:
     if reference is not None:
         log.info("against the official code\n%s", comparison(rows))
     if out:
-        files.write_json(out, {"threads": threads, "matmul": matmul, "rows": rows})
+        files.write_results(out, {"threads": threads, "matmul": matmul, "rows": rows})
         log.info("wrote %s", out)
     return int(all("error" in row["ours"] for row in rows))
 

@@ -68,7 +68,7 @@ def main(_: Sequence[str]) -> int:
         "queries": queries,
         "by_context_tokens": dict(rows),
     }
-    files.write_json(files.with_ending(out, ".json"), report)
+    files.write_results(files.with_ending(out, ".json"), report)
     files.with_ending(out, ".md").write_text(tables(rows, queries))
     log.info("%s\nwrote %s and .md", tables(rows, queries), files.with_ending(out, ".json"))
     drawn = {length: row for length, row in rows if "error" not in row}

@@ -97,6 +97,7 @@ def main(_: Sequence[str]) -> None:
         "by_task": results,
     }
     for name, size in _sizes(plan.task_name, task).items():
+        log.info("%s, %s, checkpoint of step %d: compiling", name, split, step)
         results[name] = evaluate_params(
             model,
             params,
@@ -108,7 +109,7 @@ def main(_: Sequence[str]) -> None:
             mesh=mesh,
         )
         log.info("%s, checkpoint of step %d\n%s", name, step, table(results[name]))
-        files.write_json(out, report)  # what is there, should a later size be refused
+        files.write_results(out, report)  # what is there, should a later size be refused
     figures.exact_match_by_steps(files.with_ending(out, ".png"), results, trained)
     log.info("wrote %s and .png", out)
 

@@ -25,7 +25,7 @@ _MODEL = flags.DEFINE_string(
 )
 _CONTEXT = flags.DEFINE_string("context", None, "A text file (required).", required=True)
 _OUT = flags.DEFINE_string("out", None, "JSON file to write (required).", required=True)
-_FIGURE = flags.DEFINE_string("figure", None, "PNG, PDF or SVG of loss and tokens right.")
+_FIGURE = flags.DEFINE_string("figure", None, "PNG, PDF or SVG of WRITE loss and token accuracy.")
 _OPTIMIZERS = flags.DEFINE_list(
     "optimizers",
     ["sgd:1", "adam:0.3"],
@@ -70,7 +70,7 @@ def main(_: Sequence[str]) -> None:
     steps = {"num_steps": _NUM_WRITE_STEPS.value, "every": _EVERY.value}
     for name, rows in trace_writes(opened, ids[None], optimizers, **steps):
         curves[name] = rows
-        files.write_json(out, {"tokens": len(ids), "curves": curves})
+        files.write_results(out, {"tokens": len(ids), "curves": curves})
         if _FIGURE.value:
             figures.write_curves(pathlib.Path(_FIGURE.value), curves)
 

@@ -76,7 +76,7 @@ def main(_: Sequence[str]) -> int:
         "growth": {name: growth(points) for name, points in rows.items()},
         "memory_by_context": memory_by_context(base, rows.get("context_tokens", [])),
     }
-    files.write_json(files.with_ending(out, ".json"), report)
+    files.write_results(files.with_ending(out, ".json"), report)
     files.with_ending(out, ".md").write_text(tables(report))
     log.info("%s\nwrote %s and .md", tables(report), files.with_ending(out, ".json"))
     if all("error" in measured for measured in known.values()):

@@ -91,6 +91,7 @@ def main(arguments: Sequence[str]) -> None:
     }
     given = {name: value for name, value in options.items() if value is not None}
     opened = open_model(_MODEL.value, given)
+    log.info("%d contexts: compiling, then writing", len(contexts))
     written = write_contexts(
         opened,
         contexts,

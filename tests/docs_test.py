@@ -17,10 +17,12 @@ from absl.testing import absltest, parameterized
 
 import gradmem_jax.lm
 from docs import figures
+from experiments.configs import default
 from experiments.run.build import build
 from experiments.run.build_model import build_model, build_task
 from experiments.sweeps.sweep_file import select
 from gradmem_jax.data.squad import SquadConfig
+from gradmem_jax.data.tasks import TASKS
 from gradmem_jax.methods import METHODS
 from tests.programs import start
 
@@ -145,7 +147,16 @@ class DocsTest(parameterized.TestCase):
             np.testing.assert_array_equal(names["stored"][name], value)
 
     def test_python_code_of_data(self):
+        self.addCleanup(TASKS.pop, "notes", None)
         names = self.run_page("data.md")
+        pathlib.Path("notes").mkdir()
+        for split in ("train", "validation", "test"):
+            pathlib.Path("notes", f"{split}.tsv").write_text("Tea is hot .\tTea is\thot\n")
+        config = default.get_config(task="notes")
+        config.data.data_dir = "notes"
+        task = build_task(config)
+        self.assertEqual(task.source("train").record(0).answers, ("hot",))
+        self.assertEqual(task.context_buckets, (8,))
         self.assertLen(names["babi"].source("train"), len(names["source"]))
         raw = SquadConfig(context="sentence", data_dir=os.path.abspath("data/squad"))
         self.assertEqual(names["prepared"].records("test"), raw.records("test"))

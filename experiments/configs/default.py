@@ -16,11 +16,13 @@ there, but in a file of its own, which --config names:
 
 import dataclasses
 import typing
+from collections.abc import Mapping
 
 from ml_collections import ConfigDict, config_dict
 
-from gradmem_jax.checks import AUTOMATIC, require_choice
+from gradmem_jax.checks import AUTOMATIC, require
 from gradmem_jax.data.tasks import GENERATED, TASKS
+from gradmem_jax.foreign_text import shown
 from gradmem_jax.methods import METHODS
 from gradmem_jax.parallel.sharding import MeshConfig
 from gradmem_jax.training.optimizer import OptimizerConfig
@@ -47,6 +49,14 @@ def fields_of(config_class: type, leave_out: tuple[str, ...] = ()) -> ConfigDict
     return fields
 
 
+def _require_known(field: str, name: object, known: Mapping[str, object]) -> None:
+    require(
+        isinstance(name, str) and name in known,
+        f"{field}={shown(name)} is not known; choose one of {tuple(known)}, or name the module "
+        f"that adds it in the environment variable GRADMEM_MODULES.",
+    )
+
+
 def get_config(
     method: str = "gradmem", task: str = "kv_retrieval", pretrained: bool = False
 ) -> ConfigDict:
@@ -58,8 +68,8 @@ def get_config(
         pretrained: whether the language model is read from `config.pretrained`, so that
             `config.lm` has those fields only that a checkpoint leaves open.
     """
-    require_choice("method", method, tuple(METHODS))
-    require_choice("task", task, tuple(TASKS))
+    _require_known("method", method, METHODS)
+    _require_known("task", task, TASKS)
     config = ConfigDict()
     config.method = method
     config.task = task
@@ -75,6 +85,7 @@ def get_config(
     config.mesh = fields_of(MeshConfig)  # how devices are arranged; -1: all that are left
     config.log_every = 50  # steps between progress lines, and between curriculum decisions
     config.evaluate_every = 500  # steps between evaluations, each with a checkpoint
+    config.save_every = 0  # steps between checkpoints beside those; 0: none
     config.num_eval_samples = 5000
     config.skip_nonfinite = 0  # steps of NaN or infinite loss or gradient to skip before stopping
     config.stop_at_exact_match = config_dict.placeholder(float)  # of an evaluation

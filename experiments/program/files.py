@@ -16,6 +16,9 @@ from gradmem_jax.storage import reading
 from gradmem_jax.storage.writing import write_text
 
 FIGURES = (".png", ".pdf", ".svg")
+# Of the results that programs write as JSON, see docs/json_files.md. It grows when a field gets
+# another meaning. Files without it, from before 2026-12, are read as version 1.
+VERSION = 1
 
 
 def output_figure(flag: str, path: str | pathlib.Path) -> pathlib.Path:
@@ -142,6 +145,11 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes a JSON file in one step: readers see the old one or the new one, whole."""
     write_text(path, json.dumps(to_json(value), indent=1) + "\n")
+
+
+def write_results(path: pathlib.Path, results: Mapping[str, Any]) -> None:
+    """Writes results of a program as JSON, see `write_json`, with the version of their fields."""
+    write_json(path, {"version": VERSION} | dict(results))
 
 
 def read_json(path: pathlib.Path) -> Any:

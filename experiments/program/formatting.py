@@ -22,6 +22,16 @@ def minutes(seconds: float) -> str:
     return f"{hours}:{text}" if hours else text
 
 
+def brief(seconds: float) -> str:
+    """Formats a short duration in three digits: `20.7 s`, `345 ms`, `0.12 ms`."""
+    return f"{three_digits(seconds)} s" if seconds >= 1 else f"{three_digits(1e3 * seconds)} ms"
+
+
+def three_digits(value: float) -> str:
+    """Formats a number in three digits, or more if it has more before the point, as people do."""
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
+
+
 def markdown(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Formats a table, right-aligned but for its first column.
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from experiments.program import console
 from gradmem_jax.checks import require
 from gradmem_jax.foreign_text import one_line
 
@@ -65,6 +66,8 @@ def connect(
             "out; in a cluster that JAX does not know, set "
             "--coordinator_address, --num_processes and --process_id."
         ) from error
+    with console.library_output():  # Gloo says who is connected, when first needed
+        largest(0)
 
 
 def disconnect() -> None:

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import pathlib
+import re
 import socket
 from collections.abc import Iterator
 from typing import TextIO
@@ -41,6 +42,24 @@ def is_held(file: TextIO, path: pathlib.Path) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except OSError:
         return False
+
+
+def is_orphaned(path: pathlib.Path) -> bool:
+    """Whether a lock file is held by a process whose parent took the lock and is no more.
+
+    It is known of this machine only.
+    """
+    match = re.fullmatch(r"process (\d+) on (.*)", holder(path))
+    with hold(path) as held:
+        if held is not None or match is None or match[2] != socket.gethostname():
+            return False
+    try:
+        os.kill(int(match[1]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # it is somebody else's
+        return False
+    return False
 
 
 def holder(path: pathlib.Path) -> str:

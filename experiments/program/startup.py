@@ -1,6 +1,7 @@
 """How every program starts, reads its flags, and ends when it is given what it refuses."""
 
 import contextlib
+import importlib
 import os
 import pathlib
 import re
@@ -10,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import ConfigDict
 
 from experiments.program import console
 from gradmem_jax.checks import require, require_local
@@ -20,6 +23,7 @@ _OURS = tuple(pathlib.Path(__file__).parents[2] / name for name in ("experiments
 _EXAMPLE = _OURS[0] / "configs" / "kv_quick.py"
 _PATHS = ("workdir", "root", "out", "figure", "model", "memory", "batch", "sweep")  # flags
 _MAKES_BACKENDS = ("backends", "_init_backend", "_get_backend_uncached")  # functions of JAX
+_MODULES = "GRADMEM_MODULES"  # environment variable of modules of one's own
 _INTERRUPTED = 130  # what shells give for Ctrl-C
 
 
@@ -41,9 +45,11 @@ def run(main: Callable[[Sequence[str]], int | None], *, takes_words: bool = Fals
             f"{' '.join(map(repr, words))} belongs to no flag. Write lists with commas, as in "
             "--flag=0,1,2, and switches as --flag or --noflag.",
         )
+        _import_own_modules()
         return main(arguments)
 
     status, message = 0, ""
+    absl_logging.set_verbosity(absl_logging.ERROR)  # of what is said before flags are read
     try:
         app.run(lambda arguments: without_traceback(checked, arguments), flags_parser=parse_flags)
     except SystemExit as end:
@@ -55,12 +61,30 @@ def run(main: Callable[[Sequence[str]], int | None], *, takes_words: bool = Fals
         _end_now(status, message)
 
 
+def _import_own_modules() -> None:
+    """Imports the modules that GRADMEM_MODULES names, which add tasks, methods or models.
+
+    Raises:
+        ValueError: one cannot be imported.
+    """
+    for name in filter(None, os.environ.get(_MODULES, "").split(",")):
+        try:
+            importlib.import_module(name.strip())
+        except ImportError as error:
+            raise ValueError(
+                f"{_MODULES}={name}: {error}. Name modules that Python finds from "
+                f"{os.getcwd()} or in PYTHONPATH, with commas between them."
+            ) from error
+
+
 def parse_flags(arguments: Sequence[str]) -> list[str]:
     """Reads the flags and returns the other words; ends the process if one of them is wrong."""
+    arguments = [_found(word) for word in arguments]
     _check_config_file(arguments)
     try:
         with known_fields():
             words = flags.FLAGS(arguments)
+        _check_config()
         for name in _PATHS:
             if name in flags.FLAGS and flags.FLAGS[name].value == "":
                 _refuse(f"--{name}= is empty, and would be the current folder; give a path.")
@@ -68,8 +92,11 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
         return words
     except flags.Error as error:
         last = str(error).strip().splitlines()[-1].strip()
-        if "Traceback" in str(error) and last.startswith("ValueError: "):  # of our configurations
-            _refuse(last.removeprefix("ValueError: "))
+        if "Traceback" in str(error):
+            if last.startswith("ValueError: "):  # of our configurations
+                _refuse(last.removeprefix("ValueError: "))
+            file, line = re.findall(r'File "(.*)", line (\d+)', str(error))[-1]
+            _refuse(f"--config cannot be read: {last} ({file}, line {line}).")
         _refuse(f"{error} {_hint(str(error))}--help lists the flags.")
 
 
@@ -81,6 +108,33 @@ def _check_addresses() -> None:
                 require_local(f"--{name}", text)
             except ValueError as error:
                 _refuse(str(error))
+
+
+def find_file(path: str) -> pathlib.Path:
+    """A path as it is or, if nothing is there, below the folder that experiments/ lies in."""
+    ours = _OURS[0].parent / path
+    return ours if ours.exists() and not pathlib.Path(path).exists() else pathlib.Path(path)
+
+
+def _found(word: str) -> str:
+    """A word of the command line; a configuration of ours in it is found from any folder."""
+    match = re.fullmatch("(--?config=)?(experiments/[^:]+)(:.*)?", word, re.S)
+    return f"{match[1] or ''}{find_file(match[2])}{match[3] or ''}" if match else word
+
+
+def _check_config() -> None:
+    """Ends the process if --config gave something else than a configuration."""
+    if "config" in flags.FLAGS:
+        value = flags.FLAGS["config"].value
+        _require_config(type(value).__name__, isinstance(value, ConfigDict))
+
+
+def _require_config(name: str, is_config: bool) -> None:
+    if not is_config:
+        _refuse(
+            f"--config: its get_config() returned {name}; it must return an "
+            f"ml_collections.ConfigDict, as that of {_EXAMPLE} does."
+        )
 
 
 def _check_config_file(arguments: Sequence[str]) -> None:
@@ -111,13 +165,26 @@ def _hint(error: str) -> str:
 def known_fields() -> Iterator[None]:
     """Ends the process if a flag such as --config.sead=1, read in this block, names no field.
 
-    config_flags reads them as soon as --config is defined.
+    config_flags reads them as soon as --config is defined. What a configuration's own code raises
+    ends it too, in a line that says where.
     """
     try:
         yield
-    except AttributeError as error:
-        key_error = error.args[0]
-        name, _, hint = str(getattr(key_error, "args", [key_error])[0]).partition("\n")
+    except (flags.Error, OSError):
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        if "has no attribute 'get_config'" in str(error):
+            _refuse(f"--config has no get_config(); define it there, as {_EXAMPLE} does.")
+        if "ml_collections" not in place.filename or "get_config()" in str(error):
+            where = f"{place.filename}, line {place.lineno}"
+            _refuse(f"--config cannot be read: {type(error).__name__}: {error} ({where}).")
+        missing = re.search(r"Attribute <class '(\w+)'>.* lookup: (\S+?)['\"]?$", str(error))
+        if missing and "." not in missing[2]:
+            _require_config(missing[1], False)
+        text = error.args[0] if error.args else ""
+        text = repr(missing[2]) if missing else str(getattr(text, "args", [text])[0])
+        name, _, hint = text.partition("\n")
         _refuse(
             f"the configuration has no field {name}; experiments/configs/default.py explains those "
             f"it has. {hint}".strip()

@@ -2,13 +2,17 @@
 
 import itertools
 import pathlib
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from gradmem_jax.foreign_text import one_line
 from gradmem_jax.storage.memory_file import StoredContext
@@ -18,6 +22,7 @@ matplotlib.use("Agg")
 matplotlib.rcParams["text.parse_math"] = False  # names of others are no formulas
 
 _LONGEST_NAME = 40
+_LEGEND_WIDTH = 36  # characters of a line
 _LINES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))  # and markers, ten colours each
 
 
@@ -25,6 +30,36 @@ def save(figure: Figure, path: pathlib.Path, dpi: int = 110) -> None:
     """Writes a figure to a file, in place of one that is there, and closes it."""
     write_file(path, lambda place: figure.savefig(place, dpi=dpi))
     plt.close(figure)
+
+
+def whole_ticks(axes: Axes) -> None:
+    """Has the x axis show whole numbers only, as steps are."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def plain_numbers(axis: Axis) -> None:
+    """Has a logarithmic axis say 0.1 and 20; by default it says them in formulas."""
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def line_style(i: int, count: int) -> dict[str, Any]:
+    """How line `i` of some is drawn: the first is the thickest, so that it shows below others."""
+    left_over = (count - 1 - i) / max(count - 1, 1)  # 1 at the bottom, 0 on top
+    return dict(
+        color=f"C{i % 10}",
+        marker="osD^v"[i % 5],
+        linestyle=("-", "--", ":")[i // 10 % 3],
+        linewidth=1.2 + 2.4 * left_over,
+        markersize=4 + 5 * left_over,
+        capsize=3,
+    )
+
+
+def outside_legend(figure: Figure, drawn: Mapping[str, Any]) -> None:
+    """Puts the names of lines beside the panels, where none hides a line; long ones are broken."""
+    names = [textwrap.fill(name, _LEGEND_WIDTH) for name in drawn]
+    figure.legend(list(drawn.values()), names, loc="outside right upper", fontsize="small")
 
 
 def exact_match_by_steps(
@@ -40,7 +75,7 @@ def exact_match_by_steps(
         trained: task and num_write_steps of the training.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for name, rows in results.items():
+    for i, (name, rows) in enumerate(results.items()):
         steps = list(rows)
         rates = [100 * rows[k]["exact_match"] for k in steps]
         bounds = [[100 * b for b in rows[k]["confidence_interval"]] for k in steps]
@@ -48,11 +83,12 @@ def exact_match_by_steps(
             [max(rate - low, 0) for rate, (low, _) in zip(rates, bounds, strict=True)],
             [max(high - rate, 0) for rate, (_, high) in zip(rates, bounds, strict=True)],
         ]
-        left.errorbar(steps, rates, errors, marker="o", capsize=3, label=name)
+        left.errorbar(steps, rates, errors, label=name, **line_style(i, len(results)))
     left.axvline(trained["num_write_steps"], color="grey", linestyle=":", label="K in training")
     left.set(xlabel="WRITE steps K", ylabel="exact match, %", ylim=(-2, 102))
     left.set_title("Answers from memory alone")
-    left.legend()
+    left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, fontsize="small")
+    whole_ticks(left)
     shown = trained["task"] if trained["task"] in results else next(iter(results))
     rows = results[shown]
     for kind in rows[next(iter(rows))].get("write_loss_of", ["all tokens"]):
@@ -61,6 +97,7 @@ def exact_match_by_steps(
     right.set(xlabel="WRITE steps K", ylabel="WRITE loss, nats a token", ylim=(0, None))
     right.set_title(f"What memory holds of the context, {shown}")
     right.legend()
+    whole_ticks(right)
     save(figure, path)
 
 
@@ -104,15 +141,8 @@ def panels(
     for axes, (title, lines) in zip(grid.flat, values.items(), strict=False):
         for name, points in lines.items():
             i, xs = names.index(name), sorted(points)
-            drawn[name] = axes.errorbar(
-                xs,
-                [points[x][0] for x in xs],
-                [points[x][1] for x in xs],
-                color=f"C{i % 10}",
-                marker="osD^v"[i % 5],
-                linestyle=("-", "--", ":")[i // 10 % 3],
-                capsize=3,
-            )
+            means, deviations = zip(*(points[x] for x in xs), strict=True)
+            drawn[name] = axes.errorbar(xs, means, deviations, **line_style(i, len(names)))
         ticks = sorted({x for points in lines.values() for x in points})
         if log_x:
             axes.set_xscale("log", base=2)
@@ -126,7 +156,7 @@ def panels(
     grid[0, 0].set_ylim(bottom, top)  # of all, they share it
     for row in grid:
         row[0].set_ylabel(y_label)
-    figure.legend(list(drawn.values()), list(drawn), loc="outside right upper")
+    outside_legend(figure, drawn)
     save(figure, path)
 
 
@@ -153,7 +183,7 @@ def written_contexts(
         left.plot(range(len(losses)), losses, marker=marker, label=name)
     left.set(xlabel="WRITE steps", ylabel="WRITE loss, nats a token", ylim=(0, None))
     left.set_title("What memory holds of the context")
-    left.xaxis.get_major_locator().set_params(integer=True)
+    whole_ticks(left)
     left.legend()
     places = np.arange(len(contexts))
     for offset, kind in ((0.2, "memory"), (-0.2, "cache")):
@@ -171,7 +201,7 @@ def written_contexts(
 
 
 def write_curves(path: pathlib.Path, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
-    """Draws the WRITE loss and the share of tokens right by step, a line for each optimizer.
+    """Draws the WRITE loss and token accuracy by step, a line for each optimizer.
 
     Args:
         path: PNG to write.
@@ -183,9 +213,11 @@ def write_curves(path: pathlib.Path, curves: Mapping[str, Sequence[Mapping[str, 
         left.plot(steps, [row["write_loss"] for row in rows], label=name)
         right.plot(steps, [100 * row["token_accuracy"] for row in rows], label=name)
     left.set(xlabel="WRITE steps", ylabel="WRITE loss, nats a token", ylim=(0, None))
-    right.set(xlabel="WRITE steps", ylabel="likeliest after the true ones, % of tokens")
+    right.set(xlabel="WRITE steps", ylabel="token accuracy after the true ones, %")
     right.set_ylim(0, 102)
-    right.legend()
+    for axes in (left, right):
+        whole_ticks(axes)
+    left.legend()  # the lines on the right end at 100 %
     save(figure, path)
 
 
@@ -196,7 +228,8 @@ def learning_curves(
 
     Args:
         path: PNG to write.
-        values: by name of the scalar, then of the run: (step, value) in order.
+        values: by name of the scalar, such as "train/read_loss", then of the run: (step, value) in
+            order.
     """
     names = list(dict.fromkeys(name for runs in values.values() for name in runs))
     styles = itertools.cycle((f"C{i}", *line) for line in _LINES for i in range(10))
@@ -210,9 +243,9 @@ def learning_curves(
             steps, heights = zip(*points, strict=True)
             options = dict(color=color, linestyle=line, marker=marker if len(points) < 20 else "")
             lines[name] = axes.plot(steps, heights, label=name, **options)[0]
-        axes.set(xlabel="training steps", title=title.replace("_", " "))
+        group, _, scalar = title.replace("_", " ").rpartition("/")
+        axes.set(xlabel="training steps", ylabel=scalar, title=group)
+        whole_ticks(axes)
         axes.grid(alpha=0.3)
-    figure.legend(
-        handles=[lines[name] for name in names], loc="outside right center", fontsize="small"
-    )
+    outside_legend(figure, {name: lines[name] for name in names})
     save(figure, path, dpi=100)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from experiments.configs.default import get_config
 from experiments.program import files
 from experiments.program.console import log
 from experiments.results.run_checks import check_config, check_metrics
@@ -30,7 +31,25 @@ NAMES = {
 }
 METHODS_WITH_STEPS = (*BY_GRADIENT, "rmt")
 GRADIENT_MODES = {"second": "", "first": ", first order", "none": ", no gradient through WRITE"}
-NOT_COMPARED = ("seed", "init_from", "init_checkpoint")
+NOT_COMPARED = ("seed", "data.seed", "init_checkpoint")
+# How a run is computed, watched and evaluated at its end: fields, and groups of them, that make no
+# other setting of it.
+NO_SETTING = (
+    "cpu_devices",
+    "num_micro_batches",
+    "mesh",
+    "log_every",
+    "save_every",
+    "skip_nonfinite",
+    "num_eval_samples",
+    "final_num_write_steps",
+    "data.data_dir",
+    "data.tokenizer_path",
+    "lm.scan_layers",
+    "lm.remat",
+    "lm.attention",
+    "lm.gather",
+)
 
 
 def name_pattern(only: str) -> re.Pattern[str]:
@@ -70,7 +89,7 @@ METRICS = {
     metric.field: metric
     for metric in (
         Metric("exact_match", "exact match, %", **_RATE),
-        Metric("token_accuracy", "tokens right, %", **_RATE),
+        Metric("token_accuracy", "token accuracy, %", **_RATE),
         Metric("read_loss", "READ loss, nats a token"),
     )
 }
@@ -208,9 +227,28 @@ def task_name(config: Mapping[str, Any]) -> str:
     return one_line(", ".join([text, *changed]), 300)
 
 
+def all_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a configuration by whole name; those from after its time have their defaults.
+
+    Of `init_from` it says only whether there is one: seeds of a chain start from others' seeds.
+    """
+    names = (config.get("method", "gradmem"), config.get("task", "kv_retrieval"))
+    try:
+        default = get_config(*names, bool(config.get("pretrained"))).to_dict()
+    except ValueError:  # of a method or a task that is not here
+        default = {}
+    fields = files.flatten(files.to_json(default)) | files.flatten(config)
+    return fields | {"init_from": "another run" if fields.get("init_from") else "nothing"}
+
+
+def is_setting(field: str) -> bool:
+    """Whether another value of a field is another experiment."""
+    return not any(field == name or field.startswith(f"{name}.") for name in NO_SETTING)
+
+
 def differences(runs: Sequence[FinishedRun]) -> dict[str, list[str]]:
     """Returns the values of every field, those NOT_COMPARED aside, that runs do not agree on."""
-    flat = [files.flatten(run.config) for run in runs]
+    flat = [all_fields(run.config) for run in runs]
     differing = {}
     for name in dict.fromkeys(name for fields in flat for name in fields):
         values = list(dict.fromkeys(shown(fields.get(name, "missing")) for fields in flat))

@@ -2,13 +2,38 @@
 
 import collections
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.results.finished_runs import NAMES, FinishedRun, Metric, label
+from experiments.results.finished_runs import (
+    NAMES,
+    FinishedRun,
+    Metric,
+    all_fields,
+    differences,
+    is_setting,
+    label,
+)
+from gradmem_jax.foreign_text import one_line, shown
 
-Groups = Mapping[tuple[str, int], Sequence[FinishedRun]]  # by name of the method and size
+
+class Line(NamedTuple):
+    """A row of a table, or a line of a figure: runs of one setting, in several sizes.
+
+    Attributes:
+        method: what people call it.
+        setting: the fields in which runs of the method differ, "" if they do not.
+    """
+
+    method: str
+    setting: str
+
+    def __str__(self) -> str:
+        return ", ".join(filter(None, self))
+
+
+Groups = Mapping[tuple[Line, int], Sequence[FinishedRun]]  # by line and size
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
@@ -41,30 +66,57 @@ def num_memory_tokens(run: FinishedRun) -> int | None:
     return run.config["model"].get("num_memory_tokens")
 
 
-def by_method(runs: Sequence[FinishedRun]) -> Groups:
-    """Groups the runs of a task by method and N; the method's name has m where m varies."""
-    sizes = {num_memory_tokens(run) for run in runs} - {None}
+def settings(runs: Sequence[FinishedRun]) -> dict[str, str]:
+    """What each run, by name, has in the fields in which runs of its method and size differ.
 
-    def key(run: FinishedRun) -> tuple[str, int]:
+    Fields that differ in one size are named in all of them, so that a line goes through sizes.
+    """
+    found: dict[str, str] = {}
+    for same_method in group_by(runs, lambda run: label(run.config)).values():
+        alike = group_by(same_method, lambda run: (run.size, num_memory_tokens(run)))
+        differing = (name for group in alike.values() for name in differences(group))
+        names = [name for name in dict.fromkeys(differing) if is_setting(name)]
+        for run in same_method:
+            fields = all_fields(run.config)
+            texts = (f"{name}={_value(fields.get(name))}" for name in names)
+            found[run.name] = one_line(", ".join(texts), 200)
+    return found
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else shown(value)
+
+
+def by_method(runs: Sequence[FinishedRun]) -> Groups:
+    """Groups the runs of a task by method, setting and N; a method's name has m where m varies."""
+    sizes = {num_memory_tokens(run) for run in runs} - {None}
+    setting_of = settings(runs)
+
+    def key(run: FinishedRun) -> tuple[Line, int]:
         m = num_memory_tokens(run)
         with_m = f", m = {m}" if len(sizes) > 1 and m is not None else ""
-        return label(run.config) + with_m, run.size
+        return Line(label(run.config) + with_m, setting_of[run.name]), run.size
 
-    def rank(run: FinishedRun) -> tuple[int, str, int, int, str, int]:
+    def rank(run: FinishedRun) -> tuple[int, str, int, int, str]:
         method, k = run.config.get("method", "gradmem"), run.config["model"].get("num_write_steps")
         place = list(NAMES).index(method) if method in NAMES else len(NAMES)
-        return place, method, k or 0, num_memory_tokens(run) or 0, *key(run)
+        return place, method, k or 0, num_memory_tokens(run) or 0, label(run.config)
 
     return group_by(sorted(runs, key=rank), key)
 
 
 def by_memory_tokens(runs: Sequence[FinishedRun]) -> dict[str, dict[str, dict[int, Any]]]:
-    """Groups by (method without K, size), then by K, then by m; empty if there is one m only."""
+    """Groups by (method without K, setting, size), then by K, then by m.
+
+    It is empty if there is one m only.
+    """
+    setting_of = settings(runs)
     found: dict[str, dict[str, dict[int, Any]]] = {}
     for run in sorted(runs, key=lambda run: run.config["model"].get("num_write_steps", 0)):
         m, k = num_memory_tokens(run), run.config["model"].get("num_write_steps", 1)
         if m is not None:
-            title = f"{label(run.config).replace(f', K = {k}', '')}, {run.size_name}"
+            line = Line(label(run.config).replace(f", K = {k}", ""), setting_of[run.name])
+            title = f"{line}, {run.size_name}"
             by_m = found.setdefault(title, {}).setdefault(f"K = {k}", {})
             by_m.setdefault(m, []).append(run)
     return {

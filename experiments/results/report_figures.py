@@ -26,8 +26,8 @@ def draw(prefix: str, folder: pathlib.Path, runs: Sequence[FinishedRun]) -> dict
     groups = by_method(runs)
     metric = metric_of(groups)
     by_size: dict[str, dict[int, tuple[float, float]]] = {}
-    for (name, n), members in groups.items():
-        by_size.setdefault(name, {})[n] = _score(members)
+    for (line, n), members in groups.items():
+        by_size.setdefault(str(line), {})[n] = _score(members)
     bottom, top = metric.limits
     axis: dict[str, Any] = {"y_label": metric.name, "bottom": bottom, "top": top}
     names = {"names": list(by_size)}
@@ -71,7 +71,7 @@ def _by_memory(runs: Sequence[FinishedRun]) -> Panels:
 def _curves(groups: Groups, value: Callable[[Mapping[str, Any]], float | None]) -> Panels:
     """Values by size, method and number of WRITE steps at evaluation, where runs have them."""
     panels: Panels = {}
-    for (name, _), runs in sorted(groups.items(), key=lambda item: item[0][1]):
+    for (line, _), runs in sorted(groups.items(), key=lambda item: item[0][1]):
         points = collections.defaultdict(list)
         for run in runs:
             for k, row in run.metrics["by_num_write_steps"].items():
@@ -79,7 +79,7 @@ def _curves(groups: Groups, value: Callable[[Mapping[str, Any]], float | None]) 
                     points[int(k)].append(number)
         if points:
             lines = panels.setdefault(runs[0].size_name, {})
-            lines[name] = {k: mean_and_deviation(numbers) for k, numbers in points.items()}
+            lines[str(line)] = {k: mean_and_deviation(numbers) for k, numbers in points.items()}
     return panels
 
 
@@ -94,7 +94,7 @@ def _loss_of(kind: str) -> Callable[[Mapping[str, Any]], float | None]:
 def _by_segment(groups: Groups) -> Panels:
     """Exact match by how many segments were written since, as trained, where runs have segments."""
     panels: Panels = {}
-    for (name, _), runs in groups.items():
+    for (line, _), runs in groups.items():
         rows = [
             run.metrics["by_num_write_steps"].get(str(run.metrics["num_write_steps"]), {})
             for run in runs
@@ -106,7 +106,7 @@ def _by_segment(groups: Groups) -> Panels:
                 i: mean_and_deviation(rates)
                 for i, rates in enumerate(zip(*newest_first, strict=True))
             }
-            panels.setdefault(runs[0].size_name, {})[name] = points
+            panels.setdefault(runs[0].size_name, {})[str(line)] = points
     return panels
 
 

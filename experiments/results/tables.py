@@ -1,13 +1,19 @@
 """Tables of finished runs: scores, costs, scores by memory tokens."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from experiments.program import formatting
 from experiments.results import paper_results
 from experiments.results.finished_runs import FinishedRun, differences
-from experiments.results.groups import Groups, mean_and_deviation, metric_of, size_names
+from experiments.results.groups import (
+    Groups,
+    Line,
+    mean_and_deviation,
+    metric_of,
+    size_names,
+)
 
 
 def score(runs: Sequence[FinishedRun]) -> str:
@@ -27,36 +33,45 @@ def score_table(groups: Groups) -> str:
     """Score by method and size, with the paper's figure in brackets and notes below."""
     sizes = size_names(run for runs in groups.values() for run in runs)
     compared = False
+    lines = dict.fromkeys(line for line, _ in groups)
     rows = []
-    for name in dict.fromkeys(name for name, _ in groups):
-        cells = [name]
+    for line in lines:
+        cells = _head(lines, line)
         for n in sizes:
-            runs = groups.get((name, n))
+            runs = groups.get((line, n))
             cell = score(runs) if runs else ""
             paper = _paper_figure(runs) if runs else None
             if paper is not None:
                 cell, compared = f"{cell} [{paper:.1f}]", True
             cells.append(cell)
         rows.append(cells)
-    lines = [formatting.markdown([metric_of(groups).name, *sizes.values()], rows)]
+    head = _head(lines, Line(metric_of(groups).name, "setting"))
+    parts = [formatting.markdown([*head, *sizes.values()], rows)]
     notes = ["Mean ± standard deviation over seeds (their number)."]
     if compared:
         notes[0] += " In brackets: the paper's figure for this method and K."
-    for (name, _), runs in groups.items():
+    for (line, _), runs in groups.items():
         fields = [f"{f} ({', '.join(values)})" for f, values in differences(runs).items()]
         if fields:
-            notes.append(f"Runs of {name}, {runs[0].size_name} differ in {', '.join(fields)}.")
+            notes.append(f"Runs of {line}, {runs[0].size_name} differ in {', '.join(fields)}.")
         seeds = [run.config.get("seed") for run in runs]
         if len(set(seeds)) < len(seeds):
-            notes.append(f"Several runs of {name}, {runs[0].size_name} have the same seed.")
-    return "\n\n".join([*lines, "\n".join(f"- {note}" for note in notes)])
+            notes.append(f"Several runs of {line}, {runs[0].size_name} have the same seed.")
+    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in notes)])
+
+
+def _head(lines: Iterable[Line], line: Line) -> list[str]:
+    """The cells that name a line; its setting has one if it is needed to tell lines apart."""
+    return list(line) if any(each.setting for each in lines) else [line.method]
 
 
 def cost_table(groups: Groups) -> str:
     """Memory, parameters, training steps and minutes by method and size."""
-    head = ["method", "size", "memory, floats", "parameters", "steps", "minutes", "devices"]
+    lines = dict.fromkeys(line for line, _ in groups)
+    head = ["size", "memory, floats", "parameters", "steps", "minutes", "devices"]
+    head = _head(lines, Line("method", "setting")) + head
     rows = []
-    for (name, _), runs in groups.items():
+    for (line, _), runs in groups.items():
         means = [
             _mean(runs, "memory_floats"),
             _mean(runs, "num_parameters"),
@@ -64,7 +79,8 @@ def cost_table(groups: Groups) -> str:
             _mean(runs, "seconds", unit=60, digits=1),
         ]
         devices = dict.fromkeys(" and ".join(names) for names in _known(runs, "devices"))
-        rows.append([name, runs[0].size_name, *means, ", ".join(devices) or "?"])
+        names = _head(lines, line)
+        rows.append([*names, runs[0].size_name, *means, ", ".join(devices) or "?"])
     return formatting.markdown(head, rows) + "\n\nMeans over seeds; memory is that of one sample."
 
 

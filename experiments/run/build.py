@@ -65,6 +65,7 @@ def build(config: ConfigDict, stored: Shapes | None = None) -> RunPlan:
         num_micro_batches=config.num_micro_batches,
         log_every=config.log_every,
         evaluate_every=config.evaluate_every,
+        save_every=config.save_every,
         num_eval_samples=config.num_eval_samples,
         skip_nonfinite=config.skip_nonfinite,
         stop_at_exact_match=config.stop_at_exact_match,
@@ -80,7 +81,8 @@ def _check_run(config: ConfigDict) -> None:
         require_integer(name, config[name], 1)
     for name in ("num_micro_batches", "cpu_devices"):
         require_count(name, config[name])
-    require_integer("skip_nonfinite", config.skip_nonfinite, 0)
+    for name in ("skip_nonfinite", "save_every"):
+        require_integer(name, config[name], 0)
     _check_share("stop_at_exact_match", config.stop_at_exact_match)
     _check_share("curriculum.exact_match", config.curriculum.exact_match)
     _check_integers("final_num_write_steps", config.final_num_write_steps, 0)
@@ -98,11 +100,6 @@ def _check_run(config: ConfigDict) -> None:
     )
     require_instance("shuffle", config.shuffle, bool)
     require_choice("best_metric", config.best_metric, BEST_METRICS)
-    require(
-        config.evaluate_every % config.log_every == 0,
-        f"evaluate_every={config.evaluate_every} must be a multiple of log_every="
-        f"{config.log_every}: checkpoints are made between log windows.",
-    )
     require(
         config.num_micro_batches == AUTOMATIC or config.batch_size % config.num_micro_batches == 0,
         f"batch_size={config.batch_size} must be a multiple of num_micro_batches="

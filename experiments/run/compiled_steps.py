@@ -23,6 +23,7 @@ from gradmem_jax.training.step import jit_train_step
 
 Batch = Mapping[str, jax.Array | jax.ShapeDtypeStruct]
 _MAX_COMPILING = 4  # programs compiled at a time; each takes memory of the host
+_LONG_SECONDS = 20.0  # of waiting, to speak of
 _POLL_SECONDS = 0.1  # between looks at signals
 
 
@@ -49,6 +50,7 @@ class CompiledSteps:
         self._compiled: dict[tuple[Any, ...], futures.Future[Any]] = {}
         self._pool = futures.ThreadPoolExecutor(min(os.cpu_count() or 1, _MAX_COMPILING))
         self._lowering = threading.Lock()
+        self._hinted = False
 
     def __enter__(self) -> "CompiledSteps":
         """Returns itself."""
@@ -96,7 +98,18 @@ class CompiledSteps:
         step = compiling.result()
         if waits:
             self.seconds += time.monotonic() - started
+            self._hint()
         return step
+
+    def _hint(self) -> None:
+        """Says once how to wait less, where compiling took long."""
+        if self.seconds > _LONG_SECONDS and not self._hinted:
+            self._hinted = True
+            if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
+                log.info(
+                    "JAX_COMPILATION_CACHE_DIR=FOLDER in front of this command keeps what was "
+                    "compiled, and the next start need not wait for it"
+                )
 
     def _begin(self, model: MemoryModel, batch: Batch, name: str) -> futures.Future[Any]:
         key = (model, batch["context_ids"].shape, batch["query_ids"].shape)

@@ -210,13 +210,13 @@ def table(results: dict[int, dict[str, Any]]) -> str:
     """Formats the results of one task, a line for each K."""
     kinds = [kind for kind in next(iter(results.values())).get("write_loss_of", {})][:3]
     losses_of = ", ".join(kinds) or "all tokens"
-    lines = [f"  K   exact match   95 % interval   tokens right   WRITE loss: {losses_of}"]
+    lines = [f"  K   exact match   95 % interval   token accuracy   WRITE loss: {losses_of}"]
     for k, row in results.items():
         low, high = row["confidence_interval"]
         values = [row["write_loss_of"][kind] for kind in kinds] or [row["write_loss"]]
         losses = "  ".join(f"{value:.3f}" for value in values)
         lines.append(
             f"{k:3d}   {row['exact_match']:10.1%}   {low:6.1%}-{high:6.1%}   "
-            f"{row['token_accuracy']:12.1%}   {losses:>12}"
+            f"{row['token_accuracy']:14.1%}   {losses:>12}"
         )
     return "\n".join(lines)

@@ -10,6 +10,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from gradmem_jax.checks import require
 from gradmem_jax.storage.reading import read_bytes
+from gradmem_jax.storage.writing import write_file
 
 _LARGEST = 2**30  # bytes of a file; a million steps take some ten million
 _TABLE = np.array(CRC_TABLE, np.uint32)
@@ -31,6 +32,28 @@ def read_events(path: pathlib.Path) -> Iterator[Event]:
             yield Event.FromString(content[place + 12 : place + 12 + length])
         except Exception:  # whatever protobuf makes of other bytes
             _require_whole(path, place, False)
+
+
+def drop_later(path: pathlib.Path, step: int) -> None:
+    """Takes events of scalars after a step out of a file: a run that goes on will tell them again.
+
+    Raises:
+        ValueError: it is no file of events, or damaged.
+    """
+    events = list(read_events(path))
+    kept = [event for event in events if event.step <= step]
+    if len(kept) < len(events):
+        records = b"".join(_record(event.SerializeToString()) for event in kept)
+        write_file(path, lambda place: place.write_bytes(records))
+
+
+def _record(content: bytes) -> bytes:
+    """An event as it stands in a file, see `_heads`."""
+    length = struct.pack("<Q", len(content))
+    whole = length + bytes(4) + content
+    sums = _checksums(np.frombuffer(whole, np.uint8), [(8, 0), (len(content), 12)])
+    first, second = (int(x).to_bytes(4, "little") for x in sums)
+    return length + first + content + second
 
 
 def _heads(content: bytes) -> list[tuple[int, int]]:

@@ -33,7 +33,7 @@ class LogWindow:
     """Steps whose metrics are read late, so that the device need not wait.
 
     Attributes:
-        skipped: steps of the whole run that were not finite.
+        skipped: steps and evaluations of the whole run that were not finite.
         done: metrics of this window's steps that have been read, JSON-able.
     """
 
@@ -48,7 +48,7 @@ class LogWindow:
 
         Args:
             workdir: where batches of skipped steps are saved.
-            max_skipped: how many steps of the whole run may be skipped.
+            max_skipped: how many steps and evaluations of the whole run need not be finite.
             skipped: how many have been.
             done: metrics of the window's first steps.
         """
@@ -66,38 +66,53 @@ class LogWindow:
         """Waits for the steps and reads their metrics.
 
         Raises:
-            NonFiniteError: more steps were not finite than may be; their batches are saved.
+            NonFiniteError: more steps were not finite than may be; the batches of those that may,
+                and of the first that may not, are saved.
         """
         metrics = jax.device_get([trained.metrics for trained in self._in_flight])
+        errors: list[NonFiniteError] = []
         for trained, values in zip(self._in_flight, metrics, strict=True):
             self.done.append({name: float(value) for name, value in values.items()})
-            if not values["finite"]:
-                self._skip(trained, values)
+            if values["finite"]:
+                continue
+            if errors:
+                self.skipped += 1  # the device had gone on
+                continue
+            try:
+                self.count(self._describe(trained, values))
+            except NonFiniteError as error:
+                errors.append(error)
         self._in_flight = []
+        if errors:
+            raise errors[0]
 
     def finish(self) -> dict[str, float]:
         """Reads all steps, returns the means over the finite ones, and starts a new window."""
-        self.read()
-        finite = [values for values in self.done if values["finite"]]
-        means = mean_metrics(finite or self.done)
-        self.done = []
-        return means | {"skipped_steps": float(self.skipped)}
+        try:
+            self.read()
+        finally:
+            done, self.done = self.done, []
+        finite = [values for values in done if values["finite"]]
+        return mean_metrics(finite or done) | {"skipped_steps": float(self.skipped)}
 
-    def _skip(self, trained: TrainedStep, values: Mapping[str, Any]) -> None:
-        path = save_batch(self._workdir, trained.batch, trained.step, trained.num_write_steps)
+    def count(self, what: str) -> None:
+        """Counts a step or an evaluation that was not finite, and says so.
+
+        Raises:
+            NonFiniteError: it is one more than may be.
+        """
         self.skipped += 1
-        what = (
+        if self.skipped > self._max_skipped:
+            raise NonFiniteError(f"{what}; that is more than skip_nonfinite={self._max_skipped}")
+        log.warning("%s; skipped, %d of at most %d", what, self.skipped, self._max_skipped)
+
+    def _describe(self, trained: TrainedStep, values: Mapping[str, Any]) -> str:
+        """Keeps the batch of a step that was not finite, and says what was wrong with it."""
+        path = save_batch(self._workdir, trained.batch, trained.step, trained.num_write_steps)
+        return (
             f"loss or gradient of step {trained.step} is not finite (loss {values['loss']}, "
             f"gradient norm {values['gradient_norm']}, samples {trained.batch['index'].tolist()}); "
-            f"its batch is in {path}, see experiments.rerun"
-        )
-        if self.skipped <= self._max_skipped:
-            log.warning("%s; skipped, %d of at most %d", what, self.skipped, self._max_skipped)
-            return
-        raise NonFiniteError(
-            f"{what}. Parameters were left as before that step; checkpoints are whole. Lower "
-            "optimizer.learning_rate or model.write_learning_rate, or clip; or let more than "
-            f"skip_nonfinite={self._max_skipped} steps be skipped."
+            f"it changed no parameter; its batch is in {path}, see experiments.rerun"
         )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -25,7 +26,13 @@ from gradmem_jax.trees import Params
 
 
 class NonFiniteError(RuntimeError):
-    """Loss or gradient became NaN or infinite."""
+    """A loss or a gradient became NaN or infinite, more often than may be."""
+
+
+@jax.jit
+def all_finite(tree: Any) -> jax.Array:
+    """Whether no array of a tree has a NaN or an infinite number: bool scalar."""
+    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
 
 
 def save_batch(
@@ -134,20 +141,18 @@ def check_ids(batch: Mapping[str, np.ndarray], vocab_size: int) -> None:
         )
 
 
-def checkpoint_before(directory: pathlib.Path, step: int) -> str:
-    """Returns the step of the newest checkpoint that is not after a step.
+def nearest_checkpoint(directory: pathlib.Path, step: int) -> str:
+    """Returns the step of the checkpoint nearest to a step, the earlier one of two.
+
+    A run that stops at a step that is not finite saves its state within that window, and as no
+    such step changes it, that is often the very state the step had.
 
     Raises:
         ValueError: there is none.
     """
     steps = saved_steps(directory)
-    before = [earlier for earlier in steps if earlier <= step]
-    require(
-        bool(before),
-        f"{directory} has no checkpoint of step {step} or before; it has steps {steps}: name one "
-        "of them with --checkpoint.",
-    )
-    return str(before[-1])
+    require(bool(steps), f"{directory} has no checkpoint; train the run until it saves one.")
+    return str(min(steps, key=lambda saved: abs(saved - step)))
 
 
 def sample_results(

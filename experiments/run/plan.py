@@ -76,6 +76,7 @@ class RunPlan:
     num_micro_batches: int
     log_every: int
     evaluate_every: int
+    save_every: int
     num_eval_samples: int
     skip_nonfinite: int
     stop_at_exact_match: float | None

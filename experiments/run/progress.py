@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from experiments.program.console import log
-from experiments.program.formatting import minutes
-from experiments.run.events import read_events
+from experiments.program.formatting import brief, minutes, three_digits
+from experiments.program.memory_in_use import memory_in_use
+from experiments.run.events import drop_later, read_events
+from experiments.run.plan import RunPlan
+from experiments.run.time_left import TimeLeft
 from gradmem_jax.storage.writing import require_no_link
 
 Points = list[tuple[int, float]]
@@ -25,13 +28,23 @@ class ScalarWriter:
     the program then waits for it for ever.
     """
 
-    def __init__(self, workdir: pathlib.Path) -> None:
-        """Opens a new event file of the run."""
+    def __init__(self, workdir: pathlib.Path, first_step: int) -> None:
+        """Opens a new event file of the run; earlier ones lose what is after `first_step`."""
         folder = workdir / "tensorboard"
         require_no_link(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        for path in _event_files(workdir):
+            try:
+                drop_later(path, first_step)
+            except ValueError as error:
+                log.warning("%s Until then steps may stand in the events twice.", error)
         ending = f".{secrets.token_hex(8)}"  # no file that is there is opened
         self._file = EventsWriter(str(folder / "events"), ending)
+        if first_step:  # a TensorBoard that is open forgets them too
+            start = SessionLog(status=SessionLog.START)
+            self._file.write_event(
+                Event(wall_time=time.time(), step=first_step + 1, session_log=start)
+            )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes scalars by name; raises OSError if the disk takes no more."""
@@ -46,6 +59,10 @@ class ScalarWriter:
         self._file.close()
 
 
+def _event_files(workdir: pathlib.Path) -> list[pathlib.Path]:
+    return sorted((workdir / "tensorboard").glob("events.out.tfevents.*"))
+
+
 def read_scalars(workdir: pathlib.Path) -> dict[str, Points]:
     """Returns (step, value) by name of all scalars of a run, later writings of a step last.
 
@@ -53,11 +70,28 @@ def read_scalars(workdir: pathlib.Path) -> dict[str, Points]:
         ValueError: an event file is damaged.
     """
     points: dict[str, dict[int, float]] = {}
-    for path in sorted((workdir / "tensorboard").glob("events.out.tfevents.*")):
+    for path in _event_files(workdir):
         for event in read_events(path):
             for value in event.summary.value:
                 points.setdefault(value.tag, {})[event.step] = value.simple_value
     return {tag: sorted(steps.items()) for tag, steps in points.items()}
+
+
+def _rates_and_norms(metrics: Mapping[str, float]) -> str:
+    """Learning rate and norm of the outer gradient, learned alpha and norms by step of WRITE."""
+    texts = {
+        name: three_digits(metrics[field])
+        for name, field in (
+            ("rate", "learning_rate"),
+            ("gradient", "gradient_norm"),
+            ("alpha", "write_learning_rate"),
+        )
+        if field in metrics
+    }
+    norms = [x for name, x in metrics.items() if name.startswith("write_gradient_norm_")]
+    if norms:
+        texts["write gradients"] = " ".join(map(three_digits, norms))
+    return ", ".join(f"{name} {text}" for name, text in texts.items())
 
 
 class Progress:
@@ -66,15 +100,13 @@ class Progress:
     def __init__(
         self,
         workdir: pathlib.Path,
-        num_steps: int,
-        batch_size: int,
+        plan: RunPlan,
         first_step: int,
         write: bool = True,
     ):
         """Opens the events, which only a process with `write` has."""
-        self._writer = ScalarWriter(workdir) if write else None
-        self._num_steps = num_steps
-        self._batch_size = batch_size
+        self._writer = ScalarWriter(workdir, first_step) if write else None
+        self._plan, self._time_left = plan, TimeLeft(plan)
         self._last = (time.monotonic(), first_step)
 
     def __enter__(self) -> "Progress":
@@ -84,35 +116,44 @@ class Progress:
         if self._writer is not None:
             self._writer.close()
 
-    def restart_clock(self, step: int) -> None:
-        """Leaves out of the speed what happened since the last line, such as an evaluation."""
-        self._last = (time.monotonic(), step)
+    def evaluated(self, seconds: float) -> None:
+        """Leaves an evaluation with its save out of the speed; those to come are in the rest."""
+        self._time_left.evaluations.append(seconds)
+        self.leave_out(seconds)
+
+    def compiled(self, seconds: float) -> None:
+        """Leaves the start of a stage out of the speed; those to come are in the rest."""
+        self._time_left.compiles.append(seconds)
+        self.leave_out(seconds)
 
     def leave_out(self, seconds: float) -> None:
         """Leaves so many seconds since the last line out of the speed, of a compile for example."""
         self._last = (self._last[0] + seconds, self._last[1])
 
-    def train(self, step: int, task: str, metrics: Mapping[str, float]) -> None:
-        """Reports the mean metrics of the training steps since the last line."""
+    def train(self, step: int, stage: int, metrics: Mapping[str, float]) -> None:
+        """Reports the mean metrics of the training steps of a stage since the last line."""
         now = time.monotonic()
         seconds = (now - self._last[0]) / max(step - self._last[1], 1)
         self._last = (now, step)
-        left = minutes((self._num_steps - step) * seconds)
+        memory = memory_in_use()
         log.info(
-            "step %d/%d %s | loss %.4f | exact match %.3f | tokens right %.3f | write loss %.3f | "
-            "%.0f ms/step, %.0f samples/s | at most %s left",
+            "step %d/%d %s | loss %.4f | exact match %.3f | token accuracy %.3f | write loss %.3f "
+            "| %s | %s | %s/step, %s samples/s | %s %s left",
             step,
-            self._num_steps,
-            task,
+            self._plan.num_steps,
+            self._plan.stages[stage].name,
             metrics["loss"],
             metrics["exact_match"],
             metrics["token_accuracy"],
             metrics["write_loss"],
-            seconds * 1e3,
-            self._batch_size / seconds,
-            left,
+            _rates_and_norms(metrics),
+            ", ".join(f"{name.replace('_gib', '')} {x:.2f} GiB" for name, x in memory.items()),
+            brief(seconds),
+            three_digits(self._plan.batch_size / seconds),
+            "about" if self._plan.stop_at_exact_match is None else "at most about",
+            minutes(self._time_left(step, seconds, stage)),
         )
-        self.scalars("train", step, {**metrics, "seconds_per_step": seconds})
+        self.scalars("train", step, {**metrics, **memory, "seconds_per_step": seconds})
 
     def scalars(self, group: str, step: int, values: Mapping[str, float]) -> None:
         """Writes TensorBoard scalars."""

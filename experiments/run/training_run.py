@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from experiments.program import formatting, hosts
@@ -16,12 +17,15 @@ from experiments.run.devices import Devices
 from experiments.run.evaluation import evaluate_params
 from experiments.run.initial_state import start_state
 from experiments.run.log_window import LogWindow, TrainedStep
+from experiments.run.nonfinite import NonFiniteError, all_finite
 from experiments.run.plan import RunPlan
 from experiments.run.progress import Progress
 from experiments.run.stage import RunningStage
 from experiments.run.stopping import Stopped, Stopping
+from gradmem_jax.checks import require
 from gradmem_jax.parallel import sharding
 from gradmem_jax.storage import checkpoint
+from gradmem_jax.training.optimizer import learning_rate_schedule
 from gradmem_jax.training.step import TrainState
 
 
@@ -33,15 +37,17 @@ class HostState:
         stage: number of the curriculum's stage.
         iterator: state of the iterator over its batches; None is the beginning.
         seconds: how long the run has been trained.
+        compile_seconds: how long of that it has waited for training steps to be compiled.
         exact_match: of the last evaluation; None before the first one.
         evaluation_due: whether the step is to be evaluated before the next one.
-        skipped_steps: how many steps were not finite.
+        skipped_steps: how many steps and evaluations were not finite.
         window: metrics of the steps since the last progress line.
     """
 
     stage: int = 0
     iterator: Any = None
     seconds: float = 0.0
+    compile_seconds: float = 0.0
     exact_match: float | None = None
     evaluation_due: bool = False
     skipped_steps: int = 0
@@ -59,7 +65,7 @@ class TrainingRun:
 
     Attributes:
         step: steps done.
-        skipped_steps: how many of them were not finite.
+        skipped_steps: how many of them, and of the evaluations, were not finite.
     """
 
     def __init__(
@@ -84,7 +90,7 @@ class TrainingRun:
             check_place: raises CheckpointError if `workdir` is not the folder it was.
         """
         self._started = time.monotonic()
-        self._plan, self._devices = plan, devices
+        self._plan, self._workdir, self._devices = plan, workdir, devices
         self._stopping, self._checkpoints = stopping, checkpoints
         self._check_place = check_place
         template = sharding.placed_shapes(shapes, sharding.shardings(shapes, devices.mesh))
@@ -96,18 +102,24 @@ class TrainingRun:
             log.info("going on from step %d", int(self._state.step))
         self._host = host
         self.step = self._saved_step = int(self._state.step)
-        self._seconds_before = host.seconds
+        self._evaluated_step = -1
+        self._steps: CompiledSteps | None = None
         self._window = LogWindow(workdir, plan.skip_nonfinite, host.skipped_steps, host.window)
 
     @property
     def skipped_steps(self) -> int:
-        """How many steps were not finite."""
+        """How many steps and evaluations were not finite."""
         return self._window.skipped
 
     @property
     def seconds(self) -> float:
         """How long the run has been trained, all its starts together."""
-        return self._seconds_before + time.monotonic() - self._started
+        return self._host.seconds + time.monotonic() - self._started
+
+    @property
+    def compile_seconds(self) -> float:
+        """How long all starts together have waited for training steps to be compiled."""
+        return self._host.compile_seconds + (self._steps.seconds if self._steps else 0.0)
 
     def train(self, steps: CompiledSteps, progress: Progress) -> None:
         """Trains to the last step, or to an evaluation that reaches `stop_at_exact_match`.
@@ -117,13 +129,21 @@ class TrainingRun:
             progress: gets what people are told.
 
         Raises:
+            ValueError: the run was stopped by more steps that were not finite than may be.
             Stopped: by a signal; what was trained is saved in a checkpoint.
-            NonFiniteError: training diverged.
+            NonFiniteError: training diverged; what was trained is saved in a checkpoint.
             CheckpointError: a checkpoint could not be written.
         """
         params, host = self._state.params, self._host
+        self._steps = steps
         if not host.evaluation_due and self._done:
             return
+        require(
+            self.skipped_steps <= self._plan.skip_nonfinite,
+            f"{self._workdir} stopped at step {self.step}, as {self.skipped_steps} steps or "
+            f"evaluations were not finite, more than skip_nonfinite={self._plan.skip_nonfinite}. "
+            f"{self._remedy()}",
+        )
         size = sum(x.size for x in jax.tree.leaves(params))
         log.info("%d parameters on %s; compiling", size, " and ".join(self._devices.names))
         for axis in sharding.undivided(params, self._devices.mesh):
@@ -132,7 +152,7 @@ class TrainingRun:
         def start_stage(index: int, iterator: Any, **options: Any) -> RunningStage:
             started = time.monotonic()
             stage = RunningStage(self._plan, index, self._devices, steps, iterator, **options)
-            progress.leave_out(time.monotonic() - started)
+            progress.compiled(time.monotonic() - started)
             return stage
 
         self._stopping.check()
@@ -141,21 +161,62 @@ class TrainingRun:
             if host.evaluation_due:
                 self._evaluate(stage, progress)
             while not self._done:
-                means = self._train_window(stage, steps, progress)
-                is_last = stage.index == len(self._plan.stages) - 1
-                if not is_last and means["exact_match"] >= self._plan.next_stage_at:
-                    stage = start_stage(stage.index + 1, None)
+                self._train_steps(stage, steps, progress)
+                if self._is_told:
+                    means = self._tell(stage, progress)
+                    is_last = stage.index == len(self._plan.stages) - 1
+                    if not is_last and means["exact_match"] >= self._plan.next_stage_at:
+                        stage = start_stage(stage.index + 1, None)
+                else:
+                    self._window.read()
                 self._check_place()
                 checkpoint.check_for_errors(self._checkpoints)
-                last = self.step == self._plan.num_steps
-                host.evaluation_due = last or self.step % self._plan.evaluate_every == 0
+                host.evaluation_due = self._is_evaluated
                 if host.evaluation_due:
                     self._evaluate(stage, progress)
+                elif self._is_saved:
+                    self._save(stage, None)
         except Stopped:
-            self._window.read()
+            try:
+                self._window.read()
+            except NonFiniteError as error:
+                raise self._saved(stage, error) from error
             if self.step != self._saved_step:
                 self._save(stage, None)
             raise
+        except NonFiniteError as error:
+            raise self._saved(stage, error) from error
+
+    @property
+    def _is_told(self) -> bool:
+        """Whether there is a progress line after the steps done."""
+        return self.step == self._plan.num_steps or self.step % self._plan.log_every == 0
+
+    @property
+    def _is_evaluated(self) -> bool:
+        """Whether the run is evaluated, and saved, after the steps done."""
+        return self.step == self._plan.num_steps or self.step % self._plan.evaluate_every == 0
+
+    @property
+    def _is_saved(self) -> bool:
+        """Whether the run is saved after the steps done, evaluated or not."""
+        return self._plan.save_every > 0 and self.step % self._plan.save_every == 0
+
+    def _saved(self, stage: RunningStage, error: NonFiniteError) -> NonFiniteError:
+        """Saves the state, if it is finite, before a run stops with an error; says so in it."""
+        if not all_finite(self._state.params):
+            return NonFiniteError(f"{error}. Parameters are infinite too, and were not saved.")
+        self._host.evaluation_due |= self.step != self._evaluated_step and self._is_evaluated
+        self._save(stage, None)
+        return NonFiniteError(f"{error}. The state of step {self.step} is saved. {self._remedy()}")
+
+    def _remedy(self) -> str:
+        return (
+            f"Start from it in another --workdir, with --config.init_from={self._workdir}, "
+            "--config.init_checkpoint=latest and a lower optimizer.learning_rate or "
+            "model.write_learning_rate; or go on here with a --config.skip_nonfinite above "
+            f"{self.skipped_steps}."
+        )
 
     @property
     def _done(self) -> bool:
@@ -163,14 +224,12 @@ class TrainingRun:
         reached = wanted is not None and exact_match is not None and exact_match >= wanted
         return reached or self.step >= self._plan.num_steps
 
-    def _train_window(
-        self, stage: RunningStage, steps: CompiledSteps, progress: Progress
-    ) -> dict[str, float]:
-        """Trains to the next progress line, and returns the means that it tells."""
-        log_every, num_steps = self._plan.log_every, self._plan.num_steps
+    def _train_steps(self, stage: RunningStage, steps: CompiledSteps, progress: Progress) -> None:
+        """Trains to the next progress line, evaluation or save."""
         alone = jax.process_count() == 1
-        while True:
-            if alone or self.step % log_every == 0:
+        due = False
+        while not due:
+            if alone or self.step % self._plan.log_every == 0:
                 self._stopping.check()
             batch = stage.next_batch()
             compiling = steps.seconds
@@ -179,15 +238,26 @@ class TrainingRun:
             self.step += 1
             self._stopping.to_save = True
             self._window.add(TrainedStep(self.step, stage.num_write_steps, batch, metrics))
-            if self.step % log_every == 0 or self.step == num_steps:
-                means = self._window.finish()
-                progress.train(self.step, stage.name, means)
-                return means
+            due = self._is_told or self._is_evaluated or self._is_saved
+
+    def _tell(self, stage: RunningStage, progress: Progress) -> dict[str, float]:
+        """Tells a progress line of the steps since the last one, and returns their means."""
+        means = self._window.finish()
+        means["learning_rate"] = self._learning_rate()
+        progress.train(self.step, stage.index, means)
+        return means
+
+    def _learning_rate(self) -> float:
+        """That of the last step; skipped ones leave the schedule where it is."""
+        updates = max(self.step - 1 - self.skipped_steps, 0)
+        with jax.numpy_dtype_promotion("standard"):  # optax counts on it
+            return float(learning_rate_schedule(self._plan.optimizer)(updates))
 
     def _evaluate(self, stage: RunningStage, progress: Progress) -> None:
         """Evaluates the task itself, with the trained number of WRITE steps, and saves."""
         plan, target = self._plan, self._plan.target
         k = target.model.config.num_write_steps
+        started = time.monotonic()
         with self._stopping.interruptible():
             by_k = evaluate_params(
                 target.model,
@@ -201,10 +271,16 @@ class TrainingRun:
         results = {name: value for name, value in by_k[k].items() if isinstance(value, float)}
         log.info("step %d, fresh samples: %s", self.step, formatting.describe(results))
         progress.scalars("evaluation", self.step, results)
-        self._host.exact_match = results["exact_match"]
         self._host.evaluation_due = False
-        self._save(stage, results | {"score": plan.score(results)})
-        progress.restart_clock(self.step)
+        self._evaluated_step = self.step
+        if np.isfinite([*results.values()]).all():
+            self._host.exact_match = results["exact_match"]
+            self._save(stage, results | {"score": plan.score(results)})
+        else:
+            self._host.exact_match = None
+            self._window.count(f"the evaluation of step {self.step} is not finite")
+            self._save(stage, None)
+        progress.evaluated(time.monotonic() - started)
 
     def _save(self, stage: RunningStage, metrics: Mapping[str, float] | None) -> None:
         host = dataclasses.replace(
@@ -212,6 +288,7 @@ class TrainingRun:
             stage=stage.index,
             iterator=stage.iterator.get_state(),
             seconds=self.seconds,
+            compile_seconds=self.compile_seconds,
             skipped_steps=self.skipped_steps,
             window=self._window.done,
         )

@@ -7,14 +7,16 @@ from typing import Any
 
 import jax
 
-from experiments.program import files, formatting, hosts, locks
+from experiments.program import console, files, formatting, hosts, locks
 from experiments.program.console import log
 from experiments.run.compiled_steps import CompiledSteps
 from experiments.run.devices import Devices, find_devices
 from experiments.run.final_report import final_report, show_answers
 from experiments.run.initial_state import state_shapes
+from experiments.run.nonfinite import NonFiniteError
 from experiments.run.plan import RunPlan
 from experiments.run.progress import Progress
+from experiments.run.start_record import record_start
 from experiments.run.stopping import Stopping, catch_signals
 from experiments.run.training_run import TrainingRun
 from experiments.run.workdir import check_workdir, save_tokenizer
@@ -62,7 +64,9 @@ def train(plan: RunPlan, workdir: pathlib.Path) -> dict[str, Any]:
                     "then goes on from its last checkpoint."
                 )
 
-        return _train(plan, workdir, devices, stopping, check_place)
+        keep = console.log_file(workdir / "train.log")
+        with keep if hosts.is_first() else contextlib.nullcontext():
+            return _train(plan, workdir, devices, stopping, check_place)
 
 
 def _train(
@@ -83,22 +87,26 @@ def _train(
     ):
         run = TrainingRun(plan, workdir, devices, stopping, checkpoints, shapes, check_place)
         first_step = run.step
-        with Progress(
-            workdir, plan.num_steps, plan.batch_size, run.step, write=hosts.is_first()
-        ) as progress:
+        if hosts.is_first():
+            record_start(workdir, first_step, devices.names)
+        with Progress(workdir, plan, run.step, write=hosts.is_first()) as progress:
             run.train(steps, progress)
+        if checkpoints.best_step() is None:
+            raise NonFiniteError(
+                f"no evaluation in {workdir} was finite, so none of its checkpoints is the best."
+            )
     check_place()
     with stopping.interruptible():
         summary, params = final_report(plan, workdir, devices)
     summary |= {"skipped_steps": run.skipped_steps, "steps": run.step, "devices": devices.names}
-    times = {"seconds": run.seconds, "compile_seconds": steps.seconds}
+    times = {"seconds": run.seconds, "compile_seconds": run.compile_seconds}
     path = workdir / "metrics.json"
     if run.step == first_step and path.exists():  # those of the training still hold
         times |= {k: v for k, v in files.read_json(path).items() if k in times}
     summary |= times
     check_place()
     if hosts.is_first():
-        files.write_json(path, summary)
+        files.write_results(path, summary)
     with stopping.interruptible():
         show_answers(plan, workdir, params)
     log.info("%d steps, %s in all", run.step, formatting.minutes(summary["seconds"]))

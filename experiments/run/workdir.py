@@ -1,15 +1,22 @@
 """The folder of a run: what marks it, its config.json and its tokenizer."""
 
+import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Any
+
+import jax
 
 from experiments.configs.default import get_config
 from experiments.program import files, hosts
+from experiments.program.console import log
+from experiments.program.formatting import three_digits
 from experiments.run.plan import RunPlan
 from gradmem_jax.checks import require
 from gradmem_jax.storage.steps import saved_steps
 from gradmem_jax.storage.writing import write_file
 from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer
+from gradmem_jax.training.optimizer import learning_rate_schedule
 
 # What experiments.export writes in place of checkpoints, and where it describes a pretrained
 # language model, whose parameters are among those of the run.
@@ -24,6 +31,7 @@ _MAY_CHANGE = (
     "final_num_write_steps",
     "stop_at_exact_match",
     "skip_nonfinite",
+    "save_every",
     "init_from",
     "init_checkpoint",
     "mesh",
@@ -82,12 +90,39 @@ def check_workdir(workdir: pathlib.Path, plan: RunPlan) -> None:
         f"num_steps={plan.num_steps} is less than the {max(steps, default=0)} steps that "
         f"{workdir} was trained for; give so many or more, or choose another --workdir.",
     )
+    if steps:
+        _say_new_rates(workdir, earlier, steps[-1], plan)
     if not hosts.is_first():
         return
     made_tokenizer = not (earlier.get("data.tokenizer_path") or earlier.get("pretrained"))
     if earlier and not has_results and made_tokenizer:
         (workdir / "tokenizer.json").unlink(missing_ok=True)
     files.write_json(path, plan.fields)
+
+
+def _say_new_rates(
+    workdir: pathlib.Path, earlier: Mapping[str, Any], step: int, plan: RunPlan
+) -> None:
+    """Says that a cosine schedule of another length goes on at another learning rate."""
+    optimizer = plan.optimizer
+    num_steps = earlier.get("num_steps", plan.num_steps)
+    if optimizer.schedule != "cosine" or num_steps == plan.num_steps:
+        return
+    with jax.numpy_dtype_promotion("standard"):  # optax counts on it
+        before, now = (
+            float(learning_rate_schedule(dataclasses.replace(optimizer, num_steps=number))(step))
+            for number in (num_steps, plan.num_steps)
+        )
+    log.warning(
+        "num_steps was %d and is %d: the cosine schedule now ends there, so the learning rate goes "
+        "on at %s, where it had come to %s. To train on at a rate of your own, start another run "
+        "with --config.init_from=%s and optimizer.schedule=constant.",
+        num_steps,
+        plan.num_steps,
+        three_digits(now),
+        three_digits(before),
+        workdir,
+    )
 
 
 def _different(earlier: dict[str, Any], plan: RunPlan) -> list[str]:

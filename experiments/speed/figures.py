@@ -7,7 +7,7 @@ from typing import Any
 import matplotlib
 from matplotlib import pyplot as plt
 
-from experiments.results.figures import save
+from experiments.results.figures import plain_numbers, save
 
 matplotlib.use("Agg")
 matplotlib.rcParams["text.parse_math"] = False
@@ -16,24 +16,32 @@ matplotlib.rcParams["text.parse_math"] = False
 def growth(
     path: pathlib.Path, lines: Mapping[str, Sequence[tuple[int, Mapping[str, Any]]]]
 ) -> None:
-    """Draws time and temporary memory of a step against each size.
+    """Draws time and temporary memory of a step against each size, a column of panels each.
 
     Args:
         path: PNG to write.
         lines: (value, measured) by size.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    panels = (("seconds", "step time, s"), ("temporary_mib", "temporary memory, MiB"))
-    for panel, (field, label) in zip(axes, panels, strict=True):
-        for i, (name, points) in enumerate(lines.items()):
-            known = [(value, row[field]) for value, row in points if row.get(field)]
+    size = (2.5 * len(lines) + 1, 6)
+    figure, grid = plt.subplots(
+        2, len(lines), figsize=size, sharex="col", sharey="row", squeeze=False, layout="constrained"
+    )
+    fields = (("seconds", "step time, s"), ("temporary_mib", "temporary memory, MiB"))
+    for row, (field, label) in zip(grid, fields, strict=True):
+        row[0].set_ylabel(label)
+        for axes, points in zip(row, lines.values(), strict=True):
+            known = [(value, measured[field]) for value, measured in points if measured.get(field)]
             if known:
-                panel.plot(*zip(*known, strict=True), marker="osD^v"[i % 5], label=name)
-        panel.set_xscale("log", base=2)
-        panel.set_yscale("log")
-        panel.set(xlabel="value of the size that changes", ylabel=label)
-        panel.grid(alpha=0.3)
-    axes[1].legend(title="size")
+                axes.plot(*zip(*known, strict=True), marker="o")
+            axes.set_xscale("log", base=2)
+            axes.set_yscale("log")
+            plain_numbers(axes.yaxis)
+            axes.grid(alpha=0.3)
+    for axes, (name, points) in zip(grid[-1], lines.items(), strict=True):
+        values = [value for value, _ in points]
+        axes.set_xlabel(name)
+        axes.minorticks_off()
+        axes.set_xticks(values, [str(value) for value in values], rotation=90)
     save(figure, path)
 
 
@@ -64,6 +72,8 @@ def break_even(
         axes.set_title(f"c = {length}: memory faster {title}", fontsize=9)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
+        plain_numbers(axes.xaxis)
+        plain_numbers(axes.yaxis)
         axes.set(xlabel="queries N", ylabel="seconds")
         axes.grid(alpha=0.3)
     grid[0, 0].legend(fontsize=8)

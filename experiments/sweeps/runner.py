@@ -11,14 +11,15 @@ from typing import NamedTuple, TextIO
 
 from experiments.program import files, formatting, locks
 from experiments.program.console import log
+from experiments.program.startup import find_file
 from experiments.run.plan import BEST_METRICS, LOWER_IS_BETTER
 from experiments.sweeps.run_list import Run
-from experiments.sweeps.sweep_file import find_file
 from gradmem_jax.checks import require_choice, require_instance, require_number
 from gradmem_jax.foreign_text import one_line
 from gradmem_jax.storage.writing import open_to_append
 
 LOCK = "sweep.lock"  # in the folder of a run
+_POLL_SECONDS = 5.0  # between looks at a run that a killed sweep has left
 
 
 def command(run: Run, root: pathlib.Path) -> list[str]:
@@ -105,6 +106,14 @@ def execute(words: Sequence[str], path: pathlib.Path, held: TextIO) -> int:
                         child.kill()
 
 
+def _wait_for_orphan(lock: pathlib.Path, place: str) -> None:
+    """Waits for a run that a killed sweep has left behind; it goes on by itself."""
+    if locks.is_orphaned(lock):
+        log.info("%s | is trained since a sweep that was killed; waiting for it to end", place)
+    while locks.is_orphaned(lock):
+        time.sleep(_POLL_SECONDS)
+
+
 def run_all(runs: Sequence[Run], root: pathlib.Path) -> list[str]:
     """Trains runs in their order and reports each in a line.
 
@@ -121,8 +130,11 @@ def run_all(runs: Sequence[Run], root: pathlib.Path) -> list[str]:
         place, path = f"{i}/{len(runs)} {run.name}", root / run.name / "train.log"
         reason = why_not(run, root)
         if not reason:
-            with locks.hold(root / run.name / LOCK) as held:
-                reason = why_not(run, root) if held else "skipped: another worker is training it"
+            lock = root / run.name / LOCK
+            _wait_for_orphan(lock, place)
+            with locks.hold(lock) as held:
+                other = f"skipped: another worker is training it, {locks.holder(lock)}"
+                reason = why_not(run, root) if held else other
                 if held and not reason:
                     log.info("%s | starts, see %s", place, path)
                     started = time.monotonic()

@@ -1,21 +1,15 @@
 """The file of a sweep: its runs, checked, and those of one worker."""
 
 import importlib.util
-import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any
 
+from experiments.program.startup import find_file
 from experiments.results.finished_runs import name_pattern
 from experiments.run.build import build
 from experiments.sweeps.run_list import Run
 from gradmem_jax.checks import require
-
-
-def find_file(path: str) -> pathlib.Path:
-    """A path as it is or, if nothing is there, below the folder that experiments/ lies in."""
-    ours = pathlib.Path(__file__).parents[2] / path
-    return ours if ours.exists() and not pathlib.Path(path).exists() else pathlib.Path(path)
 
 
 def _load(path: str, function: str, what: str) -> Any:

@@ -213,6 +213,14 @@ class GradMem(PrefixMemory[Written]):
             params["log_write_learning_rate"] = rates
         return params
 
+    def param_metrics(self, params: Params) -> dict[str, jax.Array]:
+        """The mean of each learned alpha: write_learning_rate, and _kernel and _bias behind it."""
+        rates = params.get("log_write_learning_rate", {})
+        return {
+            "write_learning_rate" + ("" if name == "tokens" else f"_{name}"): jnp.exp(rate).mean()
+            for name, rate in rates.items()
+        }
+
     def initial_memory(self, params: Params, batch_size: int) -> Any:
         """Returns a copy of M0 for each sample.
 

@@ -237,6 +237,11 @@ class MemoryModel(Generic[MemoryT]):
         del key
         return params
 
+    def param_metrics(self, params: Params) -> dict[str, jax.Array]:
+        """What is worth watching of the parameters in training: float scalars by name."""
+        del params
+        return {}
+
     def init(self, key: jax.Array, lm_params: Params | None = None) -> Params:
         """Draws all parameters.
 

@@ -14,6 +14,7 @@ from gradmem_jax.memory.interface import Memory, MemoryModel
 from gradmem_jax.memory.segments import outer_write_loss, write_context
 from gradmem_jax.trees import Params
 
+MOST_NORMS = 8  # WRITE steps that have a metric of their own
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
@@ -65,7 +66,8 @@ def loss_and_metrics(
 
     Returns:
         The loss, and means over the batch: loss, read_loss, write_loss (see `outer_write_loss`),
-        exact_match, token_accuracy, write_gradient_norm (of the whole memory, over the steps).
+        exact_match, token_accuracy, write_gradient_norm (of the whole memory, over the steps), and
+        write_gradient_norm_1 to _K, of each step, or of the first `MOST_NORMS`.
     """
     totals = totals or batch_totals(batch)
     context_ids = batch["context_ids"]
@@ -80,8 +82,11 @@ def loss_and_metrics(
     loss = read_loss + model.config.inner_loss_weight * write_loss
     metrics |= {"loss": loss, "write_loss": write_loss, "write_gradient_norm": jnp.float32(0)}
     if norms:
-        norm = functools.reduce(jnp.hypot, norms)
+        norm = functools.reduce(jnp.hypot, norms)  # [K, B] or [T, K, B]
         metrics["write_gradient_norm"] = mean(norm.reshape(-1, len(context_ids)).mean(axis=0))
+        by_step = norm.reshape(-1, *norm.shape[-2:]).mean(axis=0)[:MOST_NORMS]
+        for k, values in enumerate(by_step, 1):
+            metrics[f"write_gradient_norm_{k}"] = mean(values)
     return loss, jax.tree.map(jax.lax.stop_gradient, metrics)
 
 

@@ -169,6 +169,7 @@ def make_train_step(
             (trained, state.optimizer_state),
         )
         metrics |= {"gradient_norm": gradient_norm, "finite": finite}
+        metrics |= model.param_metrics(state.params)
         params = join_params(trained, constant)
         return TrainState(state.step + 1, params, optimizer_state), metrics
 

@@ -9,8 +9,10 @@ from absl.testing import absltest
 
 from experiments.results import figures
 from experiments.run.progress import Progress, read_scalars
+from tests.experiments.tiny_run import tiny_plan
 from tests.programs import start
 
+PLAN = tiny_plan()
 METRICS = {"loss": 2.0, "exact_match": 0.5, "token_accuracy": 0.5, "write_loss": 1.0}
 
 
@@ -18,9 +20,9 @@ class CurvesTest(absltest.TestCase):
     def setUp(self):
         super().setUp()
         self.workdir = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
-        with Progress(self.workdir, num_steps=4, batch_size=8, first_step=0) as progress:
+        with Progress(self.workdir, PLAN, first_step=0) as progress:
             for step in (2, 4):
-                progress.train(step, "N = 2", {**METRICS, "read_loss": 1 / step})
+                progress.train(step, 0, {**METRICS, "read_loss": 1 / step})
             progress.scalars("evaluation", 4, {"exact_match": 0.25})
 
     def test_reads_what_training_wrote(self):
@@ -38,10 +40,12 @@ class CurvesTest(absltest.TestCase):
     def test_a_stopped_run_that_went_on(self):
         (path,) = (self.workdir / "tensorboard").iterdir()
         path.rename(path.with_name("events.out.tfevents.1.host"))  # names go by the second
-        with Progress(self.workdir, num_steps=6, batch_size=8, first_step=2) as progress:
-            progress.train(4, "N = 2", {**METRICS, "read_loss": 0.125})
-            progress.train(6, "N = 2", {**METRICS, "read_loss": 0.0625})
-        steps, values = zip(*read_scalars(self.workdir)["train/read_loss"], strict=True)
+        with Progress(self.workdir, PLAN, first_step=2) as progress:
+            progress.train(4, 0, {**METRICS, "read_loss": 0.125})
+            progress.train(6, 0, {**METRICS, "read_loss": 0.0625})
+        scalars = read_scalars(self.workdir)
+        self.assertNotIn("evaluation/exact_match", scalars)  # of step 4; it will come again
+        steps, values = zip(*scalars["train/read_loss"], strict=True)
         self.assertEqual(steps, (2, 4, 6))
         self.assertEqual(values, (0.5, 0.125, 0.0625))
 
@@ -64,7 +68,7 @@ class CurvesTest(absltest.TestCase):
         self.assertLen(set(lines.values()), 12)
 
     def test_refusals(self):
-        Progress(self.workdir / "empty", 4, 8, first_step=0).__exit__()
+        Progress(self.workdir / "empty", PLAN, first_step=0).__exit__()
         for only, message in (
             ("[", r"--only='\[' is not a regular expression"),
             ("empty", "'train/read_loss' is in no run; there are none yet"),

@@ -4,6 +4,7 @@ import itertools
 import json
 import pathlib
 import re
+import sys
 import time
 from unittest import mock
 
@@ -14,7 +15,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from experiments import train
-from experiments.run import initial_state, progress, training_run
+from experiments.run import events, initial_state, progress, training_run
 from experiments.run.build import build
 from experiments.run.compiled_steps import CompiledSteps
 from experiments.run.devices import find_devices
@@ -22,6 +23,7 @@ from experiments.run.evaluation import evaluate_params, one_query
 from experiments.run.nonfinite import NonFiniteError, load_batch
 from experiments.run.stage import RunningStage
 from gradmem_jax.storage import checkpoint
+from gradmem_jax.training import optimizer
 from tests.experiments.tiny_run import target_stage, tiny_config
 
 
@@ -58,7 +60,7 @@ class TrainTest(parameterized.TestCase):
         text = "\n".join(logs.output)
         self.assertRegex(
             text,
-            r"step 4/8 N = 2, K = 1 \| loss \d.* \| exact match \d.* ms/step.* samples/s.* left",
+            r"step 4/8 N = 2, K = 1 \| loss \d.* \| exact match \d.* m?s/step.* samples/s.* left",
         )
         self.assertRegex(text, r"\?!.: -> .+ \((right|wrong, it is .!\|)\)")
         written = json.loads((self.folder / "run" / "metrics.json").read_text())
@@ -69,7 +71,7 @@ class TrainTest(parameterized.TestCase):
             {"compile_seconds", "seconds", "devices", "best_step", "task"}, written
         )
         self.assertIn("context", (self.folder / "run" / "answers.txt").read_text())
-        self.assertNotEmpty(list((self.folder / "run" / "tensorboard").glob("events*")))
+        self.check_records(config)
 
         with mock.patch.object(CompiledSteps, "find", side_effect=AssertionError):
             again = train.train(config, self.folder / "run")
@@ -86,8 +88,31 @@ class TrainTest(parameterized.TestCase):
         want = evaluate_params(model, params, one_query(task), [0, 1], **options)
         self.assertEqual(summary["by_num_write_steps"], want)
 
+    def check_records(self, config):
+        """What JSON files, TensorBoard and train.log have of the run."""
+        page = (pathlib.Path(__file__).parents[2] / "docs" / "json_files.md").read_text()
+        for name in ("metrics.json", "run.json"):
+            fields = json.loads((self.folder / "run" / name).read_text())
+            self.assertEqual(fields["version"], 1)
+            evaluations = fields.get("by_num_write_steps", {}).values()
+            for row in (fields, *fields.get("starts", []), *evaluations):
+                for field in row:
+                    self.assertIn(f"`{field}`", page)
+        scalars = progress.read_scalars(self.folder / "run")
+        rates = optimizer.learning_rate_schedule(build(config).optimizer)
+        want = [(step, np.float32(rates(step - 1))) for step in (2, 4, 6, 8)]
+        np.testing.assert_allclose(scalars["train/learning_rate"], want)
+        self.assertEqual([step for step, _ in scalars["train/host_gib"]], [2, 4, 6, 8])
+        norms = scalars["train/write_gradient_norm"]
+        self.assertEqual(scalars["train/write_gradient_norm_1"], norms)  # K = 1
+        lines = (self.folder / "run" / "train.log").read_text()
+        self.assertRegex(lines, r"\d\d\d\d-\d\d-\d\d .* step 8/8 .* rate 0.01, gradient .* host")
+        (start,) = json.loads((self.folder / "run" / "run.json").read_text())["starts"]
+        self.assertEqual((start["first_step"], start["versions"]["jax"]), (0, jax.__version__))
+        self.assertEqual((start["command"], start["devices"]), (sys.orig_argv, ["8 cpu"]))
+
     def test_best_loss_and_speed_of_a_curriculum_that_waits(self):
-        losses, away = iter((3.0, 1.0, 2.0)), [0.0]
+        losses, away = iter((3.0, 1.0, np.nan, 2.0)), [0.0]
 
         def evaluate(*_, **__):
             away[0] += 1000
@@ -101,9 +126,9 @@ class TrainTest(parameterized.TestCase):
 
         config = tiny_config(
             **{
-                "num_steps": 6,
                 "evaluate_every": 2,
                 "best_metric": "read_loss",
+                "skip_nonfinite": 1,
                 "curriculum.num_pairs": (1, 2),
                 "curriculum.exact_match": 1.0,
             }
@@ -116,10 +141,12 @@ class TrainTest(parameterized.TestCase):
             self.assertLogs("experiments", "INFO") as logs,
         ):
             summary = train.train(config, self.folder / "run")
-        self.assertEqual(summary["best_step"], 4)
-        lines = re.findall(r"step \d/6 (N = \d).* (\d+) ms/step", "\n".join(logs.output))
-        self.assertEqual([task for task, _ in lines], ["N = 1"] * 3)
-        self.assertLess(max(int(rate) for _, rate in lines), 400_000)
+        self.assertEqual((summary["best_step"], summary["skipped_steps"]), (4, 1))
+        self.assertIn("evaluation of step 6 is not finite; skipped, 1 of", "\n".join(logs.output))
+        lines = re.findall(r"step \d/8 (N = \d).* ([\d.,]+ m?s)/step", "\n".join(logs.output))
+        self.assertEqual([task for task, _ in lines], ["N = 1"] * 4)
+        slow = [rate for _, rate in lines if re.fullmatch(r"(\d,|\d\d\d).* s", rate)]
+        self.assertEmpty(slow)
 
     def test_killed_and_resumed_is_bit_identical(self):
         self.kill_and_resume("adamw")
@@ -129,16 +156,28 @@ class TrainTest(parameterized.TestCase):
         self.kill_and_resume("muon")
 
     def kill_and_resume(self, name):
-        config = tiny_config(**{"curriculum.num_pairs": (1, 2), "curriculum.exact_match": 0.0})
+        config = tiny_config(
+            **{"curriculum.num_pairs": (1, 2), "curriculum.exact_match": 0.0},
+            log_every=3,
+            save_every=5,
+        )
         config.optimizer.name = name
         train.train(config, self.folder / "straight")
-        # Batch 1 of each start only shows the shapes. Killed after step 6, the checkpoint is of 4.
+        # Batch 1 of each start only shows the shapes. Killed after step 6, the checkpoint is of 5.
         ticks = mock.Mock(monotonic=itertools.count(0, 1000).__next__)
         with mock.patch.object(training_run, "time", ticks):
             self.train_and_kill(config, "killed", at_batch=9)
-        self.assertEqual(self.params("killed")[0], 4)
+        self.assertEqual(self.params("killed")[0], 5)
         summary = train.train(config, self.folder / "killed")
         self.assertGreater(summary["seconds"], 1000)  # of both starts
+        files = (self.folder / "killed" / "tensorboard").iterdir()
+        told = [
+            event for path in files for event in events.read_events(path) if event.summary.value
+        ]
+        self.assertCountEqual(
+            [(event.step, event.summary.value[0].tag.partition("/")[0]) for event in told],
+            [(3, "train"), (4, "evaluation"), (6, "train"), (8, "train"), (8, "evaluation")],
+        )
         for which in ("latest", "best"):
             chex.assert_trees_all_equal(
                 self.params("straight", which), self.params("killed", which)
@@ -169,7 +208,11 @@ class TrainTest(parameterized.TestCase):
 
     def test_divergence_stops_and_keeps_the_batch(self):
         config = tiny_config(**{"optimizer.learning_rate": 1e38, "optimizer.warmup_steps": 0})
-        with self.assertRaisesRegex(NonFiniteError, r"step 2 is not finite") as raised:
+        error = r"step 2 is not finite.* state of step 2 is saved"
+        with self.assertRaisesRegex(NonFiniteError, error) as raised:
+            train.train(config, self.folder / "run")
+        self.assertEqual(self.params("run")[0], 2)
+        with self.assertRaisesRegex(ValueError, "stopped at step 2, as 1 steps .*init_from=.*run"):
             train.train(config, self.folder / "run")
         path = self.folder / "run" / "nonfinite_step_2.npz"
         self.assertIn(str(path), str(raised.exception))
@@ -233,7 +276,7 @@ class TrainTest(parameterized.TestCase):
         ({"mesh.data": 3}, "mesh data=3 x fsdp=1 x tensor=1 takes 3 devices, there are 8"),
         ({"mesh.tensor": 16}, "8 devices are no multiple of 16"),
         ({"mesh.fsdp": 0}, "mesh.fsdp=0"),
-        ({"evaluate_every": 3}, "evaluate_every=3"),
+        ({"save_every": -1}, "save_every=-1"),
         ({"num_micro_batches": 3}, "num_micro_batches=3"),
         ({"log_every": 0}, "log_every=0"),
         ({"num_eval_samples": 0}, "num_eval_samples"),

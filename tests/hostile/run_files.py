@@ -86,7 +86,7 @@ def _report(root: pathlib.Path, draws: bool) -> object:
 
 def events(folder: pathlib.Path) -> Iterator[Case]:
     """Event files."""
-    writer = ScalarWriter(folder / "whole")
+    writer = ScalarWriter(folder / "whole", first_step=0)
     (path,) = (folder / "whole" / "tensorboard").iterdir()
     last = 0
     for step in range(4):

@@ -233,6 +233,6 @@ def _links(folder: pathlib.Path) -> Iterator[Case]:
 def _start(workdir: pathlib.Path) -> object:
     """Opens for writing what a start of training opens."""
     with locks.hold(workdir / "train.lock"):
-        ScalarWriter(workdir).close()
+        ScalarWriter(workdir, first_step=0).close()
         with checkpoint.open_checkpoints(workdir / "checkpoints"):
             return None

@@ -3,6 +3,8 @@
 import contextlib
 import io
 import logging
+import os
+import pathlib
 import re
 import sys
 from unittest import mock
@@ -60,6 +62,39 @@ class ConsoleTest(parameterized.TestCase):
     def test_what_orbax_fails_at_is_said_once(self, name, path, is_news):
         record = logging.LogRecord(name, logging.ERROR, path, 1, "failed", None, None)
         self.assertEqual(console._is_news(record), is_news)
+
+    def test_libraries_warn_in_the_file_of_a_run_and_fail_in_a_line(self):
+        self.addCleanup(setattr, console.log, "handlers", console.log.handlers)
+        self.addCleanup(logging.root.removeHandler, console._libraries)
+        self.addCleanup(logging.captureWarnings, False)
+        path = pathlib.Path(self.create_tempdir().full_path) / "train.log"
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            console.set_up_logging()
+            logging.getLogger("orbax").warning("no %s", "metrics")  # before there is a file
+            with console.log_file(path):
+                console.log.info("step 1")
+                logging.getLogger("jax").error("no\nroom")
+                logging.getLogger("gradmem_jax").info("not ours to say")
+            console.log.info("step 2")
+        date = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}"
+        want = f"^{date} orbax: no metrics\n{date} step 1\n{date} jax: no\nroom\n$"
+        self.assertRegex(path.read_text(), want)
+        time = r"\d\d:\d\d:\d\d"
+        want = rf"^{time} step 1\n{time} jax: no\\nroom\n{time} step 2\n$"
+        self.assertRegex(said.getvalue(), want)
+
+    def test_an_output_that_is_the_file_gets_lines_once(self):
+        path = pathlib.Path(self.create_tempdir().full_path) / "train.log"
+        self.addCleanup(setattr, console.log, "handlers", console.log.handlers)
+        with open(path, "a") as out, contextlib.redirect_stdout(out), console.log_file(path):
+            console.log.handlers = [console._Lines(out)]
+            console.log.warning("step 1")
+        self.assertEqual(path.read_text().count("step 1"), 1)
+
+    def test_what_libraries_print_themselves_goes_to_their_log(self):
+        with self.assertLogs("library", "WARNING") as logs, console.library_output():
+            os.write(2, b"[Gloo] Rank 0\n")
+        self.assertEqual([record.getMessage() for record in logs.records], ["[Gloo] Rank 0"])
 
     @parameterized.parameters(("Event loop is closed", False), ("no such thing", True))
     def test_what_is_left_of_a_failed_save_is_no_news(self, text, is_news):

@@ -10,6 +10,16 @@ class FormattingTest(parameterized.TestCase):
     def test_minutes(self, seconds, want):
         self.assertEqual(formatting.minutes(seconds), want)
 
+    @parameterized.parameters(
+        (20.672, "20.7 s"), (1234.5, "1,234 s"), (0.3456, "346 ms"), (0.00012, "0.12 ms")
+    )
+    def test_brief(self, seconds, want):
+        self.assertEqual(formatting.brief(seconds), want)
+
+    @parameterized.parameters((3.096, "3.1"), (0.0484, "0.0484"), (999.7, "1,000"), (0.0, "0"))
+    def test_three_digits(self, value, want):
+        self.assertEqual(formatting.three_digits(value), want)
+
     def test_markdown(self):
         table = formatting.markdown(["size", "s"], [[1, 0.12345], [None, 12345.6]])
         self.assertEqual(table, "| size | s |\n| --- | ---: |\n| 1 | 0.123 |\n|  | 12346 |")

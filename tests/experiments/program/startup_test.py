@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import pathlib
 import subprocess
 import sys
 from unittest import mock
@@ -11,8 +12,10 @@ from absl import flags
 from absl.testing import absltest, parameterized
 from ml_collections import config_flags
 
+from experiments.configs import default
 from experiments.program import startup
 from gradmem_jax.checks import require
+from gradmem_jax.data.tasks import TASKS
 from gradmem_jax.storage.checkpoint import restore_params
 from tests.programs import ROOT, start
 
@@ -139,6 +142,8 @@ class ProgramTest(parameterized.TestCase):
 
     @parameterized.parameters(
         ("model.num_write_step", "no field 'num_write_step'; .*mean \"num_write_steps\""),
+        ("modle.num_write_steps", "no field 'modle'; .*mean \"model\""),
+        ("seed.x", "no field 'seed.x'; "),
         ("foo", "no field 'foo'; experiments/configs/default.py explains those it has.$"),
     )
     def test_unknown_fields(self, field, message):
@@ -182,6 +187,55 @@ class ProgramTest(parameterized.TestCase):
         ):
             startup.parse_flags(words)
         self.assertRegex(str(ended.exception.code), message)
+
+    @parameterized.parameters(
+        ("def get_config():\n pass", "get_config.. returned NoneType; it must return"),
+        ("def get_config(): return 3", "get_config.. returned int; it must return"),
+        ("x = 1", "--config has no get_config..; define it there"),
+        ("x = 1\nimport nowhere", "ModuleNotFoundError: .*nowhere.* .*file.py, line 2"),
+        (
+            "def get_config():\n return 1 / 0",
+            "ZeroDivisionError: division by zero .*file.py, line 2",
+        ),
+    )
+    def test_files_that_give_no_config(self, text, message):
+        path = pathlib.Path(self.create_tempdir().full_path) / "file.py"
+        path.write_text(text)
+        sys.modules.pop("config_config", None)  # what --config read before
+        values, words = flags.FlagValues(), ["train", f"--config={path}"]
+        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
+        with mock.patch.object(flags, "FLAGS", values), self.assertRaises(SystemExit) as ended:
+            startup.parse_flags(words)
+        self.assertRegex(str(ended.exception.code), f"^error: .*{message}")
+
+    def test_our_configs_are_found_from_anywhere(self):
+        for words in (["--config=experiments/configs/kv_quick.py:rmt"], ["--config", str(CONFIG)]):
+            values, words = flags.FlagValues(), ["train", *words]
+            config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
+            folder = contextlib.chdir(self.create_tempdir().full_path)
+            with mock.patch.object(flags, "FLAGS", values), folder:
+                startup.parse_flags(words)
+            self.assertEqual(values["config"].value.num_steps, 800)
+
+    def test_modules_of_ones_own(self):
+        folder = self.create_tempdir().full_path
+        pathlib.Path(folder, "my_tasks.py").write_text(
+            "from gradmem_jax.data.tasks import TASKS\nTASKS['mine'] = TASKS['babi']\n"
+        )
+        self.addCleanup(TASKS.pop, "mine", None)
+        with self.assertRaisesRegex(ValueError, "task='mine' is not known; .* GRADMEM_MODULES"):
+            default.get_config(task="mine")
+        with (
+            mock.patch.object(sys, "path", [folder, *sys.path]),
+            mock.patch.dict(os.environ, {"GRADMEM_MODULES": "my_tasks"}),
+        ):
+            startup._import_own_modules()
+        self.assertEqual(default.get_config(task="mine").task, "mine")
+        with (
+            mock.patch.dict(os.environ, {"GRADMEM_MODULES": "nowhere.at_all"}),
+            self.assertRaisesRegex(ValueError, "GRADMEM_MODULES=nowhere.at_all: No module named"),
+        ):
+            startup._import_own_modules()
 
     @parameterized.parameters(None, 3)
     def test_status(self, status):

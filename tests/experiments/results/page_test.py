@@ -116,18 +116,33 @@ class ReportTest(parameterized.TestCase):
         self.assertEqual(rates, ["60.0", "20.0", "40.0"])
         self.assertIn("](results_3_sizes.png)", text)
 
-    def test_differences_are_named(self):
-        self.add("a", 0.2, **{"lm.width": 64, "data.queries_per_context": 4})
-        self.add("b", 0.4)
+    def test_other_settings_are_no_other_seeds(self):
+        high, low = ({"optimizer.learning_rate": rate} for rate in (1e-3, 1e-4))
+        self.add("a0", 0.2, **high)
+        self.add("a1", 0.4, **high, seed=1)
+        self.add("b", 0.9, **low, evaluate_every=50)
         self.add("c", 0.6, "rmt")
+        self.add("d", 0.5, **high, **{"data.num_pairs": 8})
         text = self.report()
-        self.assertIn(
-            "- Runs of GradMem, K = 2, N = 4 differ in data.queries_per_context (4, 1), "
-            "lm.width (64, 128).\n",
-            text,
-        )
+        high, low = "evaluate_every=500, optimizer.learning_rate=0.001", "evaluate_every=50, opt"
+        rows = [line for line in text.splitlines() if line.startswith("| GradMem, K = 2 |")]
+        self.assertIn(f"| {high} | 30.0 ± 14.1 (2) [100.0] | 50.0 [100.0] |", rows[0])
+        self.assertIn(f"| {low}imizer.learning_rate=0.0001 | 90.0 [100.0] |  |", rows[1])
+        self.assertIn(f"| {high} | N = 4 |", rows[2])
+        self.assertEqual(cells(text, "exact match, %")[1:], ["setting", "N = 4", "N = 8"])
+        self.assertEqual(cells(text, "RMT, K = 1")[1:3], ["", "60.0 [100.0]"])
+
+    def test_differences_that_are_no_setting_are_named(self):
+        self.add("a", 0.2, **{"lm.remat": "block", "cpu_devices": 2})
+        self.add("b", 0.4, **{"cpu_devices": 2})
+        path = self.root / "b" / "config.json"
+        fields = json.loads(path.read_text())
+        del fields["best_metric"]  # as if it were of a version before this field
+        path.write_text(json.dumps(fields))
+        text = self.report()
+        self.assertRegex(cells(text, "GradMem, K = 2")[1], r"30\.0 ± 14\.1 \(2\)")
+        self.assertIn("- Runs of GradMem, K = 2, N = 4 differ in lm.remat ('block', 'none').", text)
         self.assertIn("- Several runs of GradMem, K = 2, N = 4 have the same seed.", text)
-        self.assertNotIn("of RMT", text)
 
     def test_cost(self):
         size = {"memory_floats": 1024, "num_parameters": 1_050_000, "seconds": 60.0, "steps": 500}

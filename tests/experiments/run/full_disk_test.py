@@ -19,6 +19,7 @@ from experiments.program import console, files
 from experiments.run.progress import Progress
 from gradmem_jax.storage import checkpoint
 from tests.experiments.run.stopping_test import start_run
+from tests.experiments.tiny_run import tiny_plan
 from tests.programs import ROOT, start
 
 METRICS = {"loss": 2.0, "exact_match": 0.5, "token_accuracy": 0.5, "write_loss": 1.0}
@@ -102,12 +103,12 @@ class FullDiskTest(parameterized.TestCase):
     def test_a_full_disk_stops_the_events(self):
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)
         self.addCleanup(resource.setrlimit, resource.RLIMIT_FSIZE, limit)
-        progress = Progress(self.folder, num_steps=99, batch_size=8, first_step=0)
-        progress.train(1, "N = 2", METRICS)
+        progress = Progress(self.folder, tiny_plan(num_steps=99), first_step=0)
+        progress.train(1, 0, METRICS)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
         with self.assertRaisesRegex(OSError, "File too large"):
             for step in range(2, 99):
-                progress.train(step, "N = 2", METRICS)
+                progress.train(step, 0, METRICS)
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         progress.__exit__()
 

@@ -7,6 +7,11 @@ from unittest import mock
 from absl.testing import absltest
 
 from experiments.run.progress import Progress
+from experiments.run.time_left import TimeLeft
+from tests.experiments.tiny_run import tiny_plan
+
+CHANGES = {"num_steps": 100, "log_every": 10, "evaluate_every": 20, "num_eval_samples": 32}
+PLAN = tiny_plan(**CHANGES)
 
 
 class ProgressTest(absltest.TestCase):
@@ -14,18 +19,32 @@ class ProgressTest(absltest.TestCase):
         clock = mock.Mock(return_value=0.0)
         metrics = dict.fromkeys(("loss", "exact_match", "token_accuracy", "write_loss"), 0.5)
         with mock.patch.object(time, "monotonic", clock):
-            progress = Progress(pathlib.Path(), 100, 8, first_step=0, write=False)
+            progress = Progress(pathlib.Path(), PLAN, first_step=0, write=False)
             clock.return_value = 30.0
-            progress.leave_out(20.0)  # compiling
+            progress.compiled(20.0)
             with self.assertLogs("experiments", "INFO") as first:
-                progress.train(10, "N = 4", metrics)
+                progress.train(10, 0, metrics)
             clock.return_value = 90.0
-            progress.restart_clock(10)  # after an evaluation
+            progress.evaluated(60.0)
             clock.return_value = 94.0
             with self.assertLogs("experiments", "INFO") as second:
-                progress.train(12, "N = 4", metrics)
-        self.assertEndsWith(first.output[0], "1000 ms/step, 8 samples/s | at most 1:30 left")
-        self.assertEndsWith(second.output[0], "2000 ms/step, 4 samples/s | at most 2:56 left")
+                progress.train(12, 0, metrics)
+        self.assertRegex(first.output[0], r"\| 1 s/step, 8 samples/s \| about .* left$")
+        self.assertRegex(second.output[0], r"\| 2 s/step, 4 samples/s \| about .* left$")
+
+    def test_time_left_has_evaluations_and_compiles_and_the_final_report(self):
+        time_left = TimeLeft(PLAN)
+        time_left.compiles.append(20.0)
+        # 90 steps, an evaluation of half of 4 batches at 20, 40, .. and at the end; one compile of
+        # a quarter; the report: evaluations with K = 0, 1 and compiles.
+        evaluation, compiling = 2.0, 5.0
+        report = evaluation * (1 + 2) / 2 + 4 * compiling
+        self.assertEqual(time_left(10, 1.0, 0), 90 + 5 * evaluation + compiling + report)
+        self.assertEqual(time_left(100, 1.0, 0), evaluation + compiling + report)
+        time_left.evaluations += [17.0, 7.0]
+        self.assertEqual(time_left(50, 0.1, 0), 5 + 3 * 7 + 7 * 1.5 + 4 * 10)
+        two_stages = TimeLeft(tiny_plan(**CHANGES, **{"curriculum.num_pairs": (1, 2)}), [20.0])
+        self.assertEqual(two_stages(10, 1.0, 0) - two_stages(10, 1.0, 1), 20)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ from experiments.run.build import build
 from experiments.run.compiled_steps import CompiledSteps
 from experiments.run.nonfinite import (
     NonFiniteError,
-    checkpoint_before,
     load_batch,
+    nearest_checkpoint,
     sample_results,
     save_batch,
 )
@@ -341,13 +341,15 @@ class StoppingTest(parameterized.TestCase):
             for call in re.findall(r"np\.load\(.*", text):
                 self.assertIn("allow_pickle=False", call, path)
 
-    def test_checkpoint_before_a_step(self):
+    def test_checkpoint_nearest_to_a_step(self):
+        with self.assertRaisesRegex(ValueError, "has no checkpoint; train"):
+            nearest_checkpoint(self.folder / "checkpoints", 49)
         for name in ("50", "100", "150", "7.orbax-checkpoint-tmp"):
             (self.folder / "checkpoints" / name).mkdir(parents=True)
-        before = lambda step: checkpoint_before(self.folder / "checkpoints", step)
-        self.assertEqual([before(step) for step in (50, 120, 999)], ["50", "100", "150"])
-        with self.assertRaisesRegex(ValueError, r"step 49 .* has steps \[50, 100, 150\]"):
-            before(49)
+        nearest = lambda step: nearest_checkpoint(self.folder / "checkpoints", step)
+        self.assertEqual(
+            [nearest(step) for step in (1, 50, 75, 76, 999)], ["50", "50", "50", "100", "150"]
+        )
 
     def test_a_signal_while_the_first_step_is_compiled(self):
         free = threading.Event()

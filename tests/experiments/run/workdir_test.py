@@ -60,6 +60,13 @@ class RunFolderTest(parameterized.TestCase):
             workdir.check_workdir(self.folder / "run", tiny_plan(**{"lm.width": 16}))
         with self.assertRaisesRegex(ValueError, "num_steps=3 is less than the 4 steps that"):
             workdir.check_workdir(self.folder / "run", tiny_plan(num_steps=3))
+        cosine = {"optimizer.schedule": "cosine"}
+        fields = json.loads((self.folder / "run" / "config.json").read_text())
+        fields["optimizer"]["schedule"] = "cosine"
+        (self.folder / "run" / "config.json").write_text(json.dumps(fields | {"num_steps": 4}))
+        with self.assertLogs("experiments", "WARNING") as logs:
+            workdir.check_workdir(self.folder / "run", tiny_plan(num_steps=8, **cosine))
+        self.assertRegex(logs.output[0], "num_steps was 4 and is 8: .* at 0.0075, where .* to 0. ")
 
     def test_a_run_from_before_a_field_was_there_goes_on_with_its_default(self):
         path = self.folder / "run" / "config.json"

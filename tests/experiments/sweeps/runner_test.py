@@ -1,8 +1,10 @@
 """Runs of a sweep: their order, chains, locks and failures."""
 
+import contextlib
 import json
 import os
 import pathlib
+import subprocess
 import sys
 from unittest import mock
 
@@ -151,6 +153,20 @@ class RunnerTest(parameterized.TestCase):
         self.assertEqual(self.started(), ["d"])
         self.run_all(runs)
         self.assertEqual(self.started(), ["a", "b", "d"])
+
+    def test_run_that_a_killed_sweep_has_left_is_waited_for(self):
+        held = self.enterContext(contextlib.ExitStack())
+        lock = self.root / "a" / runner.LOCK
+        held.enter_context(locks.hold(lock))
+        dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], stdout=-1)
+        text = lock.read_text().replace(str(os.getpid()), dead.stdout.decode().strip())
+        lock.write_text(text)
+        wait = mock.Mock(side_effect=lambda _: held.close())
+        with mock.patch.object(runner.time, "sleep", wait):
+            _, text = self.run_all([Run("a", "c")])
+        wait.assert_called_once()
+        self.assertIn("1/1 a | is trained since a sweep that was killed; waiting", text)
+        self.assertIn("1/1 a | exact match 50.0%", text)
 
     def test_run_that_finished_before_the_lock_came_is_not_trained_again(self):
         answers = iter(["", "finished before"])
