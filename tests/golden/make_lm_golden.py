@@ -98,6 +98,18 @@ GREEDY_CASES = {
         ),
         **DECODER,
     ),
+    "lm_mamba2": transformers.Mamba2Config(
+        hidden_size=16,
+        num_hidden_layers=2,
+        state_size=4,
+        num_heads=4,
+        head_dim=8,
+        n_groups=1,
+        chunk_size=16,
+        pad_token_id=None,
+        eos_token_id=None,
+        **COMMON,
+    ),
 }
 
 

@@ -151,8 +151,8 @@ def _says_all(family: Family, config: LMConfig) -> bool:
     unsaid = {name: getattr(config, name) for name in _UNSAID}
     sizes = {
         ours: getattr(config, ours)
-        for ours, actual in _ACTUAL.items()
-        if hasattr(config, ours) and getattr(config, actual) == getattr(again, actual)
+        for ours in _ACTUAL
+        if hasattr(config, ours) and _actual(config, ours) == _actual(again, ours)
     }
     return dataclasses.replace(again, **unsaid, **sizes) == config
 
@@ -168,11 +168,14 @@ def write_config(config: LMConfig) -> dict[str, Any]:
     }
 
 
+def _actual(config: LMConfig, field: str) -> Any:
+    """What a field means, None too."""
+    return getattr(config, _ACTUAL.get(field, field), getattr(config, field))
+
+
 def _written(family: Family, config: LMConfig) -> dict[str, Any]:
     """What config.json says of a configuration, if the family can say it."""
-    values = {
-        key: getattr(config, _ACTUAL.get(ours, ours)) for ours, (key, _) in family.fields.items()
-    }
+    values = {key: _actual(config, ours) for ours, (key, _) in family.fields.items()}
     fixed = {key: allowed[0] for key, allowed in family.fixed.items() if allowed[0] is not None}
     values = fixed | values
     values |= family.write_more(config)

@@ -1,8 +1,15 @@
 """The kinds of models of Hugging Face that can be read and written, one table each."""
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from gradmem_jax.checks import require
+from gradmem_jax.foreign_text import shown
 from gradmem_jax.lm.gpt2 import GPT2Config
 from gradmem_jax.lm.gpt_neox import GPTNeoXConfig
 from gradmem_jax.lm.mamba import MambaConfig
+from gradmem_jax.lm.mamba2 import Mamba2Config
 from gradmem_jax.lm.pretrained.family import NEEDED, Family
 from gradmem_jax.lm.pretrained.llama_families import LLAMA_FAMILIES
 from gradmem_jax.lm.pretrained.tensor_layout import Layout
@@ -134,4 +141,62 @@ _MAMBA = Family(
     base="backbone.",
 )
 
-FAMILIES = (*LLAMA_FAMILIES, _GPT2, _GPT_NEOX, _MAMBA)
+
+def _read_mamba2(theirs: Mapping[str, Any], config: Mamba2Config) -> dict[str, Any]:
+    groups, heads = theirs.get("n_groups", 8), theirs.get("num_heads", 128)
+    require(groups == 1, f"n_groups={shown(groups)} is not supported, only 1.")
+    require(
+        heads == config.num_heads,
+        f"num_heads={shown(heads)} is not supported: {config.channels} channels in heads of "
+        f"{config.head_width} are {config.num_heads}.",
+    )
+    limit = theirs.get("time_step_limit")
+    no_limit = ([0.0, math.inf], [0.0, {"__float__": "Infinity"}])
+    require(limit is None or limit in no_limit, f"time_step_limit={shown(limit)} is not supported.")
+    return {}
+
+
+def _write_mamba2(config: Mamba2Config) -> dict[str, Any]:
+    return {"n_groups": 1, "num_heads": config.num_heads}
+
+
+_MAMBA2 = Family(
+    config_class=Mamba2Config,
+    model_type="mamba2",
+    architecture="Mamba2ForCausalLM",
+    base_architecture="Mamba2Model",
+    fields={
+        "vocab_size": ("vocab_size", NEEDED),
+        "width": ("hidden_size", NEEDED),
+        "num_layers": ("num_hidden_layers", NEEDED),
+        "state_size": ("state_size", 128),
+        "conv_size": ("conv_kernel", 4),
+        "expand": ("expand", 2),
+        "head_width": ("head_dim", 64),
+        "chunk_size": ("chunk_size", 256),
+        "norm_epsilon": ("layer_norm_epsilon", 1e-5),
+        "init_std": ("initializer_range", 0.1),
+        "tied_head": ("tie_word_embeddings", False),
+    },
+    fixed={"hidden_act": ("silu", "swish"), "use_bias": (False,), "use_conv_bias": (True,)},
+    layout={
+        "backbone.embeddings.weight": ("embedding", "v d -> v d"),
+        "backbone.layers.{}.norm.weight": ("layers/norm/scale", "d -> d"),
+        "backbone.layers.{}.mixer.in_proj.weight": ("layers/in_proj/kernel", "x d -> d x"),
+        "backbone.layers.{}.mixer.conv1d.weight": ("layers/conv_kernel", "m o w -> w om"),
+        "backbone.layers.{}.mixer.conv1d.bias": ("layers/conv_bias", "m -> m"),
+        "backbone.layers.{}.mixer.dt_bias": ("layers/dt_bias", "h -> h"),
+        "backbone.layers.{}.mixer.A_log": ("layers/A_log", "h -> h"),
+        "backbone.layers.{}.mixer.norm.weight": ("layers/gated_norm/scale", "e -> e"),
+        "backbone.layers.{}.mixer.D": ("layers/D", "h -> h"),
+        "backbone.layers.{}.mixer.out_proj.weight": ("layers/out_proj/kernel", "d e -> e d"),
+        "backbone.norm_f.weight": ("final_norm/scale", "d -> d"),
+        "lm_head.weight": ("head", "v d -> d v"),
+    },
+    base="backbone.",
+    read_more=_read_mamba2,
+    write_more=_write_mamba2,
+    more_keys=("n_groups", "num_heads", "time_step_limit", "time_step_rank", "intermediate_size"),
+)
+
+FAMILIES = (*LLAMA_FAMILIES, _GPT2, _GPT_NEOX, _MAMBA, _MAMBA2)

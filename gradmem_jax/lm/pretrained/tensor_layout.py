@@ -24,6 +24,7 @@ from gradmem_jax.array_checks import check_params
 from gradmem_jax.checks import require
 from gradmem_jax.lm.language_model import LMConfig
 from gradmem_jax.lm.mamba import MambaConfig
+from gradmem_jax.lm.mamba2 import Mamba2Config
 from gradmem_jax.lm.transformer import TransformerConfig
 from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer
 from gradmem_jax.trees import Params
@@ -132,6 +133,10 @@ def axis_sizes(config: LMConfig) -> dict[str, int]:
     if isinstance(c, MambaConfig):
         sizes |= {"e": c.channels, "s": c.state_size, "w": c.conv_size, "r": c.time_step_rank}
         sizes["x"] = c.time_step_rank + 2 * c.state_size
+    if isinstance(c, Mamba2Config):
+        mixed = c.channels + 2 * c.state_size
+        sizes |= {"e": c.channels, "m": mixed, "w": c.conv_size, "h": c.num_heads}
+        sizes["x"] = c.channels + mixed + c.num_heads
     return sizes
 
 

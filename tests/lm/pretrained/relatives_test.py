@@ -10,12 +10,13 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from safetensors.numpy import load_file, save_file
 
-from gradmem_jax import FullContext, FullContextConfig, generate
+from gradmem_jax import FullContext, FullContextConfig, StateSpace, StateSpaceConfig, generate
 from gradmem_jax.lm.families import make_lm
 from gradmem_jax.lm.pretrained.hugging_face import read_config, write_config
 from gradmem_jax.lm.pretrained.load import from_hugging_face, load_pretrained, save_pretrained
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
+FULL_CONTEXT = (FullContext, FullContextConfig)
 FAMILIES = {
     "lm_llama_bias": "llama",
     "lm_mistral": "mistral",
@@ -26,6 +27,7 @@ FAMILIES = {
     "lm_olmo2": "olmo2",
     "lm_smollm3": "smollm3",
     "lm_phi3": "phi3",
+    "lm_mamba2": "mamba2",
 }
 
 
@@ -59,7 +61,8 @@ class RelativesTest(parameterized.TestCase):
             self.check_logits(logits(pretrained, want["ids"]), want["logits"])
         params, ids = {"lm": pretrained.params}, want["ids"][:, :12].astype(np.int32)
         pad_id = next(i for i in range(48) if i not in ids and i not in want["greedy_ids"])
-        model = FullContext(FullContextConfig(lm=pretrained.config, pad_id=pad_id))
+        kinds = (StateSpace, StateSpaceConfig) if name == "lm_mamba2" else FULL_CONTEXT
+        model = kinds[0](kinds[1](lm=pretrained.config, pad_id=pad_id))
         memory, _ = jax.jit(model.write_memory)(params, ids[:, :8])
         made = generate(model, params, memory, ids[:, 8:], want["greedy_ids"].shape[1])
         np.testing.assert_array_equal(made, want["greedy_ids"])
@@ -181,6 +184,9 @@ class RelativesTest(parameterized.TestCase):
         ("lm_gemma2", dict(sliding_window=None), "no sliding_window says how far"),
         ("lm_smollm3", dict(no_rope_layers=[1]), "no_rope_layers=.*one for each of the 2 layers"),
         ("lm_mistral", dict(scale_depth=1.4), "not known here: .'scale_depth': 1.4"),
+        ("lm_mamba2", dict(n_groups=8), "n_groups=8 is not supported, only 1"),
+        ("lm_mamba2", dict(num_heads=2), "num_heads=2 is not supported.* are 4"),
+        ("lm_mamba2", dict(time_step_limit=[0.0, 1.0]), "time_step_limit=.0.0, 1.0. is not"),
         ("lm_phi3", dict(rope_parameters=dict(rope_type="longrope")), "lacks .'short_factor'"),
         (
             "lm_phi3",
