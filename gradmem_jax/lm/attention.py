@@ -152,7 +152,9 @@ def attend(
             _evaluate(name, function, places, shape, keys.shape[1])
             for name, function in (("mask", by_position.mask), ("bias", by_position.bias))
         )
-        return _Source(keys, values, mask if shown is None else mask & shown, bias)
+        if shown is not None:
+            mask = jnp.expand_dims(mask, tuple(range(shown.ndim - mask.ndim))) & shown
+        return _Source(keys, values, mask, bias)
 
     def sources(start: Any, end: int, mask: jax.Array) -> list[_Source]:
         """What the queries from `start` on see: cached keys, and new ones up to `end`."""

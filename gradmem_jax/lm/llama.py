@@ -214,8 +214,9 @@ def layer_kinds(config: LlamaConfig, positions: jax.Array) -> LayerKind:
     base = c.window_rope_base
     near = usual if base is None else rotary_frequencies(c.rotary_width, base)
     still = np.zeros(c.rotary_width // 2)
-    xnp = np if length is None else jnp
     rows = [x if x.ndim == 3 else x[None, None] for x in (usual, near, still)]
+    xnp = np if length is None else jnp
+    rows = [xnp.asarray(x, jnp.result_type(float)) for x in rows]
     windows = np.array(c.layers_with_window)
     chosen = np.where(windows, 1, 0)
     chosen[list(c.no_rope_layers)] = 2
@@ -250,7 +251,7 @@ class Attention(nn.Module):
             return rotate(x, positions, kind.frequencies, kind.turned_scale)
 
         def mask(query: jax.Array, key: jax.Array) -> jax.Array:
-            return query - key < kind.window
+            return query - key < jnp.asarray(kind.window, query.dtype)
 
         return self_attention(
             c,
@@ -315,7 +316,10 @@ class Llama(Transformer):
         """Adds the kind of each layer, where they differ."""
         if self.config.layers_are_alike:
             return inputs
-        return inputs._replace(layer=layer_kinds(self.config, inputs.positions))
+        kinds = layer_kinds(self.config, inputs.positions)
+        if not _hides(self.config.window, _reach(inputs)):
+            kinds = kinds._replace(window=None)
+        return inputs._replace(layer=kinds)
 
     def input_axes(self) -> Any:
         """The kinds of layers go over layers; see `LanguageModel`."""

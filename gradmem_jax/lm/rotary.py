@@ -123,9 +123,10 @@ def rotary_frequencies(
         head_width: Dh.
         base: base of the geometric series of frequencies.
         scaling: optional stretching, see `RopeScaling`.
-        length: of a call, for a scaling that depends on it: an array [B] gives float32
-            [B, 1, Dh / 2]. None is a short one.
+        length: of a call, for a scaling that depends on it: an array [B] gives [B, 1, Dh / 2] of
+            JAX's default type. None is a short one.
     """
+    dtype = jnp.result_type(float)
     exponents = -np.arange(0, head_width, 2, dtype=np.float64) / head_width
     frequencies = base**exponents
     if scaling is None:
@@ -147,17 +148,14 @@ def rotary_frequencies(
         )
         if length is None:
             return short
-        short, long = (jnp.asarray(x[None, None], jnp.float32) for x in (short, long))
+        short, long = (jnp.asarray(x[None, None], dtype) for x in (short, long))
         return jnp.where(length[:, None, None] > original, long, short)
     if length is None:
         return frequencies
-    # The logarithm of the base is what grows: the base itself would lose digits in float32.
-    reach = jnp.maximum(length.astype(jnp.float32) / original, 1.0)
+    reach = jnp.maximum(length.astype(dtype) / original, 1.0)
     growth = jnp.log1p(factor * (reach - 1)) * (head_width / (head_width - 2))
-    steps = jnp.asarray(exponents[None, None], jnp.float32)
-    return jnp.asarray(frequencies[None, None], jnp.float32) * jnp.exp(
-        growth[:, None, None] * steps
-    )
+    steps = jnp.asarray(exponents[None, None], dtype)
+    return jnp.asarray(frequencies[None, None], dtype) * jnp.exp(growth[:, None, None] * steps)
 
 
 def _kept_by_yarn(width: int, base: float, scaling: RopeScaling) -> np.ndarray:
@@ -196,6 +194,7 @@ def rotate(x: jax.Array, positions: jax.Array, frequencies: Any, scale: Any = 1.
     angles = angles * jnp.asarray(frequencies, dtype)
     cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
     if not isinstance(scale, float) or scale != 1.0:
+        scale = jnp.asarray(scale, dtype)
         cos, sin = cos * scale, sin * scale
     first, second = jnp.split(x[..., :width].astype(dtype), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

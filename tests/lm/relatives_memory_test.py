@@ -67,9 +67,12 @@ class RelativesMemoryTest(parameterized.TestCase):
         scaled = [jax.tree.map(lambda x, y: x / np.abs(y).max(), x, found[0]) for x in found]
         chex.assert_trees_all_close(*scaled, atol=1e-4)
 
-    @parameterized.parameters("llama_bias", "qwen2", "qwen3", "gemma2", "olmo2", "smollm3")
-    def test_write_and_read(self, name):
-        lm = load(name)
+    @parameterized.parameters(
+        *((name, {}) for name in ("llama_bias", "qwen2", "qwen3", "gemma2", "olmo2", "smollm3")),
+        ("gemma3", dict(window=40, remat="full")),
+    )
+    def test_write_and_read(self, name, changes):
+        lm = load(name, **changes)
         model = GradMem(GradMemConfig(lm=lm.config, num_memory_tokens=3))
         params = model.init(jax.random.key(0), lm.params)
         memory, info = jax.jit(model.write_memory)(params, IDS)

@@ -72,8 +72,8 @@ def load_pretrained(
         path: one of
             a directory as Hugging Face stores models: `config.json`, `model.safetensors` or
             several files with their index, and `tokenizer.json` or `vocab.json` and `merges.txt`
-            if there is a tokenizer; Llama (Llama 3, SmolLM2), GPT-2, GPT-NeoX (Pythia), Mamba;
-            a `.gguf` file with a Llama, or a directory with exactly one;
+            if there is a tokenizer; docs/library.md has a table of the families;
+            a `.gguf` file with a Llama or a relative, or a directory with exactly one;
             a `.bin` file of llama2.c's first format, with its tokenizer `tok*.bin` beside it.
         tokenizer: where the tokenizer is, if it is elsewhere; see `load_tokenizer`.
         **changes: fields of the configuration to be replaced, such as `dtype`, `param_dtype`,

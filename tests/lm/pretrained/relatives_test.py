@@ -160,6 +160,15 @@ class RelativesTest(parameterized.TestCase):
         ("lm_qwen2", dict(use_sliding_window=None, layer_types=None), dict(window=None)),
         ("lm_qwen2", dict(layer_types=None), dict(window=8, window_layers=(1,))),
         ("lm_mistral", dict(sliding_window=None), dict(window=4096, window_layers=())),
+        (
+            "lm_mistral",
+            dict(
+                model_type="ministral",
+                architectures=["MinistralForCausalLM"],
+                layer_types=["full_attention", "sliding_attention"],
+            ),
+            dict(window=8, window_layers=(1,)),
+        ),
         ("lm_gemma2", dict(layer_types=None), dict(window=8, window_layers=(0,))),
         (
             "lm_gemma3",
@@ -175,6 +184,8 @@ class RelativesTest(parameterized.TestCase):
         theirs = {key: x for key, x in theirs.items() if x is not None}
         config = read_config(theirs)
         self.assertEqual({field: getattr(config, field) for field in want}, want)
+        written = write_config(config)
+        self.assertEqual(write_config(read_config(written)), written)
 
     @parameterized.parameters(
         ("lm_qwen3", dict(model_type="qwen3_moe", num_experts=8), "num_experts: a mixture of exp"),
