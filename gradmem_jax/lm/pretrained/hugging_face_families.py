@@ -196,7 +196,14 @@ _MAMBA2 = Family(
     base="backbone.",
     read_more=_read_mamba2,
     write_more=_write_mamba2,
-    more_keys=("n_groups", "num_heads", "time_step_limit", "time_step_rank", "intermediate_size"),
+    more_keys=(
+        "n_groups",
+        "num_heads",
+        "time_step_limit",
+        "time_step_rank",
+        "intermediate_size",
+        "norm_before_gate",
+    ),
 )
 
 FAMILIES = (*LLAMA_FAMILIES, _GPT2, _GPT_NEOX, _MAMBA, _MAMBA2)

@@ -22,7 +22,8 @@ _RUNNING = (
     "pretraining_tp return_dict torchscript use_cache use_bfloat16 use_flash_attn "
     "use_flash_attention use_kernels reorder_and_upcast_attn residual_in_fp32 fused_norm "
     "use_mambapy ssm_cfg rms_norm use_fused_rms_norm keys_to_ignore_at_inference n_ctx "
-    "vocab_size_multiple pad_vocab_size_multiple unpadded_vocab_size"
+    "vocab_size_multiple pad_vocab_size_multiple unpadded_vocab_size is_llama_config afn n_special "
+    "max_sequence_length predict_special_tokens fused_add_norm d_inner d_model n_layer"
 )
 _TRAINING = (
     "initializer_range rescale_prenorm_residual router_aux_loss_coef time_step_min time_step_max "

@@ -306,6 +306,7 @@ LLAMA_FAMILIES = (
             "gate_up_proj.": ("gate_proj.", "up_proj."),
         },
         read_more=_read_windows,
+        more_keys=(*_WINDOW_KEYS, "interpolate_factor", "full_attn_mod"),
         write_more=_write_window,
     ),
     _family(
@@ -321,7 +322,7 @@ LLAMA_FAMILIES = (
         implied=_GEMMA_IMPLIED,
         layout=_layout(_NORMS_BOTH),
         read_more=functools.partial(_read_gemma, every=2),
-        more_keys=(*_WINDOW_KEYS, "hidden_act", "cache_implementation"),
+        more_keys=(*_WINDOW_KEYS, "hidden_act", "cache_implementation", "sliding_window_size"),
         write_more=_write_gemma,
     ),
     _family(

@@ -224,11 +224,16 @@ class RelativesTest(parameterized.TestCase):
             read_config(theirs)
 
     @parameterized.parameters(
-        dict(_name_or_path="x", unsloth_fixed=True, use_cache=True, some_dropout=0.1, new_key=None),
-        dict(task_specific_params={"a": 1}, top_p=0.9, pretraining_tp=4, attention_dropout=0.2),
+        ("qwen3", dict(_name_or_path="x", unsloth_fixed=True, some_dropout=0.1, new_key=None)),
+        ("qwen3", dict(task_specific_params={"a": 1}, top_p=0.9, pretraining_tp=4)),
+        ("llama", dict(is_llama_config=True, **{"transformers.js_config": {"dtype": "q4"}})),
+        ("gemma2", dict(cache_implementation="hybrid", hidden_act="gelu", sliding_window_size=9)),
+        ("phi3", dict(auto_map={"a": "b"}, full_attn_mod=1, interpolate_factor=1)),
+        ("mamba", dict(d_model=768, fused_add_norm=True, n_layer=24, rms_norm=True, ssm_cfg={})),
+        ("gpt2", dict(n_ctx=1024, summary_type="cls_index", predict_special_tokens=True)),
     )
-    def test_keys_that_change_nothing(self, **more):
-        theirs = json.loads((GOLDEN / "lm_qwen3" / "config.json").read_text())
+    def test_keys_that_change_nothing(self, name, more):
+        theirs = json.loads((GOLDEN / f"lm_{name}" / "config.json").read_text())
         self.assertEqual(read_config(theirs | more), read_config(theirs))
 
 
