@@ -1,7 +1,6 @@
 """GradMem in JAX: memory written by gradient descent at test time."""
 
 from gradmem_jax.lm.armt import AssociativeConfig
-from gradmem_jax.lm.attention import RopeScaling
 from gradmem_jax.lm.families import register_lm
 from gradmem_jax.lm.gpt2 import GPT2Config
 from gradmem_jax.lm.gpt_neox import GPTNeoXConfig
@@ -10,6 +9,7 @@ from gradmem_jax.lm.llama import LlamaConfig
 from gradmem_jax.lm.mamba import MambaConfig
 from gradmem_jax.lm.mamba2 import Mamba2Config
 from gradmem_jax.lm.pretrained.load import Pretrained, load_config, load_pretrained, save_pretrained
+from gradmem_jax.lm.rotary import RopeScaling
 from gradmem_jax.lm.ttt_linear import TTTLinearConfig
 from gradmem_jax.memory.full_context import ContextMemory, FullContext, FullContextConfig
 from gradmem_jax.memory.generate import generate

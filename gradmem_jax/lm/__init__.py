@@ -6,11 +6,8 @@ from gradmem_jax.lm.attention import (
     KVCache,
     PartialAttention,
     PositionFn,
-    RopeScaling,
     append_to_cache,
     attend,
-    rotary_frequencies,
-    rotate,
 )
 from gradmem_jax.lm.families import make_lm, register_lm
 from gradmem_jax.lm.gpt2 import GPT2, GPT2Config
@@ -27,6 +24,7 @@ from gradmem_jax.lm.language_model import (
 )
 from gradmem_jax.lm.llama import Block, Llama, LlamaConfig
 from gradmem_jax.lm.recurrent_lm import RecurrentLM, causal_convolution, scan_chunks
+from gradmem_jax.lm.rotary import RopeScaling, rotary_frequencies, rotate
 from gradmem_jax.lm.transformer import (
     AttentionInputs,
     Transformer,

@@ -58,6 +58,14 @@ class AssociativeFields(TransformerConfig):
 class AssociativeConfig(AssociativeFields, LlamaConfig):
     """A Llama with an associative memory in every layer."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.layers_are_alike,
+            "layers with an associative memory must be alike: no window_layers, window_rope_base, "
+            "no_rope_layers, and no rope_scaling that depends on the length.",
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class AssociativeGPT2Config(AssociativeFields, GPT2Config):

@@ -1,60 +1,16 @@
-"""Rotary positions, causal attention and the key-value cache."""
+"""Causal attention and the key-value cache."""
 
-import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from gradmem_jax.checks import (
-    check_fields,
-    is_symbolic,
-    require,
-    require_choice,
-    require_integer,
-    require_number,
-)
+from gradmem_jax.checks import is_symbolic, require
 from gradmem_jax.dtypes import at_least_float32
 from gradmem_jax.lm.blockwise import causal_attention
 from gradmem_jax.lm.products import dot_general
-
-
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-    """How rotary frequencies are stretched for contexts beyond the trained length.
-
-    Attributes:
-        kind: "linear" divides every frequency by `factor`; "llama3" divides the low ones only and
-            blends between `low_frequency_factor` and `high_frequency_factor` (Llama 3.1).
-        factor: how many times longer the context becomes.
-        low_frequency_factor: wavelengths above `original_positions / low_frequency_factor` are
-            divided by `factor` (llama3 only).
-        high_frequency_factor: wavelengths below `original_positions / high_frequency_factor` are
-            left alone (llama3 only).
-        original_positions: context length of the original training (llama3 only).
-    """
-
-    kind: str = "llama3"
-    factor: float = 8.0
-    low_frequency_factor: float = 1.0
-    high_frequency_factor: float = 4.0
-    original_positions: int = 8192
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        require_choice("rope_scaling.kind", self.kind, ("linear", "llama3"))
-        require_number("rope_scaling.factor", self.factor, above=0)
-        require_number("rope_scaling.low_frequency_factor", self.low_frequency_factor, above=0)
-        require_number(
-            "rope_scaling.high_frequency_factor",
-            self.high_frequency_factor,
-            above=self.low_frequency_factor,
-        )
-        require_integer("rope_scaling.original_positions", self.original_positions, 1)
 
 
 class KVCache(NamedTuple):
@@ -139,47 +95,6 @@ FEWEST_ROWS = 16  # queries of a sample that go together
 SMALLEST_BLOCK = 64  # queries, and keys, of `blockwise.causal_attention`
 
 
-def rotary_frequencies(
-    head_width: int, base: float, scaling: RopeScaling | None = None
-) -> np.ndarray:
-    """Returns the angle per position of every rotated pair, float64 [Dh / 2].
-
-    Args:
-        head_width: Dh.
-        base: base of the geometric series of frequencies.
-        scaling: optional stretching, see `RopeScaling`.
-    """
-    frequencies = base ** (-np.arange(0, head_width, 2, dtype=np.float64) / head_width)
-    if scaling is None:
-        return frequencies
-    if scaling.kind == "linear":
-        return frequencies / scaling.factor
-    turns = scaling.original_positions * frequencies / (2 * math.pi)
-    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
-    keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return keep * frequencies + (1 - keep) * frequencies / scaling.factor
-
-
-def rotate(x: jax.Array, positions: jax.Array, frequencies: np.ndarray) -> jax.Array:
-    """Rotary position embedding, component i paired with i + Dh / 2 (as Llama checkpoints are).
-
-    Args:
-        x: [B, S, H, Dh].
-        positions: int [S] or [B, S].
-        frequencies: [Dh / 2].
-
-    Returns:
-        [B, S, H, Dh], dtype of x.
-    """
-    dtype = at_least_float32(x.dtype)
-    angles = jnp.atleast_2d(positions)[..., None].astype(dtype)
-    angles = angles * jnp.asarray(frequencies[None, None], dtype)
-    cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
-    first, second = jnp.split(x.astype(dtype), 2, axis=-1)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x.dtype)
-
-
 def attend(
     query: jax.Array,
     key: jax.Array,
@@ -189,6 +104,7 @@ def attend(
     cache_mask: jax.Array | None = None,
     by_position: ByPosition | None = None,
     method: str = "xla",
+    softcap: float | None = None,
 ) -> PartialAttention:
     """Softmax attention that can be differentiated any number of times, in any dtype.
 
@@ -205,6 +121,7 @@ def attend(
         cache_mask: bool [B, 1, S, E], true where a query sees one of the first E cached keys.
         by_position: keys that positions hide beside these masks, and what they add to scores.
         method: see `TransformerConfig.attention`.
+        softcap: c of scores that become `c * tanh(score / c)` before masks and biases.
 
     Returns:
         The attention to these keys; its `mean` is the result if there are no others.
@@ -235,7 +152,9 @@ def attend(
             _evaluate(name, function, places, shape, keys.shape[1])
             for name, function in (("mask", by_position.mask), ("bias", by_position.bias))
         )
-        return _Source(keys, values, mask if shown is None else mask & shown, bias)
+        if shown is not None:
+            mask = jnp.expand_dims(mask, tuple(range(shown.ndim - mask.ndim))) & shown
+        return _Source(keys, values, mask, bias)
 
     def sources(start: Any, end: int, mask: jax.Array) -> list[_Source]:
         """What the queries from `start` on see: cached keys, and new ones up to `end`."""
@@ -249,12 +168,15 @@ def attend(
 
     parts: list[tuple[jax.Array, jax.Array]] = []
     if mask is not None:
-        parts = [_attend_block(grouped, sources(0, length, mask[..., None, :, :]), True)]
+        parts = [_attend_block(grouped, sources(0, length, mask[..., None, :, :]), True, softcap)]
     else:
-        attend_block = functools.partial(_attend_block, may_see_nothing=by_position is not None)
+        plain = by_position is None and softcap is None
+        attend_block = functools.partial(
+            _attend_block, may_see_nothing=by_position is not None, softcap=softcap
+        )
         size = query_rows(batch_size, num_heads, length)
         has_cache = cache_mask is not None and cache_mask.shape[-1] > 0
-        if method == "auto" and size is not None and by_position is None and not has_cache:
+        if method == "auto" and size is not None and plain and not has_cache:
             scaled = grouped * query.shape[-1] ** -0.5
             block = block_size(batch_size, num_heads, length)
             return _partial_attention(query, [causal_attention(scaled, key, value, block)])
@@ -414,7 +336,10 @@ def causal_blocks(length: int) -> list[tuple[int, int]]:
 
 
 def _attend_block(
-    query: jax.Array, sources: list[_Source], may_see_nothing: bool = False
+    query: jax.Array,
+    sources: list[_Source],
+    may_see_nothing: bool = False,
+    softcap: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Attention of queries [B, Hkv, G, S, Dh] to all sources together.
 
@@ -427,6 +352,8 @@ def _attend_block(
     all_scores = []
     for source in sources:
         scores = dot_general(query, source.key, _SCORES, preferred_element_type=dtype)
+        if softcap is not None:
+            scores = softcap * jnp.tanh(scores / softcap)
         if source.bias is not None:
             scores = scores + jnp.broadcast_to(source.bias.astype(dtype), scores.shape)
         if source.mask is not None:

@@ -4,12 +4,12 @@ import dataclasses
 from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from gradmem_jax.checks import require, require_number
-from gradmem_jax.lm.attention import AttentionState, rotary_frequencies, rotate
+from gradmem_jax.lm.attention import AttentionState
 from gradmem_jax.lm.language_model import layer_gelu, layer_norm
+from gradmem_jax.lm.rotary import rotary_frequencies, rotate
 from gradmem_jax.lm.transformer import (
     AttentionInputs,
     Transformer,
@@ -63,8 +63,7 @@ class GPTNeoXLayer(nn.Module):
         frequencies = rotary_frequencies(c.rotary_width, c.rope_base)
 
         def rotary(x: jax.Array, positions: jax.Array) -> jax.Array:
-            turned = rotate(x[..., : c.rotary_width], positions, frequencies)
-            return jnp.concatenate([turned, x[..., c.rotary_width :]], axis=-1)
+            return rotate(x, positions, frequencies)
 
         y = layer_norm(c, "attention_norm")(x)
         y, new = self_attention(c, y, inputs, state, rotary=rotary, use_bias=True)

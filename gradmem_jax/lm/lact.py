@@ -18,11 +18,12 @@ from jax.export import register_namedtuple_serialization
 
 from gradmem_jax.checks import require, require_integer, require_number
 from gradmem_jax.dtypes import at_least_float32
-from gradmem_jax.lm.attention import attend, rotary_frequencies, rotate
+from gradmem_jax.lm.attention import attend
 from gradmem_jax.lm.language_model import RMSNorm, dense, layer_swiglu, rms_norm
 from gradmem_jax.lm.layer_memory_lm import LayerMemoryLM, Segment
-from gradmem_jax.lm.llama import LlamaConfig
+from gradmem_jax.lm.llama import LlamaConfig, require_plain_llama
 from gradmem_jax.lm.recurrent_lm import scan_chunks
+from gradmem_jax.lm.rotary import rotary_frequencies, rotate
 
 _EPSILON = 1e-5
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024, five iterations
@@ -53,6 +54,7 @@ class LaCTConfig(LlamaConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_plain_llama(self)
         for name in ("num_fast_heads", "fast_expand", "chunk_size", "window_size"):
             require_integer(name, getattr(self, name), 1)
         require_number("inner_learning_rate", self.inner_learning_rate, above=0)

@@ -22,6 +22,7 @@ from gradmem_jax.lm.products import dot_general, saves_products
 from gradmem_jax.token_chunks import join_tokens, split_tokens
 from gradmem_jax.trees import PyTree
 
+Activation = Literal["silu", "gelu_tanh"]
 Remat = Literal["none", "full", "dots"]
 REMAT_POLICIES = get_args(Remat)
 
@@ -36,6 +37,9 @@ class LMConfig:
         num_layers: L.
         max_positions: longest sequence, memory and control tokens included.
         norm_epsilon: epsilon of RMSNorm.
+        norm_offset: what is added to the scales of norms; with 1 they start at 0 (Gemma).
+        logit_softcap: c of logits that become `c * tanh(logit / c)`, those of WRITE too; None
+            leaves them.
         tied_head: use the embedding matrix as output projection too.
         init: "normal" draws every matrix with deviation `init_std` (the paper); "fan_in" uses
             LeCun initialisation with unit-scale embeddings.
@@ -56,6 +60,8 @@ class LMConfig:
     num_layers: int = 4
     max_positions: int = 2048
     norm_epsilon: float = 1e-5
+    norm_offset: float = 0.0
+    logit_softcap: float | None = None
     tied_head: bool = False
     init: Literal["normal", "fan_in"] = "normal"
     init_std: float = 0.02
@@ -76,6 +82,17 @@ class LMConfig:
             require_integer(name, getattr(self, name), 1)
         require_number("norm_epsilon", self.norm_epsilon, above=0)
         require_number("init_std", self.init_std, above=0)
+        require_number("norm_offset", self.norm_offset)
+        if self.logit_softcap is not None:
+            require_number("logit_softcap", self.logit_softcap, above=0)
+
+    def has_param(self, path: str) -> bool:
+        """Whether the model has a parameter that only some models of its family have.
+
+        Args:
+            path: such as "layers/gate/bias" or "head", whether layers are stacked or not.
+        """
+        return not (self.tied_head and path == "head")
 
 
 _LARGEST_HIDDEN = 2**26  # bytes of an MLP's hidden layer that are there at once
@@ -152,11 +169,13 @@ class RMSNorm(nn.Module):
         epsilon: what keeps the division finite.
         dtype: of the result.
         param_dtype: of the parameters.
+        offset: what is added to the scale, which starts at 1 less this.
     """
 
     epsilon: float
     dtype: Any
     param_dtype: Any
+    offset: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -167,7 +186,8 @@ class RMSNorm(nn.Module):
 
     def scaled(self, x: jax.Array, variance: jax.Array) -> jax.Array:
         """Divides x [..., d] by the root of its variance [..., 1] and multiplies by the scale."""
-        scale = self.vector("scale", nn.initializers.ones, x)
+        scale = self.vector("scale", nn.initializers.constant(1 - self.offset), x)
+        scale = scale + self.offset if self.offset else scale
         return x * (jax.lax.rsqrt(variance + self.epsilon) * scale)
 
     def vector(self, name: str, init: nn.initializers.Initializer, x: jax.Array) -> jax.Array:
@@ -192,12 +212,14 @@ class LayerNorm(RMSNorm):
 
 def rms_norm(config: LMConfig, name: str | None = None) -> RMSNorm:
     """The norm in front of a layer's parts."""
-    return RMSNorm(config.norm_epsilon, config.dtype, config.param_dtype, name=name)
+    c = config
+    return RMSNorm(c.norm_epsilon, c.dtype, c.param_dtype, c.norm_offset, name=name)
 
 
 def layer_norm(config: LMConfig, name: str | None = None) -> LayerNorm:
     """The norm of GPT-2 and GPT-NeoX."""
-    return LayerNorm(config.norm_epsilon, config.dtype, config.param_dtype, name=name)
+    c = config
+    return LayerNorm(c.norm_epsilon, c.dtype, c.param_dtype, c.norm_offset, name=name)
 
 
 def some_tokens_at_once(
@@ -230,10 +252,18 @@ def some_tokens_at_once(
     return join_tokens(found, length)
 
 
-def swiglu(config: LMConfig, hidden: int, x: jax.Array) -> jax.Array:
+def swiglu(
+    config: LMConfig,
+    hidden: int,
+    x: jax.Array,
+    *,
+    activation: Activation = "silu",
+    use_bias: bool = False,
+) -> jax.Array:
     """The gated MLP of Llama, [B, S, d] to [B, S, d]; its parts are modules of the caller."""
-    gate, up = (dense(config, hidden, name)(x) for name in ("gate", "up"))
-    return dense(config, config.width, "down")(_gated(gate, up))
+    gate, up = (dense(config, hidden, name, use_bias=use_bias)(x) for name in ("gate", "up"))
+    gated = _GATES[activation](gate, up)
+    return dense(config, config.width, "down", use_bias=use_bias)(gated)
 
 
 def layer_gelu(layer: Any, x: jax.Array, *, approximate: bool) -> jax.Array:
@@ -247,11 +277,11 @@ def layer_gelu(layer: Any, x: jax.Array, *, approximate: bool) -> jax.Array:
     return some_tokens_at_once(layer, mlp, x, layer.config.mlp_size)
 
 
-def layer_swiglu(layer: Any, x: jax.Array) -> jax.Array:
+def layer_swiglu(layer: Any, x: jax.Array, **options: Any) -> jax.Array:
     """`swiglu` of a layer [B, S, d], whose configuration has `mlp_size`; large ones in parts."""
 
     def mlp(layer: Any, x: jax.Array) -> jax.Array:
-        return swiglu(layer.config, layer.config.mlp_size, x)
+        return swiglu(layer.config, layer.config.mlp_size, x, **options)
 
     return some_tokens_at_once(layer, mlp, x, layer.config.mlp_size)
 
@@ -262,13 +292,25 @@ def _gated(gate: jax.Array, up: jax.Array) -> jax.Array:
     return nn.silu(gate) * up
 
 
-def project_to_logits(hidden: jax.Array, head: jax.Array) -> jax.Array:
+@jax.checkpoint
+def _gated_by_gelu(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """The same with GELU as tanh approximates it."""
+    return nn.gelu(gate, approximate=True) * up
+
+
+_GATES = {"silu": _gated, "gelu_tanh": _gated_by_gelu}
+
+
+def project_to_logits(
+    hidden: jax.Array, head: jax.Array, softcap: float | None = None
+) -> jax.Array:
     """Multiplies hidden states [..., d] by a head [d, V], and keeps the logits in float32 at least.
 
     The product is taken in the compute dtype; logits rounded to it would blur the loss.
     """
     dtype = at_least_float32(hidden.dtype)
-    return jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=dtype)
+    logits = jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=dtype)
+    return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
 
 
 class LanguageModel(nn.Module):
@@ -304,7 +346,7 @@ class LanguageModel(nn.Module):
                 layer,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                in_axes=(nn.broadcast, 0),
+                in_axes=(self.input_axes(), 0),
                 length=c.num_layers,
             )(c)
         else:
@@ -321,6 +363,15 @@ class LanguageModel(nn.Module):
         """The norm behind the last layer."""
         return rms_norm(self.config)
 
+    def input_axes(self) -> Any:
+        """Which axes of `inputs` go over layers, as `nn.scan` wants to know it: none."""
+        return nn.broadcast
+
+    def inputs_of_layer(self, inputs: PyTree, i: int) -> PyTree:
+        """The part of `inputs` that layer i gets: all of them."""
+        del i
+        return inputs
+
     def embed(self, ids: jax.Array) -> jax.Array:
         """Looks up token embeddings: int [B, S] to [B, S, d] in the compute dtype."""
         return jnp.asarray(self.embedding)[ids].astype(self.config.dtype)
@@ -330,7 +381,7 @@ class LanguageModel(nn.Module):
 
         Args:
             x: [B, S, d].
-            inputs: what every layer gets.
+            inputs: what every layer gets, see `inputs_of_layer`.
             state: states of the layers, leaves [L, ...], or None.
 
         Returns:
@@ -342,14 +393,15 @@ class LanguageModel(nn.Module):
         else:
             states = []
             for i, layer in enumerate(self.layers):
-                x, new = layer(x, inputs, jax.tree.map(lambda leaf, i=i: leaf[i], state))
+                own = jax.tree.map(lambda leaf, i=i: leaf[i], state)
+                x, new = layer(x, self.inputs_of_layer(inputs, i), own)
                 states.append(new)
             state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
         return self.final_norm(x), state
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """Projects hidden states [B, S, d] to logits [B, S, V], float32 at least."""
-        return project_to_logits(hidden, self.head_kernel())
+        return project_to_logits(hidden, self.head_kernel(), self.config.logit_softcap)
 
     def head_kernel(self) -> jax.Array:
         """Returns the LM head [d, V]."""

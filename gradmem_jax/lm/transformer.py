@@ -87,11 +87,13 @@ class AttentionInputs(NamedTuple):
         positions: int [S] or [B, S].
         mask: bool, broadcastable to [B, 1, S, S], true where a query sees a key; None is causal.
         cache_mask: bool [B, 1, S, E], true where a query sees one of the first E slots of a cache.
+        layer: what a language model adds for its layers, see `Transformer.prepare`.
     """
 
     positions: jax.Array
     mask: jax.Array | None = None
     cache_mask: jax.Array | None = None
+    layer: Any = None
 
 
 def attention_inputs(
@@ -124,9 +126,12 @@ def self_attention(
     state: AttentionState,
     *,
     rotary: Callable[[jax.Array, jax.Array], jax.Array] = _not_rotated,
+    before_rotary: Callable[[str, jax.Array], jax.Array] | None = None,
     use_bias: bool = False,
+    output_bias: bool | None = None,
     mask: PositionFn | None = None,
     bias: PositionFn | None = None,
+    softcap: float | None = None,
 ) -> tuple[jax.Array, AttentionState]:
     """Causal self-attention, [B, S, d] to [B, S, d]; its parts are modules of the caller.
 
@@ -144,21 +149,24 @@ def self_attention(
             `ReturnPartial`: there are none, and the attention of x to itself is asked for;
             `PartialAttention`: the causal attention of the last tokens of x to themselves.
         rotary: what positions [S] or [B, S] do to queries and keys [B, S, H, Dh].
+        before_rotary: what is done before that, such as norms: `("query" or "key", [B, S, H, Dh])`.
         use_bias: whether the projections have biases.
+        output_bias: whether the last one has; None is as the others.
         mask: keys that a query sees of those that are not behind it; see `ByPosition`.
         bias: what is added to scores; see `ByPosition`.
+        softcap: see `attend`.
 
     Returns:
         [B, S, d]; and keys and values of the new tokens [B, S, Hkv, Dh], None, or the
         `PartialAttention` that was asked for.
 
     Raises:
-        ValueError: a mask or a bias where a `PartialAttention` is asked for or given, or one of a
-            wrong dtype or shape.
+        ValueError: a mask, a bias or a soft cap where a `PartialAttention` is asked for or given,
+            or a mask or bias of a wrong dtype or shape.
     """
     c = config
     if isinstance(state, PartialAttention | ReturnPartial):
-        given = {"mask": mask, "bias": bias, "inputs.mask": inputs.mask}
+        given = {"mask": mask, "bias": bias, "softcap": softcap, "inputs.mask": inputs.mask}
         found = [name for name, value in given.items() if value is not None]
         require(
             not found,
@@ -171,6 +179,8 @@ def self_attention(
         dense(c, (number, c.head_size), name, use_bias=use_bias)(x[:, :num_new])
         for name, number in heads.items()
     )
+    if before_rotary is not None:
+        query, key = before_rotary("query", query), before_rotary("key", key)
     query, key = (rotary(x, inputs.positions[..., :num_new]) for x in (query, key))
     new: AttentionState = None
     if isinstance(state, PartialAttention):
@@ -182,11 +192,12 @@ def self_attention(
     else:
         places = None if mask is None and bias is None else ByPosition(inputs.positions, mask, bias)
         y = attend(
-            query, key, value, inputs.mask, state, inputs.cache_mask, places, c.attention
+            query, key, value, inputs.mask, state, inputs.cache_mask, places, c.attention, softcap
         ).mean
         new = None if state is None else (key, value)
     y = y.astype(query.dtype)
-    return dense(c, c.width, "output", axis=(-2, -1), use_bias=use_bias)(y), new
+    output_bias = use_bias if output_bias is None else output_bias
+    return dense(c, c.width, "output", axis=(-2, -1), use_bias=output_bias)(y), new
 
 
 class Transformer(LanguageModel):
@@ -241,13 +252,14 @@ class Transformer(LanguageModel):
         Returns:
             Final hidden states [B, S, d], ready for an output projection, and the grown cache.
         """
-        inputs = attention_inputs(embeddings.shape[1], cache, positions, mask)
+        inputs = self.prepare(attention_inputs(embeddings.shape[1], cache, positions, mask))
         embeddings = self.add_positions(embeddings, inputs.positions)
         if partial_attention is not None:
             first, *others = self.layers
-            x, _ = first(embeddings.astype(self.config.dtype), inputs, partial_attention)
-            for layer in others:
-                x, _ = layer(x, inputs, None)
+            x = embeddings.astype(self.config.dtype)
+            x, _ = first(x, self.inputs_of_layer(inputs, 0), partial_attention)
+            for i, layer in enumerate(others, start=1):
+                x, _ = layer(x, self.inputs_of_layer(inputs, i), None)
             return self.final_norm(x), None
         if cache is None:
             return self.run_layers(embeddings, inputs, None)[0], None
@@ -277,9 +289,14 @@ class Transformer(LanguageModel):
         may, length = vars(type(self)).get("attends_apart", False), embeddings.shape[1]
         if not may or self.config.scan_layers or is_symbolic(length) or not length:
             return None
-        inputs = AttentionInputs(num_before + jnp.arange(embeddings.shape[1]))
+        inputs = self.prepare(AttentionInputs(num_before + jnp.arange(embeddings.shape[1])))
+        inputs = self.inputs_of_layer(inputs, 0)
         embeddings = self.add_positions(embeddings, inputs.positions)
         return self.layers[0](embeddings.astype(self.config.dtype), inputs, ReturnPartial())[1]
+
+    def prepare(self, inputs: AttentionInputs) -> AttentionInputs:
+        """Adds what layers need to know beside positions and masks: nothing."""
+        return inputs
 
     def empty_cache(self, batch_size: int, length: int) -> KVCache:
         """Returns a cache with a capacity of `length` tokens of each of `batch_size` samples."""

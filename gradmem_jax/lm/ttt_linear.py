@@ -11,7 +11,6 @@ from jax.export import register_namedtuple_serialization
 
 from gradmem_jax.checks import require, require_integer, require_number
 from gradmem_jax.dtypes import at_least_float32
-from gradmem_jax.lm.attention import rotary_frequencies, rotate
 from gradmem_jax.lm.language_model import LMConfig, dense, layer_swiglu, rms_norm
 from gradmem_jax.lm.recurrent_lm import (
     RecurrentLM,
@@ -19,6 +18,7 @@ from gradmem_jax.lm.recurrent_lm import (
     conv_init,
     count_chunks,
 )
+from gradmem_jax.lm.rotary import rotary_frequencies, rotate
 from gradmem_jax.parallel.any_mesh import vary_like
 
 

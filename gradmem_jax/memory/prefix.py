@@ -329,7 +329,8 @@ class PrefixMemory(MemoryModel[MemoryT]):
     def write_logits(self, params: Params, hidden: jax.Array) -> jax.Array:
         """What WRITE predicts [B, S, V] from hidden states [B, S, d] before each token."""
         if self.config.write_head:
-            return project_to_logits(hidden, params["write_head"])
+            softcap = self.config.lm.logit_softcap
+            return project_to_logits(hidden, params["write_head"], softcap)
         return self.apply_lm(params, hidden, method="unembed")
 
     def context_token_losses(

@@ -33,7 +33,7 @@ PARAM_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"/(query|key|value)/bias", ("heads", None)),
     (r"/output/kernel", ("heads", None, "embed")),
     (r"/(gate|up)/kernel", ("embed", "mlp")),
-    (r"/up/bias", ("mlp",)),
+    (r"/(gate|up)/bias", ("mlp",)),
     (r"/down/kernel", ("mlp", "embed")),
     (r"/(output|out_proj)/kernel", (None, "embed")),
     (r"/dt_proj/kernel", (None, "embed")),

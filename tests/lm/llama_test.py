@@ -7,8 +7,9 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from gradmem_jax import LlamaConfig, RopeScaling
-from gradmem_jax.lm.attention import attend, attend_all, merge_partial, rotary_frequencies, rotate
+from gradmem_jax.lm.attention import attend, attend_all, merge_partial
 from gradmem_jax.lm.llama import Llama
+from gradmem_jax.lm.rotary import rotary_frequencies, rotate
 
 BASE = dict(vocab_size=11, width=8, num_layers=2, num_heads=4, num_kv_heads=2, init="fan_in")
 IDS = np.random.default_rng(0).integers(11, size=(2, 7))

@@ -9,10 +9,21 @@ from typing import Any
 
 from gradmem_jax.checks import require, require_instance
 from gradmem_jax.foreign_text import one_line, shown
-from gradmem_jax.lm.attention import RopeScaling
 from gradmem_jax.lm.language_model import LMConfig
-from gradmem_jax.lm.pretrained.hugging_face_families import FAMILIES, NEEDED, Family, family_of
-from gradmem_jax.lm.pretrained.tensor_layout import StoredModel, StoredTensor
+from gradmem_jax.lm.pretrained.family import NEEDED, Family
+from gradmem_jax.lm.pretrained.hugging_face_families import FAMILIES
+from gradmem_jax.lm.pretrained.known_keys import refuse_parts, refuse_unknown
+from gradmem_jax.lm.pretrained.rope_keys import (
+    old_rope_keys,
+    read_rope_scaling,
+    write_rope_scaling,
+)
+from gradmem_jax.lm.pretrained.tensor_layout import (
+    StoredModel,
+    StoredTensor,
+    embedding_of_head,
+    split_fused,
+)
 from gradmem_jax.lm.pretrained.wrappers import without_wrappers
 from gradmem_jax.storage.arrays_file import open_arrays
 from gradmem_jax.storage.reading import read_json
@@ -22,11 +33,13 @@ _BUFFERS = re.compile(r"\.(attn|attention)\.(bias|masked_bias)$|rotary_emb\.inv_
 _NUMBER_TYPES = ("F64", "F32", "F16", "BF16")
 MARK = "gradmem_jax_model"  # what config.json and the weights of one model have in common
 _TYPES = {"model_type": str, "architectures": list, "rope_scaling": dict, "rope_parameters": dict}
-_ROPE_SCALING_KEYS = {
-    "factor": "factor",
-    "low_frequency_factor": "low_freq_factor",
-    "high_frequency_factor": "high_freq_factor",
-    "original_positions": "original_max_position_embeddings",
+# Fields that config.json does not say, or that a user may change.
+_UNSAID = ("max_positions", "dtype", "param_dtype", "scan_layers", "remat", "init")
+_ACTUAL = {  # fields that may be None to what they then mean
+    "num_kv_heads": "kv_heads",
+    "head_width": "head_size",
+    "mlp_width": "mlp_size",
+    "dt_rank": "time_step_rank",
 }
 
 
@@ -39,32 +52,54 @@ def read_config(theirs: Mapping[str, Any]) -> LMConfig:
     """
     for key, kind in _TYPES.items():
         require_instance(f"config.json: {key}", theirs.get(key), kind | None)
-    theirs = _old_rope_keys(theirs)
+    refuse_parts(theirs)
+    return _translate(old_rope_keys(theirs), _named_family(theirs))
+
+
+def _named_family(theirs: Mapping[str, Any]) -> Family:
     by_type = {family.model_type: family for family in FAMILIES}
     architectures = theirs.get("architectures") or []
     family = by_type.get(theirs.get("model_type", ""))
-    if family is None or (architectures and family.architecture not in architectures):
+    classes = [] if family is None else [family.architecture, family.base_architecture]
+    if family is None or (architectures and not any(name in classes for name in architectures)):
         raise ValueError(
-            f"model_type={theirs.get('model_type')!r} with architectures={architectures} is not "
-            f"supported; choose one of {[family.architecture for family in FAMILIES]}."
+            f"model_type={shown(theirs.get('model_type'))} with architectures="
+            f"{shown(architectures)} is not supported; choose one of "
+            f"{', '.join(family.architecture for family in FAMILIES)}."
         )
+    return family
+
+
+def _translate(theirs: Mapping[str, Any], family: Family) -> LMConfig:
+    """The configuration of a model of one family."""
     problems = [
         f"{key} is missing"
         for key, absent in family.fields.values()
         if absent is NEEDED and key not in theirs
     ]
     problems += [
-        f"{key}={theirs.get(key, values[0])!r} is not supported, only {values[0]!r}"
+        f"{key}={shown(theirs.get(key, values[0]))} is not supported, only {values[0]!r}"
         for key, values in {**family.fixed, "quantization_config": (None,)}.items()
         if theirs.get(key, values[0]) not in values
     ]
     require(not problems, f"config.json of a {family.architecture}: {'; '.join(problems)}.")
+    keys = [key for key, _ in family.fields.values()]
+    rotary = ("rope_scaling", "original_max_position_embeddings") if _can_stretch(family) else ()
+    refuse_unknown(theirs, (*keys, *family.fixed, *family.more_keys, *rotary))
     values = {ours: theirs.get(key, absent) for ours, (key, absent) in family.fields.items()}
-    if "rope_scaling" in values:
-        values["rope_scaling"] = _read_rope_scaling(values["rope_scaling"])
     if values.get("dt_rank") == "auto":
         values["dt_rank"] = None
-    return family.config_class(**values)
+    if family.base_architecture in (theirs.get("architectures") or []):
+        values["tied_head"] = True
+    config = family.config_class(**{**values, **family.implied})
+    more = family.read_more(theirs, config)
+    if _can_stretch(family):
+        more["rope_scaling"] = read_rope_scaling(theirs, config.max_positions)
+    return dataclasses.replace(config, **more)
+
+
+def _can_stretch(family: Family) -> bool:
+    return any(field.name == "rope_scaling" for field in dataclasses.fields(family.config_class))
 
 
 def read_config_file(file: pathlib.Path) -> LMConfig:
@@ -86,23 +121,73 @@ def _read_config_json(file: pathlib.Path) -> dict[str, Any]:
     return theirs
 
 
+def family_of(config: LMConfig) -> Family:
+    """Returns the first kind of models of Hugging Face that can say all of a configuration.
+
+    Raises:
+        ValueError: none can.
+    """
+    same_class = [family for family in FAMILIES if type(config) is family.config_class]
+    known = sorted({family.config_class.__name__ for family in FAMILIES})
+    require(
+        same_class != [],
+        f"a {type(config).__name__} cannot be read from or written to a Hugging Face checkpoint; "
+        f"only {known} can.",
+    )
+    for family in same_class:
+        if _says_all(family, config):
+            return family
+    raise ValueError(
+        f"no kind of models of Hugging Face has all that this {type(config).__name__} has; known "
+        f"are {', '.join(family.model_type for family in same_class)}."
+    )
+
+
+def _says_all(family: Family, config: LMConfig) -> bool:
+    """Whether a configuration comes back from the config.json of a family."""
+    try:
+        again = _translate(_written(family, config), family)
+    except ValueError:
+        return False
+    unsaid = {name: getattr(config, name) for name in _UNSAID}
+    sizes = {
+        ours: getattr(config, ours)
+        for ours in _ACTUAL
+        if hasattr(config, ours) and _actual(config, ours) == _actual(again, ours)
+    }
+    return dataclasses.replace(again, **unsaid, **sizes) == config
+
+
 def write_config(config: LMConfig) -> dict[str, Any]:
     """Makes the config.json of a configuration: the inverse of `read_config`."""
     family = family_of(config)
-    actual = {"num_kv_heads": "kv_heads", "head_width": "head_size", "mlp_width": "mlp_size"}
-    actual["dt_rank"] = "time_step_rank"
-    values = {
-        key: getattr(config, actual.get(ours, ours)) for ours, (key, _) in family.fields.items()
-    }
-    if values.get("rope_scaling") is not None:
-        values["rope_scaling"] = _write_rope_scaling(values["rope_scaling"])
     return {
         "architectures": [family.architecture],
         "model_type": family.model_type,
         "torch_dtype": config.param_dtype,
-        **{key: allowed[0] for key, allowed in family.fixed.items()},
-        **values,
+        **_written(family, config),
     }
+
+
+def _actual(config: LMConfig, field: str) -> Any:
+    """What a field means, None too."""
+    return getattr(config, _ACTUAL.get(field, field), getattr(config, field))
+
+
+def _written(family: Family, config: LMConfig) -> dict[str, Any]:
+    """What config.json says of a configuration, if the family can say it."""
+    values = {key: _actual(config, ours) for ours, (key, _) in family.fields.items()}
+    fixed = {key: allowed[0] for key, allowed in family.fixed.items() if allowed[0] is not None}
+    values = fixed | values
+    values |= family.write_more(config)
+    scaling = getattr(config, "rope_scaling", None)
+    if _can_stretch(family):
+        values["rope_scaling"] = None if scaling is None else write_rope_scaling(scaling)
+    if scaling is not None and scaling.kind == "dynamic":  # transformers knows it by this key only
+        values["max_position_embeddings"] = scaling.original_positions
+    if family.model_type == "phi3" and scaling is not None:
+        values["original_max_position_embeddings"] = scaling.original_positions
+    return values
 
 
 def open_hugging_face(directory: pathlib.Path) -> StoredModel:
@@ -113,8 +198,10 @@ def open_hugging_face(directory: pathlib.Path) -> StoredModel:
     """
     theirs = _read_config_json(directory / "config.json")
     config = read_config(theirs)
-    family = family_of(config)
+    family = _named_family(theirs)
     tensors = _full_names(_open_tensors(directory, theirs.get(MARK)), family)
+    tensors = embedding_of_head(tensors, family.layout, config)
+    tensors = split_fused(tensors, family.fused, family.layout, config)
     has_tokenizer = any(os.path.lexists(directory / name) for name in HUGGING_FACE)
 
     def read_tokenizer() -> TextTokenizer | None:
@@ -210,38 +297,3 @@ def _full_names(tensors: Mapping[str, StoredTensor], family: Family) -> dict[str
         for name, tensor in tensors.items()
         if not _BUFFERS.search(name)
     }
-
-
-def _old_rope_keys(theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json with the rotary keys of transformers 4, which transformers 5 has in a group."""
-    group = dict(theirs.get("rope_parameters") or {})
-    if not group:
-        return dict(theirs)
-    old = {key: group.pop(key) for key in ("rope_theta", "partial_rotary_factor") if key in group}
-    if theirs.get("model_type") == "gpt_neox":
-        names = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
-        old = {names[key]: value for key, value in old.items()}
-    scaling = None if group.get("rope_type", "default") == "default" else group
-    return {**theirs, **old, "rope_scaling": scaling}
-
-
-def _read_rope_scaling(theirs: Mapping[str, Any] | None) -> RopeScaling | None:
-    if theirs is None:
-        return None
-    kind = theirs.get("rope_type", theirs.get("type"))
-    if kind == "default":
-        return None
-    require(
-        kind in ("linear", "llama3"),
-        f"rope_scaling of type {kind!r} is not supported, only 'linear' and 'llama3'.",
-    )
-    names = _ROPE_SCALING_KEYS if kind == "llama3" else {"factor": "factor"}
-    missing = [key for key in names.values() if key not in theirs]
-    require(not missing, f"rope_scaling of type {kind!r} lacks {missing}.")
-    return RopeScaling(kind=kind, **{ours: theirs[key] for ours, key in names.items()})
-
-
-def _write_rope_scaling(scaling: RopeScaling) -> dict[str, Any]:
-    values = dataclasses.asdict(scaling)
-    names = _ROPE_SCALING_KEYS if scaling.kind == "llama3" else {"factor": "factor"}
-    return {"rope_type": scaling.kind, **{key: values[ours] for ours, key in names.items()}}

@@ -1,38 +1,18 @@
 """The kinds of models of Hugging Face that can be read and written, one table each."""
 
+import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
+from gradmem_jax.checks import require
+from gradmem_jax.foreign_text import shown
 from gradmem_jax.lm.gpt2 import GPT2Config
 from gradmem_jax.lm.gpt_neox import GPTNeoXConfig
-from gradmem_jax.lm.language_model import LMConfig
-from gradmem_jax.lm.llama import LlamaConfig
 from gradmem_jax.lm.mamba import MambaConfig
+from gradmem_jax.lm.mamba2 import Mamba2Config
+from gradmem_jax.lm.pretrained.family import NEEDED, Family
+from gradmem_jax.lm.pretrained.llama_families import LLAMA_FAMILIES
 from gradmem_jax.lm.pretrained.tensor_layout import Layout
-
-NEEDED = object()
-
-
-class Family(NamedTuple):
-    """How Hugging Face stores the models of one kind.
-
-    Attributes:
-        config_class: their configuration here.
-        model_type: their name in config.json.
-        architecture: the class of the causal language model.
-        fields: field of our configuration to their key, and what an absent key means.
-        fixed: their key to the values that are computed here; the first is that of an absent key.
-        layout: the tensors.
-        base: what stands before the names of all tensors but the head; some files leave it out.
-    """
-
-    config_class: type[LMConfig]
-    model_type: str
-    architecture: str
-    fields: Mapping[str, tuple[str, Any]]
-    fixed: Mapping[str, tuple[Any, ...]]
-    layout: Layout
-    base: str
 
 
 def _norm(theirs: str, ours: str) -> Layout:
@@ -42,62 +22,11 @@ def _norm(theirs: str, ours: str) -> Layout:
     }
 
 
-_LLAMA = Family(
-    config_class=LlamaConfig,
-    model_type="llama",
-    architecture="LlamaForCausalLM",
-    fields={
-        "vocab_size": ("vocab_size", NEEDED),
-        "width": ("hidden_size", NEEDED),
-        "num_layers": ("num_hidden_layers", NEEDED),
-        "num_heads": ("num_attention_heads", NEEDED),
-        "num_kv_heads": ("num_key_value_heads", None),
-        "head_width": ("head_dim", None),
-        "mlp_width": ("intermediate_size", NEEDED),
-        "max_positions": ("max_position_embeddings", 2048),
-        "norm_epsilon": ("rms_norm_eps", 1e-6),
-        "init_std": ("initializer_range", 0.02),
-        "tied_head": ("tie_word_embeddings", False),
-        "rope_base": ("rope_theta", 10_000.0),
-        "rope_scaling": ("rope_scaling", None),
-    },
-    fixed={
-        "hidden_act": ("silu", "swish"),
-        "attention_bias": (False,),
-        "mlp_bias": (False,),
-        "rope_interleaved": (False,),
-        "partial_rotary_factor": (1.0, None),
-    },
-    layout={
-        "model.embed_tokens.weight": ("embedding", "v d -> v d"),
-        "model.layers.{}.input_layernorm.weight": ("layers/attention_norm/scale", "d -> d"),
-        "model.layers.{}.self_attn.q_proj.weight": (
-            "layers/attention/query/kernel",
-            "hk d -> d h k",
-        ),
-        "model.layers.{}.self_attn.k_proj.weight": ("layers/attention/key/kernel", "gk d -> d g k"),
-        "model.layers.{}.self_attn.v_proj.weight": (
-            "layers/attention/value/kernel",
-            "gk d -> d g k",
-        ),
-        "model.layers.{}.self_attn.o_proj.weight": (
-            "layers/attention/output/kernel",
-            "d hk -> h k d",
-        ),
-        "model.layers.{}.post_attention_layernorm.weight": ("layers/mlp_norm/scale", "d -> d"),
-        "model.layers.{}.mlp.gate_proj.weight": ("layers/gate/kernel", "f d -> d f"),
-        "model.layers.{}.mlp.up_proj.weight": ("layers/up/kernel", "f d -> d f"),
-        "model.layers.{}.mlp.down_proj.weight": ("layers/down/kernel", "d f -> f d"),
-        "model.norm.weight": ("final_norm/scale", "d -> d"),
-        "lm_head.weight": ("head", "v d -> d v"),
-    },
-    base="model.",
-)
-
 _GPT2 = Family(
     config_class=GPT2Config,
     model_type="gpt2",
     architecture="GPT2LMHeadModel",
+    base_architecture="GPT2Model",
     fields={
         "vocab_size": ("vocab_size", NEEDED),
         "width": ("n_embd", NEEDED),
@@ -138,6 +67,7 @@ _GPT_NEOX = Family(
     config_class=GPTNeoXConfig,
     model_type="gpt_neox",
     architecture="GPTNeoXForCausalLM",
+    base_architecture="GPTNeoXModel",
     fields={
         "vocab_size": ("vocab_size", NEEDED),
         "width": ("hidden_size", NEEDED),
@@ -178,6 +108,7 @@ _MAMBA = Family(
     config_class=MambaConfig,
     model_type="mamba",
     architecture="MambaForCausalLM",
+    base_architecture="MambaModel",
     fields={
         "vocab_size": ("vocab_size", NEEDED),
         "width": ("hidden_size", NEEDED),
@@ -191,6 +122,7 @@ _MAMBA = Family(
         "tied_head": ("tie_word_embeddings", True),
     },
     fixed={"hidden_act": ("silu", "swish"), "use_bias": (False,), "use_conv_bias": (True,)},
+    more_keys=("intermediate_size", "use_associative_scan"),
     layout={
         "backbone.embeddings.weight": ("embedding", "v d -> v d"),
         "backbone.layers.{}.norm.weight": ("layers/norm/scale", "d -> d"),
@@ -209,20 +141,69 @@ _MAMBA = Family(
     base="backbone.",
 )
 
-FAMILIES = (_LLAMA, _GPT2, _GPT_NEOX, _MAMBA)
 
-
-def family_of(config: LMConfig) -> Family:
-    """Returns how Hugging Face stores models of a configuration.
-
-    Raises:
-        ValueError: it has no such models.
-    """
-    for family in FAMILIES:
-        if type(config) is family.config_class:
-            return family
-    known = sorted(family.config_class.__name__ for family in FAMILIES)
-    raise ValueError(
-        f"a {type(config).__name__} cannot be read from or written to a Hugging Face checkpoint; "
-        f"only {known} can."
+def _read_mamba2(theirs: Mapping[str, Any], config: Mamba2Config) -> dict[str, Any]:
+    groups, heads = theirs.get("n_groups", 8), theirs.get("num_heads", 128)
+    require(groups == 1, f"n_groups={shown(groups)} is not supported, only 1.")
+    require(
+        heads == config.num_heads,
+        f"num_heads={shown(heads)} is not supported: {config.channels} channels in heads of "
+        f"{config.head_width} are {config.num_heads}.",
     )
+    limit = theirs.get("time_step_limit")
+    no_limit = ([0.0, math.inf], [0.0, {"__float__": "Infinity"}])
+    require(limit is None or limit in no_limit, f"time_step_limit={shown(limit)} is not supported.")
+    return {}
+
+
+def _write_mamba2(config: Mamba2Config) -> dict[str, Any]:
+    return {"n_groups": 1, "num_heads": config.num_heads}
+
+
+_MAMBA2 = Family(
+    config_class=Mamba2Config,
+    model_type="mamba2",
+    architecture="Mamba2ForCausalLM",
+    base_architecture="Mamba2Model",
+    fields={
+        "vocab_size": ("vocab_size", NEEDED),
+        "width": ("hidden_size", NEEDED),
+        "num_layers": ("num_hidden_layers", NEEDED),
+        "state_size": ("state_size", 128),
+        "conv_size": ("conv_kernel", 4),
+        "expand": ("expand", 2),
+        "head_width": ("head_dim", 64),
+        "chunk_size": ("chunk_size", 256),
+        "norm_epsilon": ("layer_norm_epsilon", 1e-5),
+        "init_std": ("initializer_range", 0.1),
+        "tied_head": ("tie_word_embeddings", False),
+    },
+    fixed={"hidden_act": ("silu", "swish"), "use_bias": (False,), "use_conv_bias": (True,)},
+    layout={
+        "backbone.embeddings.weight": ("embedding", "v d -> v d"),
+        "backbone.layers.{}.norm.weight": ("layers/norm/scale", "d -> d"),
+        "backbone.layers.{}.mixer.in_proj.weight": ("layers/in_proj/kernel", "x d -> d x"),
+        "backbone.layers.{}.mixer.conv1d.weight": ("layers/conv_kernel", "m o w -> w om"),
+        "backbone.layers.{}.mixer.conv1d.bias": ("layers/conv_bias", "m -> m"),
+        "backbone.layers.{}.mixer.dt_bias": ("layers/dt_bias", "h -> h"),
+        "backbone.layers.{}.mixer.A_log": ("layers/A_log", "h -> h"),
+        "backbone.layers.{}.mixer.norm.weight": ("layers/gated_norm/scale", "e -> e"),
+        "backbone.layers.{}.mixer.D": ("layers/D", "h -> h"),
+        "backbone.layers.{}.mixer.out_proj.weight": ("layers/out_proj/kernel", "d e -> e d"),
+        "backbone.norm_f.weight": ("final_norm/scale", "d -> d"),
+        "lm_head.weight": ("head", "v d -> d v"),
+    },
+    base="backbone.",
+    read_more=_read_mamba2,
+    write_more=_write_mamba2,
+    more_keys=(
+        "n_groups",
+        "num_heads",
+        "time_step_limit",
+        "time_step_rank",
+        "intermediate_size",
+        "norm_before_gate",
+    ),
+)
+
+FAMILIES = (*LLAMA_FAMILIES, _GPT2, _GPT_NEOX, _MAMBA, _MAMBA2)

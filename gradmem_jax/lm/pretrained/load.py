@@ -16,16 +16,19 @@ from gradmem_jax.lm.language_model import LMConfig
 from gradmem_jax.lm.pretrained.gguf_file import open_gguf
 from gradmem_jax.lm.pretrained.hugging_face import (
     MARK,
+    family_of,
     open_hugging_face,
     read_config_file,
     write_config,
 )
-from gradmem_jax.lm.pretrained.hugging_face_families import family_of
 from gradmem_jax.lm.pretrained.llama2c import open_llama2c
 from gradmem_jax.lm.pretrained.tensor_layout import (
     StoredModel,
     StoredTensor,
+    embedding_of_head,
     first_positions,
+    join_fused,
+    split_fused,
     tensor_shapes,
     to_params,
     to_tensors,
@@ -76,8 +79,8 @@ def load_pretrained(
         path: one of
             a directory as Hugging Face stores models: `config.json`, `model.safetensors` or
             several files with their index, and a tokenizer if there is one, see `load_tokenizer`;
-            Llama (Llama 3, SmolLM2), GPT-2, GPT-NeoX (Pythia), Mamba;
-            a `.gguf` file with a Llama, or a directory with exactly one;
+            docs/library.md has a table of the families;
+            a `.gguf` file with a Llama or a relative, or a directory with exactly one;
             a `.bin` file of llama2.c's first format, with its tokenizer `tok*.bin` beside it.
         tokenizer: where the tokenizer is, if it is elsewhere; see `load_tokenizer`. Without it a
             model whose own tokenizer is of a kind that is not known comes without one, and a
@@ -142,6 +145,7 @@ def save_pretrained(directory: str | pathlib.Path, pretrained: Pretrained) -> No
     config, params, tokenizer = pretrained
     family = family_of(config)
     tensors = to_tensors(params, family.layout, config)
+    tensors = join_fused(tensors, family.fused, family.layout, config)
     theirs: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     if tokenizer is not None:
         theirs |= {"eos_token_id": tokenizer.end_id, "pad_token_id": tokenizer.pad_id}
@@ -180,15 +184,17 @@ def from_hugging_face(
         ValueError: a tensor is missing or has another shape than `config` says, or models of this
             kind cannot be converted.
     """
-    layout = family_of(config).layout
+    family = family_of(config)
     stored = {
-        name: StoredTensor(
-            np.shape(tensors[prefix + name]), partial(np.asarray, tensors[prefix + name])
-        )
-        for name in tensor_shapes(layout, config)
-        if prefix + name in tensors
+        name.removeprefix(prefix): StoredTensor(np.shape(x), partial(np.asarray, x))
+        for name, x in tensors.items()
+        if name.startswith(prefix)
     }
-    return to_params(stored, layout, config)
+    stored = embedding_of_head(stored, family.layout, config)
+    stored = split_fused(stored, family.fused, family.layout, config)
+    known = tensor_shapes(family.layout, config)
+    stored = {name: x for name, x in stored.items() if name in known}
+    return to_params(stored, family.layout, config)
 
 
 def _find(path: pathlib.Path) -> pathlib.Path:

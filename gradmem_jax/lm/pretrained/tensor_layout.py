@@ -12,7 +12,7 @@ they keep in one tensor: the first of our axes, "c", tells them apart.
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import jax
@@ -24,11 +24,13 @@ from gradmem_jax.array_checks import check_params
 from gradmem_jax.checks import require
 from gradmem_jax.lm.language_model import LMConfig
 from gradmem_jax.lm.mamba import MambaConfig
+from gradmem_jax.lm.mamba2 import Mamba2Config
 from gradmem_jax.lm.transformer import TransformerConfig
 from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer
 from gradmem_jax.trees import Params
 
 Layout = Mapping[str, tuple[str, str]]
+Fused = Mapping[str, tuple[str, ...]]  # part of a tensor's name to those of what it holds, in order
 _PART = 2**16  # numbers that fit into a processor's cache
 
 _MOST_LAYERS_NAMED = 1000  # of a checkpoint that lacks their tensors
@@ -62,6 +64,65 @@ class StoredModel(NamedTuple):
     read_tokenizer: Callable[[], TextTokenizer | None]
 
 
+def embedding_of_head(
+    tensors: Mapping[str, StoredTensor], layout: Layout, config: LMConfig
+) -> dict[str, StoredTensor]:
+    """Tensors with an embedding, where it is the head and kept under the head's name only."""
+    names = {ours: theirs for theirs, (ours, _) in layout.items()}
+    embedding, head = names["embedding"], names["head"]
+    if not config.tied_head or embedding in tensors or head not in tensors:
+        return dict(tensors)
+    return {embedding if name == head else name: x for name, x in tensors.items()}
+
+
+def split_fused(
+    tensors: Mapping[str, StoredTensor], fused: Fused, layout: Layout, config: LMConfig
+) -> dict[str, StoredTensor]:
+    """Tensors with those that hold several of the layout's taken apart, by their first axis.
+
+    Raises:
+        ValueError: one of them does not have the shape of its parts together.
+    """
+    _require_layers(tensors, config)
+    shapes, found = tensor_shapes(layout, config), dict(tensors)
+    for whole, parts in _fused_names(fused, shapes):
+        if whole not in found:
+            continue
+        tensor = found.pop(whole)
+        wanted = (sum(shapes[part][0] for part in parts), *shapes[parts[0]][1:])
+        require(
+            tensor.shape == wanted,
+            f"the checkpoint does not fit its configuration: {whole!r} has shape {tensor.shape} "
+            f"instead of {wanted}.",
+        )
+        start = 0
+        for part in parts:
+            rows = slice(start, start + shapes[part][0])
+            found[part] = StoredTensor(shapes[part], functools.partial(_some_rows, tensor, rows))
+            start = rows.stop
+    return found
+
+
+def join_fused(
+    tensors: Mapping[str, np.ndarray], fused: Fused, layout: Layout, config: LMConfig
+) -> dict[str, np.ndarray]:
+    """The inverse of `split_fused`."""
+    joined = dict(tensors)
+    for whole, parts in _fused_names(fused, tensor_shapes(layout, config)):
+        joined[whole] = np.concatenate([joined.pop(part) for part in parts])
+    return joined
+
+
+def _fused_names(fused: Fused, names: Iterable[str]) -> list[tuple[str, list[str]]]:
+    """Names of fused tensors, and of the parts of each in order."""
+    return [
+        (name.replace(parts[0], whole), [name.replace(parts[0], part) for part in parts])
+        for whole, parts in fused.items()
+        for name in names
+        if parts[0] in name
+    ]
+
+
 def axis_sizes(config: LMConfig) -> dict[str, int]:
     """Sizes of the axes that layouts name."""
     c = config
@@ -72,6 +133,10 @@ def axis_sizes(config: LMConfig) -> dict[str, int]:
     if isinstance(c, MambaConfig):
         sizes |= {"e": c.channels, "s": c.state_size, "w": c.conv_size, "r": c.time_step_rank}
         sizes["x"] = c.time_step_rank + 2 * c.state_size
+    if isinstance(c, Mamba2Config):
+        mixed = c.channels + 2 * c.state_size
+        sizes |= {"e": c.channels, "m": mixed, "w": c.conv_size, "h": c.num_heads}
+        sizes["x"] = c.channels + mixed + c.num_heads
     return sizes
 
 
@@ -91,11 +156,7 @@ def to_params(tensors: Mapping[str, StoredTensor], layout: Layout, config: LMCon
             message names them all. A tensor has numbers that are not finite, or not in
             `config.param_dtype`.
     """
-    require(
-        config.num_layers <= max(len(tensors), _MOST_LAYERS_NAMED),
-        f"the checkpoint has {len(tensors)} tensors, too few for the {config.num_layers} layers of "
-        "its configuration.",
-    )
+    _require_layers(tensors, config)
     sizes, entries = axis_sizes(config), _entries(layout, config)
     shapes = tensor_shapes(layout, config)
     problems = [f"there is no tensor {name!r}" for name in shapes if name not in tensors]
@@ -104,7 +165,10 @@ def to_params(tensors: Mapping[str, StoredTensor], layout: Layout, config: LMCon
         for name, shape in shapes.items()
         if name in tensors and tuple(tensors[name].shape) != shape
     ]
-    unexpected = tensors.keys() - shapes.keys() - layout.keys()
+    tied = (
+        {name for name, (ours, _) in layout.items() if ours == "head"} if config.tied_head else ()
+    )
+    unexpected = tensors.keys() - shapes.keys() - {*tied}
     problems += [f"{name!r} is unexpected" for name in sorted(unexpected)]
     require(not problems, f"the checkpoint does not fit its configuration: {'; '.join(problems)}.")
     dtype = jnp.dtype(config.param_dtype)
@@ -123,6 +187,14 @@ def to_params(tensors: Mapping[str, StoredTensor], layout: Layout, config: LMCon
     return unflatten_dict(flat, sep="/")
 
 
+def _require_layers(tensors: Mapping[str, StoredTensor], config: LMConfig) -> None:
+    require(
+        config.num_layers <= max(len(tensors), _MOST_LAYERS_NAMED),
+        f"the checkpoint has {len(tensors)} tensors, too few for the {config.num_layers} layers of "
+        "its configuration.",
+    )
+
+
 def first_positions(stored: StoredModel, num_positions: int) -> dict[str, StoredTensor]:
     """Returns the tensors of a model, learned positions cut to the first `num_positions`."""
     tensors = dict(stored.tensors)
@@ -132,13 +204,13 @@ def first_positions(stored: StoredModel, num_positions: int) -> dict[str, Stored
         whole = _shape(before, sizes)
         if before.split()[0] == "n" and name in tensors and tensors[name].shape == whole:
             shape = (min(num_positions, whole[0]), *whole[1:])
-            read = functools.partial(_first_rows, tensors[name], num_positions)
+            read = functools.partial(_some_rows, tensors[name], slice(num_positions))
             tensors[name] = StoredTensor(shape, read)
     return tensors
 
 
-def _first_rows(tensor: StoredTensor, count: int) -> np.ndarray:
-    return tensor.read()[:count]
+def _some_rows(tensor: StoredTensor, rows: slice) -> np.ndarray:
+    return tensor.read()[rows]
 
 
 def _read(name: str, tensor: StoredTensor) -> np.ndarray:
@@ -211,12 +283,8 @@ def to_tensors(params: Params, layout: Layout, config: LMConfig) -> dict[str, np
 
 
 def _entries(layout: Layout, config: LMConfig) -> Layout:
-    """The layout without a head that is the embedding."""
-    return {
-        name: entry
-        for name, entry in layout.items()
-        if not (config.tied_head and entry[0] == "head")
-    }
+    """The part of a layout whose parameters the model has."""
+    return {name: entry for name, entry in layout.items() if config.has_param(entry[0])}
 
 
 def _names(theirs: str, config: LMConfig) -> list[str]:

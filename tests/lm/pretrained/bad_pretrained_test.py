@@ -33,7 +33,7 @@ NO_JSON_BOOL = st.sampled_from([0, 1, "true", [], {}, 0.5, "False"])
 NO_JSON_OBJECT = st.sampled_from([0, True, "llama3", [], [{"factor": 8.0}], 1.5])
 NO_SCALING = NO_JSON_OBJECT.filter(bool) | st.fixed_dictionaries(
     {
-        "rope_type": st.sampled_from(["yarn", "", None, 3, [], {}]),
+        "rope_type": st.sampled_from(["mrope", "", None, 3, [], {}]),
         "factor": st.just(8.0),
     }
 )

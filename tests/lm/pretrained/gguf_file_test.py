@@ -174,7 +174,8 @@ class GGUFTest(parameterized.TestCase):
     @parameterized.parameters(
         (dict(expert_count=(4, gguf.GGUFValueType.UINT32)), "expert_count=4"),
         ({"rope.dimension_count": (2, gguf.GGUFValueType.UINT32)}, "2 of 4 components"),
-        ({"rope.scaling.type": ("yarn", gguf.GGUFValueType.STRING)}, "type='yarn' is not known"),
+        ({"rope.scaling.type": ("mrope", gguf.GGUFValueType.STRING)}, "type='mrope' is not known"),
+        (dict(logit_scale=(0.5, gguf.GGUFValueType.FLOAT32)), "llama.logit_scale': 0.5"),
     )
     def test_refusals(self, fields, message):
         path = write_gguf(self.path(), fields=fields)
@@ -185,13 +186,22 @@ class GGUFTest(parameterized.TestCase):
         path = write_gguf(self.path(), fields={"rope.freq_base": None})
         self.assertEqual(load_config(path).rope_base, 10_000)
 
-    def test_linear_scaling(self):
-        fields = {
-            "rope.scaling.type": ("linear", gguf.GGUFValueType.STRING),
-            "rope.scaling.factor": (2.0, gguf.GGUFValueType.FLOAT32),
-        }
-        scaling = load_config(write_gguf(self.path(), fields=fields)).rope_scaling
-        self.assertEqual((scaling.kind, scaling.factor), ("linear", 2.0))
+    @parameterized.parameters(
+        (dict(type="linear", factor=2.0), RopeScaling("linear", 2.0)),
+        (dict(factor=2.0), RopeScaling("linear", 2.0)),
+        (dict(scale_linear=2.0), RopeScaling("linear", 2.0)),
+        (dict(type="none", factor=2.0), None),
+        (dict(factor=0.0), None),
+        (dict(type="yarn", factor=4.0), RopeScaling("yarn", 4.0, original_positions=64)),
+    )
+    def test_scaling_of_positions(self, values, want):
+        fields = {}
+        for key, value in values.items():
+            key = "rope.scale_linear" if key == "scale_linear" else f"rope.scaling.{key}"
+            is_text = isinstance(value, str)
+            kind = gguf.GGUFValueType.STRING if is_text else gguf.GGUFValueType.FLOAT32
+            fields[key] = (value, kind)
+        self.assertEqual(load_config(write_gguf(self.path(), fields=fields)).rope_scaling, want)
 
     def test_damaged_and_foreign_files(self):
         path = write_gguf(self.path())
@@ -200,11 +210,11 @@ class GGUFTest(parameterized.TestCase):
             path.write_bytes(part)
             with self.assertRaisesRegex(ValueError, "no GGUF file, damaged or cut short"):
                 load_pretrained(path)
-        writer = gguf.GGUFWriter(path, "qwen2")
+        writer = gguf.GGUFWriter(path, "mamba")
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.close()
-        with self.assertRaisesRegex(ValueError, "general.architecture='qwen2'"):
+        with self.assertRaisesRegex(ValueError, "general.architecture='mamba'"):
             load_pretrained(path)
         write_gguf(path, extra__weight=np.zeros(3, np.float32))
         with self.assertRaisesRegex(ValueError, "'extra.weight' is unexpected"):

@@ -266,15 +266,15 @@ class HuggingFaceTest(parameterized.TestCase):
             self.assertIn(part, str(caught.exception))
 
     @parameterized.parameters(
-        ("lm_llama", dict(attention_bias=True), "attention_bias=True is not supported"),
+        ("lm_llama", dict(rope_interleaved=True), "rope_interleaved=True is not supported"),
         ("lm_llama", dict(hidden_act="relu"), "hidden_act='relu'"),
         ("lm_llama", dict(model_type="qwen2"), "model_type='qwen2'.* choose one of"),
         ("lm_llama", dict(architectures=["LlamaForTokenClassification"]), "ForTokenClass"),
         ("lm_llama", dict(quantization_config={"bits": 4}), "quantization_config"),
         (
             "lm_llama",
-            dict(rope_parameters={"rope_theta": 1e4, "rope_type": "yarn"}),
-            "rope_scaling of type 'yarn'",
+            dict(rope_parameters={"rope_theta": 1e4, "rope_type": "mrope"}),
+            "rope_scaling of type 'mrope'",
         ),
         (
             "lm_llama",
