@@ -24,6 +24,7 @@ from gradmem_jax.trees import PyTree
 
 Remat = Literal["none", "full", "dots"]
 REMAT_POLICIES = get_args(Remat)
+MatmulPrecision = Literal["highest", "high", "default"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,10 @@ class LMConfig:
         scan_layers: run the layers as one `lax.scan` over stacked parameters (short compile).
         remat: what the backward pass recomputes in a layer: "none" (keep all), "dots" (keep
             matrix products), "full" (keep only the layer's input).
+        matmul_precision: of products of float32 on TPU and GPU, as JAX names it. "highest" is
+            float32, as the official numbers are; "default" is the fastest: operands are rounded to
+            bfloat16 on TPU, to TF32 on recent GPUs; "high" lies between. WRITE and READ follow it;
+            a language model on its own follows `jax.default_matmul_precision`.
     """
 
     keeps: ClassVar[str] = "keys and values"
@@ -63,6 +68,7 @@ class LMConfig:
     param_dtype: Dtype = "float32"
     scan_layers: bool = False
     remat: Remat = "none"
+    matmul_precision: MatmulPrecision = "highest"
 
     def __post_init__(self) -> None:
         check_fields(self)
