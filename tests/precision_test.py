@@ -10,6 +10,7 @@ from absl.testing import absltest, parameterized
 
 from gradmem_jax.memory.generate import generate
 from gradmem_jax.methods import METHODS
+from tests.rounded_products import errors, rounding
 from tests.small import VOCAB_SIZE, numpy_params, small_model, small_writer
 
 
@@ -76,6 +77,13 @@ class PrecisionTest(parameterized.TestCase):
         gradient = jax.jit(jax.grad(functools.partial(loss, model)))
         with jax.default_matmul_precision("bfloat16"):
             self.check_all_are(gradient.lower(params, *batch()), "high")
+
+    def test_what_a_tpu_makes_of_it(self):
+        with rounding("tpu"):
+            rounded = errors("gradmem_llama_k1", "default")
+            exact = errors("gradmem_llama_k1", "highest")
+        self.assertGreater(rounded["gradient"], 1e-3)
+        self.assertLess(max(exact.values()), 1e-5)
 
     def test_a_wrong_name_is_refused(self):
         with self.assertRaisesRegex(ValueError, "matmul_precision"):
