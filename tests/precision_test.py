@@ -10,7 +10,8 @@ from absl.testing import absltest, parameterized
 
 from gradmem_jax.memory.generate import generate
 from gradmem_jax.methods import METHODS
-from tests.rounded_products import errors, rounding
+from tests.golden_errors import errors
+from tests.rounded_products import rounding
 from tests.small import VOCAB_SIZE, numpy_params, small_model, small_writer
 
 

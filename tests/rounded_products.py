@@ -17,9 +17,7 @@ from jax import lax
 from jax._src.interpreters import mlir as rules  # where lowerings can be replaced for a while
 from jax.interpreters import mlir
 
-from gradmem_jax import GradMem
-from gradmem_jax.trees import PyTree
-from tests.golden_cases import load_case
+from tests.golden_errors import errors
 
 CASES = ("gradmem_llama_k1", "gradmem_llama_k5_head", "gradmem_gpt2_k2_proj_head")
 _BITS = {"tpu": 7, "gpu": 10}  # of the mantissas of bfloat16 and TF32
@@ -61,28 +59,6 @@ def rounding(platform: str) -> Iterator[None]:
         jax.clear_caches()
         yield
     jax.clear_caches()
-
-
-def distance(got: PyTree, want: PyTree) -> float:
-    """Norm of the difference, relative to that of what is wanted."""
-    squares = jax.tree.map(lambda x, y: (np.square(x - y).sum(), np.square(y).sum()), got, want)
-    sums = np.sum(jax.tree.leaves(squares, is_leaf=lambda x: isinstance(x, tuple)), axis=0)
-    return float(np.sqrt(sums[0] / sums[1]))
-
-
-def errors(name: str, precision: str) -> dict[str, float]:
-    """How far memory, loss and gradient of a golden case are from the official ones, relative."""
-    from tests.memory.parity_test import outer_loss
-
-    case = load_case(name, lm={"matmul_precision": precision, "scan_layers": True})
-    batch = {key: case.io[key] for key in ("context_ids", "query_ids", "labels")}
-    run = jax.jit(jax.value_and_grad(outer_loss, has_aux=True), static_argnums=1)
-    (loss, parts), gradients = jax.device_get(run(case.params, GradMem(case.config), batch))
-    return {
-        "memory": distance(parts["memory"], case.io["memory"]),
-        "loss": abs(float(loss) / float(case.io["loss"][0]) - 1),
-        "gradient": distance({key: gradients[key] for key in case.gradients}, case.gradients),
-    }
 
 
 def main() -> None:
