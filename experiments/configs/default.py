@@ -27,7 +27,15 @@ from gradmem_jax.methods import METHODS
 from gradmem_jax.parallel.sharding import MeshConfig
 from gradmem_jax.training.optimizer import OptimizerConfig
 
-LEFT_OPEN = ("dtype", "param_dtype", "scan_layers", "remat", "attention", "gather")
+LEFT_OPEN = (
+    "dtype",
+    "param_dtype",
+    "scan_layers",
+    "remat",
+    "attention",
+    "gather",
+    "matmul_precision",
+)
 
 
 def fields_of(config_class: type, leave_out: tuple[str, ...] = ()) -> ConfigDict:

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import os
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -26,8 +27,7 @@ class Machine:
         memory: bytes of its main memory.
         bandwidth: bytes/s of it.
         flops: FLOP/s of products of bfloat16 at peak, with sums in float32.
-        float32_flops: FLOP/s of products of float32 as JAX takes them by default: rounded to
-            bfloat16 on TPU, to TF32 on GPU.
+        float32_flops: FLOP/s of products of float32 by `lm.matmul_precision`.
         source: where these figures are published.
         gpu: what XLA must know of a GPU.
     """
@@ -36,7 +36,7 @@ class Machine:
     memory: int
     bandwidth: float
     flops: float
-    float32_flops: float
+    float32_flops: Mapping[str, float]
     source: str
     gpu: "GPU | None" = None
 
@@ -45,9 +45,9 @@ class Machine:
         """Bytes that a program of JAX can have: of GPUs, JAX takes three quarters by default."""
         return self.memory * 3 // 4 if self.gpu else self.memory
 
-    def peak(self, dtype: str) -> float:
-        """FLOP/s of products of a dtype."""
-        return self.float32_flops if dtype == "float32" else self.flops
+    def peak(self, dtype: str, precision: str) -> float:
+        """FLOP/s of products of a dtype, those of float32 in a precision."""
+        return self.float32_flops[precision] if dtype == "float32" else self.flops
 
 
 class GPU(NamedTuple):
@@ -75,7 +75,16 @@ class GPU(NamedTuple):
 
 
 def _tpu(name: str, gib: int, bandwidth: float, flops: float) -> Machine:
-    return Machine("tpu", gib * GIB, bandwidth, flops, flops, f"{TPU_PAGES}{name}")
+    passes = {"default": 1, "high": 3, "highest": 6}  # of products of bfloat16, by XLA
+    float32 = {precision: flops / number for precision, number in passes.items()}
+    return Machine("tpu", gib * GIB, bandwidth, flops, float32, f"{TPU_PAGES}{name}")
+
+
+def _gpu(
+    gib: int, bandwidth: float, flops: float, tf32: float, float32: float, source: str, gpu: GPU
+) -> Machine:
+    by_precision = {"default": tf32, "high": tf32, "highest": float32}
+    return Machine("cuda", gib * GIB, bandwidth, flops, by_precision, source, gpu)
 
 
 _HOPPER = ((9, 0), 132, 128, 1.98, 233472, 232448, 50 * 2**20)
@@ -88,14 +97,10 @@ MACHINES = {
     "v5e": _tpu("v5e", 16, 0.819e12, 197e12),
     "v5p": _tpu("v5p", 95, 2.765e12, 459e12),
     "v6e": _tpu("v6e", 32, 1.64e12, 918e12),
-    "a100-40": Machine("cuda", 40 * GIB, 1.555e12, 312e12, 156e12, _A100_PAGE, _A100),
-    "a100-80": Machine("cuda", 80 * GIB, 2.039e12, 312e12, 156e12, _A100_PAGE, _A100),
-    "h100": Machine(
-        "cuda", 80 * GIB, 3.35e12, 989e12, 494e12, _H100_PAGE, GPU("NVIDIA H100 SXM", *_HOPPER)
-    ),
-    "h200": Machine(
-        "cuda", 141 * GIB, 4.8e12, 989e12, 494e12, _H200_PAGE, GPU("NVIDIA H200", *_HOPPER)
-    ),
+    "a100-40": _gpu(40, 1.555e12, 312e12, 156e12, 19.5e12, _A100_PAGE, _A100),
+    "a100-80": _gpu(80, 2.039e12, 312e12, 156e12, 19.5e12, _A100_PAGE, _A100),
+    "h100": _gpu(80, 3.35e12, 989e12, 494e12, 67e12, _H100_PAGE, GPU("NVIDIA H100 SXM", *_HOPPER)),
+    "h200": _gpu(141, 4.8e12, 989e12, 494e12, 67e12, _H200_PAGE, GPU("NVIDIA H200", *_HOPPER)),
 }
 # A slice of TPUs that has so many chips.
 _SLICES = {1: "1x1", 2: "1x2", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8"}

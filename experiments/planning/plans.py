@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from experiments.planning.machines import GIB, Topology
@@ -13,7 +13,8 @@ from experiments.program import files, formatting
 from experiments.program.console import log
 from gradmem_jax.checks import require
 
-FIELDS = ("remat", "dtype", "gather", "attention")  # of a language model, that flags may change
+# Of a language model, that flags may change.
+FIELDS = ("remat", "dtype", "matmul_precision", "gather", "attention")
 
 
 def works_by_batch_size(
@@ -83,6 +84,13 @@ def _gib(size: float | None) -> float | None:
     return None if size is None else size / GIB
 
 
+def _numbers(settings: Mapping[str, Any]) -> str:
+    """Dtype of a plan, and how its products of float32 are taken if not exactly."""
+    precision = settings["matmul_precision"]
+    is_exact = settings["dtype"] != "float32" or precision == "highest"
+    return settings["dtype"] if is_exact else f"float32, {precision}"
+
+
 def table(plans: Sequence[StepPlan]) -> str:
     """Formats plans, a line each."""
     head = ["step", "on", "B", "parts", "remat", "dtype", "gather", "fits", "GiB of", "parameters"]
@@ -95,7 +103,7 @@ def table(plans: Sequence[StepPlan]) -> str:
             p.batch_size,
             p.settings["num_micro_batches"],
             p.settings["remat"],
-            p.settings["dtype"],
+            _numbers(p.settings),
             p.settings["gather"],
             "yes" if p.fits else "NO",
             f"{p.total / GIB:.2f} of {p.available / GIB:.1f}",

@@ -31,7 +31,7 @@ def _changes(work: Work, found: StepPlan) -> Iterator[Work]:
     if found.settings["num_micro_batches"] == 1:
         yield work
     changes: dict[str, Any] = {}
-    if lm.remat != "full":
+    if lm.remat not in ("auto", "full"):
         changes["remat"] = "full"
         yield work.with_lm(**changes)
     if found.gathered and getattr(lm, "gather", "layer") == "step":

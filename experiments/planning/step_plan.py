@@ -30,7 +30,7 @@ class StepPlan:
         topology: name of the machine.
         devices: how many there are.
         batch_size: B, of all devices.
-        settings: what it was compiled with: parts of the batch, remat, dtype.
+        settings: what it was compiled with: parts of the batch, remat, dtype, precision.
         fits: whether a device has room for it.
         available: bytes that a program can have on a device.
         parameters: bytes of the parameters that a device keeps.
@@ -83,10 +83,11 @@ def plan_step(work: Work, topology: Topology) -> StepPlan:
     state = state_shapes(work.model, work.optimizer, work.frozen)
     flops = 0
 
-    def lower(parts: int) -> Any:
+    def lower(parts: int, remat: str) -> Any:
         nonlocal flops
+        model = fitting.with_lm(work.model, remat=remat)
         step = jit_train_step(
-            work.model, make_optimizer(work.optimizer), state, mesh, parts, work.frozen
+            model, make_optimizer(work.optimizer), state, mesh, parts, work.frozen
         )
         traced = step.trace(state, dict(work.batch))
         flops = count_flops(traced.jaxpr)
@@ -106,6 +107,7 @@ def plan_step(work: Work, topology: Topology) -> StepPlan:
         "settings": {
             "remat": lm.remat,
             "dtype": lm.dtype,
+            "matmul_precision": lm.matmul_precision,
             "gather": getattr(lm, "gather", "step"),
         },
         "available": machine.usable,
@@ -113,17 +115,15 @@ def plan_step(work: Work, topology: Topology) -> StepPlan:
         "optimizer": _bytes(state.optimizer_state, mesh),
         "gathered": whole - own,
     }
-    given, rows = work.num_micro_batches, work.batch_size // shards
+    given, remats = work.num_micro_batches, fitting.remats(lm.remat)
+    counts = fitting.divisors(work.batch_size // shards) if given == AUTOMATIC else [given]
     try:
-        if given == AUTOMATIC:
-            compiled, parts = fitting.compile_in_parts(lower, rows, machine.usable)
-        else:
-            compiled, parts = lower(given).compile(), given
+        fitted = fitting.compile_to_fit(lower, counts, remats, machine.usable)
     except jax.errors.JaxRuntimeError as error:
         used = fitting.bytes_without_room(error)
         if used is None:
             raise
-        known["settings"]["num_micro_batches"] = rows if given == AUTOMATIC else given
+        known["settings"] |= {"num_micro_batches": counts[-1], "remat": remats[-1]}
         return StepPlan(
             **known,
             flops=flops,
@@ -136,10 +136,11 @@ def plan_step(work: Work, topology: Topology) -> StepPlan:
             collectives={},
             compile_seconds=time.monotonic() - started,
         )
-    known["settings"]["num_micro_batches"] = parts
+    compiled = fitted.step
+    known["settings"] |= {"num_micro_batches": fitted.num_parts, "remat": fitted.remat}
     traffic, total = measure(compiled.as_text()), fitting.total_bytes(compiled)
     times = {
-        "compute": flops / machine.peak(lm.dtype),
+        "compute": flops / machine.peak(lm.dtype, lm.matmul_precision),
         "memory": traffic.memory / machine.bandwidth,
     }
     bound_by = max(times, key=lambda name: times[name])

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.run.fitting import with_lm
 from experiments.run.plan import RunPlan, Stage
 from gradmem_jax.checks import AUTOMATIC
 from gradmem_jax.data.pipeline import make_iterator
@@ -47,10 +48,7 @@ class Work:
 
     def with_lm(self, **changes: Any) -> "Work":
         """The same with other values of some fields of the language model's configuration."""
-        config = self.model.config
-        lm = dataclasses.replace(config.lm, **changes)
-        model = dataclasses.replace(self.model, config=dataclasses.replace(config, lm=lm))
-        return dataclasses.replace(self, model=model)
+        return dataclasses.replace(self, model=with_lm(self.model, **changes))
 
 
 def batch_shapes(

@@ -131,17 +131,21 @@ class CompiledSteps:
     def _compile(self, model: MemoryModel, batch: Batch, name: str) -> Any:
         started = time.monotonic()
 
-        def lower(num_micro_batches: int) -> Any:
+        def lower(num_parts: int, remat: str) -> Any:
             with self._lowering:  # one after the other, so that the first is not held up
-                return self._jit(model, num_micro_batches).lower(self._state_shapes, batch)
+                step = self._jit(fitting.with_lm(model, remat=remat), num_parts)
+                return step.lower(self._state_shapes, batch)
 
-        room = fitting.device_memory(self._mesh)
-        if self._plan.num_micro_batches == AUTOMATIC and room is not None:
+        given, room = self._plan.num_micro_batches, fitting.device_memory(self._mesh)
+        remats, counts = fitting.remats(model.config.lm.remat), [given]
+        if given == AUTOMATIC and room is not None:
             num_rows = len(batch["context_ids"]) // num_batch_shards(self._mesh)
-            step, parts = fitting.compile_in_parts(lower, num_rows, room)
-            log.info("the %d samples of a device go in %d parts", num_rows, parts)
-        else:
-            step = lower(self._plan.num_micro_batches).compile()
+            counts = fitting.divisors(num_rows)
+        fitted = fitting.compile_to_fit(lower, counts, remats, room)
+        if len(counts) * len(remats) > 1 and room is not None:
+            log.info(
+                "the batch of a device goes in %d parts, remat=%s", fitted.num_parts, fitted.remat
+            )
         heap.give_back()
         log.info(
             "training on %s, contexts of %d, queries of %d tokens; compiled in %.1f s",
@@ -150,7 +154,7 @@ class CompiledSteps:
             batch["query_ids"].shape[-1],
             time.monotonic() - started,
         )
-        return step
+        return fitted.step
 
 
 def _shape(x: Any) -> jax.ShapeDtypeStruct:

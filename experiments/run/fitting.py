@@ -1,13 +1,15 @@
-"""Into how many parts a device splits its batch so that it has room for a step."""
+"""What is recomputed, and in how many parts a batch goes, so that a device has room for a step."""
 
+import dataclasses
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
 from experiments.program.console import log
+from gradmem_jax.memory.interface import MemoryModel
 
 _ROOM = 0.95  # of a device's memory, for one program
 _NO_ROOM = ("RESOURCE_EXHAUSTED", "Ran out of memory")
@@ -43,39 +45,79 @@ def bytes_without_room(error: Exception) -> int | None:
     return max((int(float(size) * _UNITS[unit]) for size, unit in sizes), default=0)
 
 
-def compile_in_parts(
-    lower: Callable[[int], Any], num_rows: int, room: int | None
-) -> tuple[Any, int]:
-    """Compiles a step for as few parts as there is room for.
+class Fitted(NamedTuple):
+    """A step that is compiled, and how.
+
+    Attributes:
+        step: the compiled step.
+        num_parts: of a device's batch.
+        remat: what is recomputed, see `LMConfig`.
+    """
+
+    step: Any
+    num_parts: int
+    remat: str
+
+
+def remats(setting: str) -> tuple[str, ...]:
+    """What `lm.remat` lets one choose from, the fastest first."""
+    return ("none", "full") if setting == "auto" else (setting,)
+
+
+def compile_to_fit(
+    lower: Callable[[int, str], Any], counts: Sequence[int], remats: Sequence[str], room: int | None
+) -> Fitted:
+    """Compiles a step with as little recomputed, and then in as few parts, as there is room for.
 
     It is the same choice whenever device, compiler and step are the same, so a run that goes on
     makes it again.
 
     Args:
-        lower: from a number of parts to the lowered step.
-        num_rows: samples of a device.
-        room: bytes that a step may take; None takes what one part takes.
-
-    Returns:
-        The compiled step, and the number of parts.
+        lower: from a number of parts and what is recomputed to the lowered step.
+        counts: numbers of parts to choose from, in rising order.
+        remats: what to choose from to recompute, in the order in which it is tried.
+        room: bytes that a step may take; None takes the first of all.
 
     Raises:
-        jax.errors.JaxRuntimeError: there is no room for one sample at a time.
+        jax.errors.JaxRuntimeError: the compiler finds no room for any.
     """
-    counts = [n for n in range(1, num_rows + 1) if num_rows % n == 0]
-    count, smallest = 1, 0
-    while True:
-        compiled, needed = None, 0
-        try:
-            compiled = lower(count).compile()
-            needed = total_bytes(compiled)
-        except jax.errors.JaxRuntimeError as error:
-            found = bytes_without_room(error)
-            if found is None or count == num_rows:
-                raise
-            needed = found
-        if compiled is not None and (room is None or needed <= room or count == num_rows):
-            return compiled, count
-        smallest = max(2 * count, count * needed // max(room or needed, 1))
-        log.info("%d parts of a batch take %.2f GiB, more than there is", count, needed / 2**30)
-        count = next((n for n in counts if n >= smallest), num_rows)
+    for remat in remats:
+        is_last, at, error = remat == remats[-1], 0, None
+        while True:
+            count, step = counts[at], None
+            try:
+                step = lower(count, remat).compile()
+                needed = total_bytes(step)
+            except jax.errors.JaxRuntimeError as found:
+                error, size = found, bytes_without_room(found)
+                if size is None:
+                    raise
+                needed = size
+            fits = step is not None and (room is None or needed <= room)
+            at_end = count == counts[-1]
+            if fits or (step is not None and at_end and is_last):
+                return Fitted(step, count, remat)
+            log.info(
+                "%d parts of a batch, remat=%s: %.2f GiB, more than there is",
+                count,
+                remat,
+                needed / 2**30,
+            )
+            if at_end:
+                break
+            smallest = max(2 * count, count * needed // max(room or needed, 1))
+            at = next((i for i, n in enumerate(counts) if n >= smallest), len(counts) - 1)
+    assert error is not None
+    raise error
+
+
+def divisors(number: int) -> list[int]:
+    """Numbers of equal parts that so many samples can be split into, in rising order."""
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def with_lm(model: MemoryModel, **changes: Any) -> MemoryModel:
+    """The same model with other values of some fields of its language model's configuration."""
+    config = model.config
+    lm = dataclasses.replace(config.lm, **changes)
+    return dataclasses.replace(model, config=dataclasses.replace(config, lm=lm))

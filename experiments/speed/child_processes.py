@@ -34,24 +34,36 @@ def limit_threads(threads: int | None) -> int:
     return len(os.sched_getaffinity(0))
 
 
-def measure(kind: str, setting: Setting) -> Measured:
+def measure(kind: str, setting: Setting, seconds: float | None = None) -> Measured:
     """Measures one setting; see `experiments.speed.measure` for the kinds.
+
+    Args:
+        kind: what is measured.
+        setting: of what.
+        seconds: that it may take; None does not limit it.
 
     Returns:
         What was measured; or `error`, what went wrong, so that a setting that does not fit into
         memory does not end a table.
     """
     fields = json.dumps(dataclasses.asdict(setting))
-    return run_json([sys.executable, "-m", "experiments.speed.measure", kind, fields])
+    return run_json([sys.executable, "-m", "experiments.speed.measure", kind, fields], seconds)
 
 
-def run_json(command: Sequence[str]) -> Measured:
+def run_json(command: Sequence[str], seconds: float | None = None) -> Measured:
     """Runs a program whose last line of output is JSON.
+
+    Args:
+        command: the program and its arguments.
+        seconds: that it may take; None does not limit it.
 
     Returns:
         The JSON, or `error`.
     """
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return {"error": f"ended after {seconds:.0f} s, the time that it had"}
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
         return {"error": f"ended by {name}, perhaps for want of memory"}

@@ -25,11 +25,19 @@ class Reference(NamedTuple):
     python: str
     device: str
 
-    def measure(self, kind: str, setting: Setting | None = None) -> child_processes.Measured:
-        """Measures it, or only sees that it can be started if kind is "check"."""
+    def measure(
+        self, kind: str, setting: Setting | None = None, seconds: float | None = None
+    ) -> child_processes.Measured:
+        """Measures it, or only sees that it can be started if kind is "check".
+
+        Args:
+            kind: "step", "inference" or "check".
+            setting: of what; "check" needs none.
+            seconds: that it may take; None does not limit it.
+        """
         fields = [] if setting is None else [json.dumps(dataclasses.asdict(setting))]
         command = [self.python, str(_RUNNER), self.folder, kind, *fields]
-        return child_processes.run_json([*command, f"--device={self.device}"])
+        return child_processes.run_json([*command, f"--device={self.device}"], seconds)
 
     def check(self) -> None:
         """Raises ValueError unless it can be started."""

@@ -20,11 +20,11 @@ import numpy as np
 
 from gradmem_jax.dtypes import at_least_float32
 from gradmem_jax.parallel.any_mesh import vary_like
+from gradmem_jax.precision import at_precision, current_precision
 
 Arrays = tuple[jax.Array, ...]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def causal_attention(
     query: jax.Array, key: jax.Array, value: jax.Array, block: int
 ) -> tuple[jax.Array, jax.Array]:
@@ -40,10 +40,32 @@ def causal_attention(
         Mean of the values [B, Hkv, G, S, D], logarithm of the sum of weights [B, Hkv, G, S, 1],
         float32 at least.
     """
-    return _forward(query, key, value, block)[0]
+    return _attention(query, key, value, block, current_precision())
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, block: int, precision: str | None
+) -> tuple[jax.Array, jax.Array]:
+    return _forward(query, key, value, block, precision)[0]
 
 
 def _forward(
+    query: jax.Array, key: jax.Array, value: jax.Array, block: int, precision: str | None
+) -> tuple[tuple[jax.Array, jax.Array], Arrays]:
+    return at_precision(_values, precision)(query, key, value, block)
+
+
+def _backward(
+    block: int, precision: str | None, saved: Arrays, cotangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return at_precision(_cotangents, precision)(block, saved, cotangents)
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def _values(
     query: jax.Array, key: jax.Array, value: jax.Array, block: int
 ) -> tuple[tuple[jax.Array, jax.Array], Arrays]:
     dtype, length = at_least_float32(query.dtype), query.shape[3]
@@ -73,7 +95,7 @@ def _forward(
     return (mean, log_sum_exp), (query, key, value, mean, log_sum_exp)
 
 
-def _backward(
+def _cotangents(
     block: int, saved: Arrays, cotangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     query, key, value, mean, log_sum_exp = saved
@@ -106,9 +128,6 @@ def _backward(
     found = _over_pairs(add, start, q, block)
     d_query, d_key, d_value = (x[..., :length, :] for x in found)
     return d_query.astype(query.dtype), d_key.astype(key.dtype), d_value.astype(value.dtype)
-
-
-causal_attention.defvjp(_forward, _backward)
 
 
 def _over_pairs(

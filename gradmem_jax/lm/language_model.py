@@ -23,8 +23,9 @@ from gradmem_jax.token_chunks import join_tokens, split_tokens
 from gradmem_jax.trees import PyTree
 
 Activation = Literal["silu", "gelu_tanh"]
-Remat = Literal["none", "full", "dots"]
+Remat = Literal["auto", "none", "full", "dots"]
 REMAT_POLICIES = get_args(Remat)
+MatmulPrecision = Literal["highest", "high", "default"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,12 @@ class LMConfig:
         param_dtype: dtype of the parameters.
         scan_layers: run the layers as one `lax.scan` over stacked parameters (short compile).
         remat: what the backward pass recomputes in a layer: "none" (keep all), "dots" (keep
-            matrix products), "full" (keep only the layer's input).
+            matrix products), "full" (keep only the layer's input). "auto" is "none"; programs for
+            training take "full" on accelerators without room for it.
+        matmul_precision: of products of float32 on TPU and GPU, as JAX names it. "highest" is
+            float32, as the official numbers are; "default" is the fastest: operands are rounded to
+            bfloat16 on TPU, to TF32 on recent GPUs; "high" lies between. WRITE and READ follow it;
+            a language model on its own follows `jax.default_matmul_precision`.
     """
 
     keeps: ClassVar[str] = "keys and values"
@@ -68,7 +74,8 @@ class LMConfig:
     dtype: Dtype = "float32"
     param_dtype: Dtype = "float32"
     scan_layers: bool = False
-    remat: Remat = "none"
+    remat: Remat = "auto"
+    matmul_precision: MatmulPrecision = "highest"
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -93,6 +100,11 @@ class LMConfig:
             path: such as "layers/gate/bias" or "head", whether layers are stacked or not.
         """
         return not (self.tied_head and path == "head")
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether a backward pass finds all that it needs, and recomputes nothing."""
+        return self.remat in ("auto", "none")
 
 
 _LARGEST_HIDDEN = 2**26  # bytes of an MLP's hidden layer that are there at once
@@ -339,7 +351,7 @@ class LanguageModel(nn.Module):
             c.param_dtype,
         )
         layer = self.layer_type()
-        if c.remat != "none":
+        if not c.keeps_all:
             layer = nn.remat(layer, policy=_REMAT_POLICIES[c.remat], prevent_cse=not c.scan_layers)
         if c.scan_layers:
             self.layers = nn.scan(

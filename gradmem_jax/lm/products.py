@@ -11,6 +11,7 @@ from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
 from gradmem_jax.parallel.any_mesh import vary_like
+from gradmem_jax.precision import current_precision
 
 Axes = tuple[int, ...]
 Dimensions = tuple[tuple[Axes, Axes], tuple[Axes, Axes]]
@@ -35,7 +36,7 @@ def dot_general(
         lhs: any shape and dtype.
         rhs: any shape and dtype.
         dimension_numbers: axes of lhs and of rhs to contract, axes of lhs and of rhs in batches.
-        precision: see `jax.lax.dot_general`.
+        precision: see `jax.lax.dot_general`; None is that of `jax.default_matmul_precision` now.
         preferred_element_type: see `jax.lax.dot_general`.
 
     Returns:
@@ -47,6 +48,7 @@ def dot_general(
         (tuple(lhs_batch), tuple(rhs_batch)),
     )
     lhs, rhs = jnp.asarray(lhs), jnp.asarray(rhs)
+    precision = current_precision() if precision is None else precision
     order = range(lhs.ndim + rhs.ndim - 2 * len(lhs_contract) - len(lhs_batch))
     return _product(lhs, rhs, dimensions, order, precision, preferred_element_type)
 

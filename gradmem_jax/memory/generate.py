@@ -15,6 +15,7 @@ from gradmem_jax.foreign_text import shown
 from gradmem_jax.memory.interface import MemoryModel, MemoryT
 from gradmem_jax.parallel.any_mesh import on_any_mesh, vary_like
 from gradmem_jax.parallel.compiling import FEWER_COPIES, compiler_options, platform_of
+from gradmem_jax.precision import at_precision
 from gradmem_jax.trees import Params
 
 
@@ -181,6 +182,7 @@ def _generate(
     *others: Any,
 ) -> jax.Array:
     decode = functools.partial(_decode, model, max_new_tokens)
+    decode = at_precision(decode, model.config.lm.matmul_precision)
     return on_any_mesh(decode, (query_ids, memory), 0, params, memory, query_ids, *others)
 
 

@@ -319,7 +319,7 @@ class GradMem(PrefixMemory[Written]):
                 stops=settings.loss_tolerance is not None,
                 keep_last=keep,
             )
-            for keep in (False, c.meta_gradient == "mixed" and c.lm.remat == "none")
+            for keep in (False, c.meta_gradient == "mixed" and c.lm.keeps_all)
         )
         descend: Callable[..., Any] = functools.partial(self.descend, orders_kept)
         if len(orders) < len(orders_kept) and self.write_optimizer is None:

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from gradmem_jax.parallel.any_mesh import vary_like
+from gradmem_jax.precision import at_precision, current_precision
 from gradmem_jax.trees import PyTree
 
 LossFn = Callable[[PyTree, PyTree, PyTree], jax.Array]
@@ -116,10 +117,16 @@ def second_order(loss_fn: LossFn, *, keep: bool = False) -> GradientFn:
         losses_cotangent, gradient_cotangent = cotangents
         return *linearized(gradient_cotangent, losses_cotangent), None
 
+    precision = current_precision()
     if keep:
-        losses_and_gradient.defvjp(forward_and_linearize, apply_linearized)
+        losses_and_gradient.defvjp(
+            at_precision(forward_and_linearize, precision),
+            at_precision(apply_linearized, precision),
+        )
     else:
-        losses_and_gradient.defvjp(forward, backward)
+        losses_and_gradient.defvjp(
+            at_precision(forward, precision), at_precision(backward, precision)
+        )
     return losses_and_gradient
 
 
@@ -133,6 +140,7 @@ def with_derivative_of(
         other: the same, computed in the way that suits a backward pass.
     """
     either = jax.custom_vjp(function)
+    other = at_precision(other, current_precision())
 
     def forward(*args: PyTree) -> tuple[PyTree, Any]:
         return jax.vjp(other, *args)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from gradmem_jax.checks import is_traced
+from gradmem_jax.precision import at_precision
 
 MAX_MODELS = 64
 _Method = typing.TypeVar("_Method", bound=Callable[..., Any])
@@ -43,7 +44,7 @@ class _Shared:
 def program(
     function: Callable[..., Any], model: Any, static_argnames: tuple[str, ...] = ()
 ) -> Callable[..., Any]:
-    """Compiles `function(model, ...)`, once for all equal models.
+    """Compiles `function(model, ...)`, once for all equal models, at their precision of products.
 
     Args:
         function: a function of a module, whose first argument is the model.
@@ -53,7 +54,7 @@ def program(
     Returns:
         The compiled function of the other arguments.
     """
-    bound = functools.partial(function, model)
+    bound = at_precision(functools.partial(function, model), model.config.lm.matmul_precision)
     if not _may_keep(model):
         return bound
     name = (function, "program")

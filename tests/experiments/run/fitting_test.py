@@ -12,15 +12,18 @@ from experiments.run import fitting, whole_run
 from experiments.run.build import build
 from tests.experiments.tiny_run import tiny_config
 
+COUNTS = fitting.divisors(12)
+
 
 class Program:
     """A step of `count` parts of 12 samples, each of which takes 10 bytes beside 20."""
 
     tried: list[int] = []
 
-    def __init__(self, count, error=None):
+    def __init__(self, count, remat="none", error=None):
         self.count, self._error = count, error
-        self.tried.append(count)
+        self._per_part = {"none": 120, "full": 60}[remat]
+        self.tried.append(count if remat == "none" else -count)
 
     def compile(self):
         if self._error and self.count < 4:
@@ -32,7 +35,7 @@ class Program:
             argument_size_in_bytes=20,
             output_size_in_bytes=15,
             alias_size_in_bytes=15,
-            temp_size_in_bytes=120 // self.count,
+            temp_size_in_bytes=self._per_part // self.count,
         )
 
 
@@ -45,12 +48,24 @@ class FittingTest(parameterized.TestCase):
         (None, 1, [1]), (140, 1, [1]), (139, 2, [1, 2]), (50, 4, [1, 2, 4]), (30, 12, [1, 4, 12])
     )
     def test_as_few_parts_as_there_is_room_for(self, room, want, tried):
-        found, count = fitting.compile_in_parts(Program, 12, room)
-        self.assertEqual((found.count, count), (want, want))
+        found = fitting.compile_to_fit(Program, COUNTS, ["none"], room)
+        self.assertEqual((found.step.count, found.num_parts), (want, want))
         self.assertEqual(Program.tried, tried)
 
+    @parameterized.parameters(
+        (None, 1, "none"), (140, 1, "none"), (30, 12, "none"), (29, 12, "full"), (25, 12, "full")
+    )
+    def test_recomputes_where_one_sample_at_a_time_has_no_room(self, room, parts, remat):
+        found = fitting.compile_to_fit(Program, COUNTS, fitting.remats("auto"), room)
+        self.assertEqual(found[1:], (parts, remat))
+
+    def test_a_number_of_parts_that_is_given(self):
+        found = fitting.compile_to_fit(Program, [2], fitting.remats("auto"), 60)
+        self.assertEqual(found[1:], (2, "full"))
+        self.assertEqual(Program.tried, [2, -2])
+
     def test_one_sample_at_a_time_is_the_last_try(self):
-        self.assertEqual(fitting.compile_in_parts(Program, 12, 1)[1], 12)
+        self.assertEqual(fitting.compile_to_fit(Program, COUNTS, ["none"], 1).num_parts, 12)
 
     @parameterized.parameters(
         "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 15.85G of 15.75G hbm.",
@@ -62,14 +77,20 @@ class FittingTest(parameterized.TestCase):
         found = fitting.bytes_without_room(jax.errors.JaxRuntimeError(text))
         self.assertAlmostEqual(found / 2**30, 16, delta=0.2)
 
-        def lower(count):
-            return Program(count, text)
+        def lower(count, remat):
+            return Program(count, remat, text)
 
-        self.assertEqual(fitting.compile_in_parts(lower, 12, 2**34)[1], 4)
+        found = fitting.compile_to_fit(lower, COUNTS, ["none", "full"], 2**34)
+        self.assertEqual(found[1:], (4, "none"))
+        with self.assertRaisesRegex(jax.errors.JaxRuntimeError, "RESOURCE_EXHAUSTED"):
+            fitting.compile_to_fit(lower, [1, 2], ["none", "full"], 2**34)
 
     def test_other_errors_are_errors(self):
+        def lower(count, remat):
+            return Program(count, remat, "INTERNAL: no")
+
         with self.assertRaisesRegex(jax.errors.JaxRuntimeError, "INTERNAL"):
-            fitting.compile_in_parts(lambda count: Program(count, "INTERNAL: no"), 12, 100)
+            fitting.compile_to_fit(lower, COUNTS, ["none"], 100)
 
     def test_a_run_on_a_device_with_little_memory(self):
         plan = build(tiny_config(num_steps=2, num_micro_batches=-1, cpu_devices=1))
@@ -79,7 +100,7 @@ class FittingTest(parameterized.TestCase):
             self.assertLogs(log, "INFO") as logs,
         ):
             whole_run.train(plan, pathlib.Path(folder) / "run")
-        self.assertRegex("\n".join(logs.output), r"the (\d+) samples of a device go in \1 parts")
+        self.assertRegex("\n".join(logs.output), r"in 1 parts, remat=full")
 
 
 if __name__ == "__main__":
