@@ -19,7 +19,8 @@ from gradmem_jax.checks import (
     require_number,
 )
 from gradmem_jax.dtypes import at_least_float32
-from gradmem_jax.lm.blockwise import causal_attention
+from gradmem_jax.lm import blockwise
+from gradmem_jax.lm.fused import attention as fused
 from gradmem_jax.lm.products import dot_general
 
 
@@ -254,10 +255,13 @@ def attend(
         attend_block = functools.partial(_attend_block, may_see_nothing=by_position is not None)
         size = query_rows(batch_size, num_heads, length)
         has_cache = cache_mask is not None and cache_mask.shape[-1] > 0
-        if method == "auto" and size is not None and by_position is None and not has_cache:
+        is_open = is_symbolic(batch_size) or is_symbolic(length) or not length
+        in_blocks = size is not None if method == "auto" else method == "pallas" and not is_open
+        if in_blocks and by_position is None and not has_cache:
             scaled = grouped * query.shape[-1] ** -0.5
             block = block_size(batch_size, num_heads, length)
-            return _partial_attention(query, [causal_attention(scaled, key, value, block)])
+            compute = fused.causal_attention if method == "pallas" else blockwise.causal_attention
+            return _partial_attention(query, [compute(scaled, key, value, block)])
 
         def rows(queries: jax.Array, start: Any, end: int) -> tuple[jax.Array, jax.Array]:
             """Causal attention of neighbouring queries, the first one at `start`."""
