@@ -20,7 +20,7 @@ from jax.interpreters import ad, batching, mlir
 from gradmem_jax.dtypes import at_least_float32
 from gradmem_jax.lm import blockwise
 from gradmem_jax.lm.fused import passes
-from gradmem_jax.lm.fused.kernels import Machine, walk
+from gradmem_jax.lm.fused.kernels import Cost, Machine, cost_of, walk
 from gradmem_jax.lm.fused.passes import Arrays
 from gradmem_jax.parallel.any_mesh import vary_like
 
@@ -51,6 +51,37 @@ def causal_attention(
     """
     mean, log_sum_exp = _bind(_forward_p, (query, key, value), block=block, interpret=interpret)
     return mean, log_sum_exp
+
+
+def cost(name: str, operands: Sequence[Any], machine: Machine) -> Cost | None:
+    """What the kernels of an equation of a jaxpr take.
+
+    Args:
+        name: of its primitive.
+        operands: their shapes and dtypes.
+        machine: for what machine they are compiled.
+
+    Returns:
+        None if the primitive is none of this file.
+    """
+    if name not in _KERNELS:
+        return None
+    found = Cost()
+
+    def run(kernel: passes.Pass, queries: Sequence[Any], keys: Sequence[Any]) -> Arrays:
+        nonlocal found
+        query_shapes, key_shapes = ([*map(_without_heads, x)] for x in (queries, keys))
+        found += cost_of(kernel, query_shapes, key_shapes, BLOCKS[machine])
+        return ()
+
+    _KERNELS[name](run, *operands)
+    return found
+
+
+def _without_heads(x: Any) -> Any:
+    """Shape and dtype of an array whose heads are part of the batch."""
+    batch, heads, *others = x.shape
+    return jax.ShapeDtypeStruct((batch * heads, *others), x.dtype)
 
 
 def _bind(primitive: core.Primitive, arrays: Sequence[Any], **params: Any) -> Arrays:
@@ -132,7 +163,9 @@ def _compute(
         return in_blocks(*operands, block=block)
 
     def run(kernel: passes.Pass, queries: Arrays, keys: Arrays) -> Arrays:
-        queries, keys = (tuple(x.reshape(-1, *x.shape[2:]) for x in y) for y in (queries, keys))
+        queries, keys = (
+            tuple(x.reshape(_without_heads(x).shape) for x in y) for y in (queries, keys)
+        )
         return walk(
             kernel,
             queries,
@@ -155,6 +188,7 @@ def _primitive(
 ) -> core.Primitive:
     primitive = core.Primitive(f"attention{kernels.__name__}")
     primitive.multiple_results = True
+    _KERNELS[primitive.name] = kernels
     primitive.def_abstract_eval(shapes)
 
     @functools.partial(jax.jit, static_argnames=("block", "interpret"))
@@ -251,6 +285,7 @@ def _transpose_in_blocks(
     return transpose
 
 
+_KERNELS: dict[str, Callable[..., Arrays]] = {}
 _forward_p = _primitive(_forward, _forward_in_blocks, _shapes_of_forward)
 _forward_tangent_p = _primitive(_forward_tangent, _forward_tangent_in_blocks, _shapes_of_forward)
 _backward_p = _primitive(_backward, _backward_in_blocks, _shapes_of_backward)

@@ -30,12 +30,14 @@ class Pass(NamedTuple):
         start: `(queries or keys that stay) -> sums`.
         add: `(sums, queries, keys, seen) -> sums`, `seen` bool [s, t].
         finish: `(sums, queries or keys that stay) -> results`, in the sums' dtype.
+        products: matrix products of a pair of blocks.
     """
 
     over_keys: bool
     start: Callable[[Arrays], Arrays]
     add: Callable[[Arrays, Arrays, Arrays, jax.Array], Arrays]
     finish: Callable[[Arrays, Arrays], Arrays]
+    products: int
 
 
 def _dot(left: jax.Array, right: jax.Array, axes: tuple[int, int]) -> jax.Array:
@@ -165,13 +167,13 @@ def _add_to_keys(sums: Arrays, queries: Arrays, keys: Arrays, seen: jax.Array) -
 
 
 # Queries (query); keys (key, value); results (mean, log_sum_exp).
-FORWARD = Pass(True, _start_online, _add_online, _finish_online)
+FORWARD = Pass(True, _start_online, _add_online, _finish_online, 2)
 # Queries (query, mean, log_sum_exp, d_query); keys (key, value, d_key, d_value).
-FORWARD_TANGENT = Pass(True, _start_weighing, _add_weighing, _finish_weighing)
+FORWARD_TANGENT = Pass(True, _start_weighing, _add_weighing, _finish_weighing, 5)
 # Queries (query, d_mean, log_sum_exp, shift); keys (key, value); results (d_query).
-BACKWARD_QUERIES = Pass(True, _start_queries, _add_to_queries, _sums)
+BACKWARD_QUERIES = Pass(True, _start_queries, _add_to_queries, _sums, 3)
 # The same; results (d_key, d_value).
-BACKWARD_KEYS = Pass(False, _start_keys, _add_to_keys, _sums)
+BACKWARD_KEYS = Pass(False, _start_keys, _add_to_keys, _sums, 4)
 # The same with tangents behind all queries, and behind all keys.
-BACKWARD_QUERIES_TANGENT = Pass(True, _start_queries, _tangents_added(_pull_to_queries), _sums)
-BACKWARD_KEYS_TANGENT = Pass(False, _start_keys, _tangents_added(_pull_to_keys), _sums)
+BACKWARD_QUERIES_TANGENT = Pass(True, _start_queries, _tangents_added(_pull_to_queries), _sums, 8)
+BACKWARD_KEYS_TANGENT = Pass(False, _start_keys, _tangents_added(_pull_to_keys), _sums, 10)
