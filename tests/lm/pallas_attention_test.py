@@ -9,6 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from jax.sharding import Mesh, PartitionSpec, SingleDeviceSharding
 
@@ -127,26 +128,28 @@ class PallasAttentionTest(parameterized.TestCase):
         exact = jax.tree.map(lambda x: x[:, None], exact)
         chex.assert_trees_all_close(found, exact, rtol=1e-11, atol=1e-13)
 
-    def test_training_is_as_with_xla(self):
+    @pytest.mark.slow
+    @parameterized.parameters("tpu", "gpu")
+    def test_training_is_as_with_xla(self, machine):
         self.enter_context(jax.enable_x64(True))
-        types = {"dtype": "float64", "param_dtype": "float64", "remat": "full"}
+        types = {"dtype": "float64", "param_dtype": "float64"}
         found = {}
         for name in ("xla", "pallas"):
-            lm = types | {"attention": name, "scan_layers": True}
+            lm = types | {"attention": name}
             model = small_writer("gradmem", lm=lm, num_write_steps=1)
             params, batch = small_params(model), small_batch(2)
             batch["context_ids"] = np.random.default_rng(0).integers(1, 8, (2, 23))
             with (
                 mock.patch.object(programs, "_values_of", lambda _: {}),
-                mock.patch.object(attention.fused, "causal_attention", self.counted()),
+                mock.patch.object(attention.fused, "causal_attention", self.counted(machine)),
             ):
                 step = jax.jit(functools.partial(loss_gradient, model, num_micro_batches=1))
                 found[name] = step(params, batch)
         self.assertGreater(self.calls, 0)
         chex.assert_trees_all_close(found["pallas"], found["xla"], rtol=1e-8, atol=1e-11)
 
-    def counted(self):
-        self.calls, kernels = 0, by_kernels_of("tpu")
+    def counted(self, machine):
+        self.calls, kernels = 0, by_kernels_of(machine)
 
         def causal_attention(query, key, value, block):
             del block
