@@ -5,7 +5,8 @@
 
 So a gradient takes the forward and the backward pass, and forward over reverse takes their two
 tangents: four passes, all of them kernels. Forward mode alone takes the first two. Every further
-derivative, and reverse over reverse, is exact as well; `blockwise` computes it.
+derivative, and reverse over reverse, is exact as well; `blockwise` computes it. It also does where
+the compiler splits a program over devices, which it cannot do with a kernel.
 """
 
 import functools
@@ -196,11 +197,23 @@ def _primitive(
         return primitive.bind(*operands, **params)
 
     primitive.def_impl(compiled)
-    machines: dict[str | None, Machine | None] = {None: None, "tpu": "tpu", "cuda": "gpu"}
-    for platform, machine in machines.items():
+
+    def lowering(machine: Machine | None) -> Any:
         compute = functools.partial(_compute, kernels, in_blocks, shapes, machine)
-        lowering = mlir.lower_fun(compute, multiple_results=True)
-        mlir.register_lowering(primitive, lowering, platform=platform)
+        return mlir.lower_fun(compute, multiple_results=True)
+
+    def where_a_device_is_alone(machine: Machine) -> Any:
+        by_kernels, by_blocks = lowering(machine), lowering(None)
+
+        def lower(context: Any, *operands: Any, **params: Any) -> Any:
+            alone = _is_alone(context.module_context.axis_context)
+            return (by_kernels if alone else by_blocks)(context, *operands, **params)
+
+        return lower
+
+    mlir.register_lowering(primitive, lowering(None))
+    mlir.register_lowering(primitive, where_a_device_is_alone("tpu"), platform="tpu")
+    mlir.register_lowering(primitive, where_a_device_is_alone("gpu"), platform="cuda")
 
     def in_batches(
         operands: Sequence[jax.Array], axes: Sequence[int | None], **params: Any
@@ -221,6 +234,13 @@ def _primitive(
 
     batching.primitive_batchers[primitive] = in_batches
     return primitive
+
+
+def _is_alone(axes: Any) -> bool:
+    """Whether what is lowered is one device's program: the compiler cannot split kernels."""
+    if hasattr(axes, "manual_axes"):
+        return {*axes.manual_axes, *axes.mesh.manual_axes} == {*axes.mesh.axis_names}
+    return getattr(axes, "num_devices", 1) == 1
 
 
 def _instantiated(tangents: Sequence[Any]) -> Arrays:
