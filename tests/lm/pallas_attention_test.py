@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import re
 import unittest
 from unittest import mock
 
@@ -173,6 +174,18 @@ class PallasAttentionTest(parameterized.TestCase):
         text = step.compile(compiler_options=options).as_text()
         target = "tpu_custom_call" if "v5e" in name else "xla.gpu.triton"
         self.assertEqual(text.count(f'{target}"'), 6)
+
+    def test_precision_is_that_of_the_call(self):
+        arrays = draw(16, np.float32)
+
+        def called(*arrays):
+            with jax.default_matmul_precision("highest"):
+                return by_kernels_of("tpu")(*arrays)
+
+        text = jax.jit(lambda *x: jax.vjp(called, *x)[1](called(*x))).lower(*arrays).as_text()
+        products = re.findall(r"dot_general.*", text)
+        self.assertNotEmpty(products)
+        self.assertEqual([x for x in products if "HIGHEST, HIGHEST" not in x], [])
 
     def test_costs(self):
         query, key, value = jax.eval_shape(lambda: draw(256, np.float32, 64))

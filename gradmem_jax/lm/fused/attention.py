@@ -26,6 +26,7 @@ from gradmem_jax.lm.fused.passes import Arrays
 from gradmem_jax.parallel.any_mesh import vary_like
 
 BLOCKS: dict[Machine, int] = {"tpu": 128, "gpu": 32}
+_ONE_PASS = (None, "default", "fastest", "bfloat16")  # `jax.default_matmul_precision`
 KERNEL_DTYPES = ("float32", "bfloat16", "float16")
 Run = Callable[[passes.Pass, Arrays, Arrays], Arrays]
 
@@ -50,7 +51,14 @@ def causal_attention(
         Mean of the values [B, Hkv, G, S, D], logarithm of the sum of weights [B, Hkv, G, S, 1],
         float32 at least.
     """
-    mean, log_sum_exp = _bind(_forward_p, (query, key, value), block=block, interpret=interpret)
+    # Where kernels are lowered, `with jax.default_matmul_precision` is over: ask for it here.
+    mean, log_sum_exp = _bind(
+        _forward_p,
+        (query, key, value),
+        block=block,
+        interpret=interpret,
+        precision=jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]
+    )
     return mean, log_sum_exp
 
 
@@ -155,13 +163,17 @@ def _compute(
     *operands: jax.Array,
     block: int,
     interpret: Machine | None,
+    precision: str | None,
 ) -> Arrays:
     """A pass by the kernels of a machine if it has any for these arrays, else in blocks."""
     query = operands[0]
     compiles = machine is not None and query.dtype.name in KERNEL_DTYPES and query.shape[-1] > 1
     whose = interpret or (machine if compiles else None)
     if whose is None:
-        return in_blocks(*operands, block=block)
+        with jax.default_matmul_precision(precision):
+            return in_blocks(*operands, block=block)
+    if whose == "tpu" and precision not in _ONE_PASS:
+        precision = "highest"  # its kernels know of one pass in bfloat16 and of six
 
     def run(kernel: passes.Pass, queries: Arrays, keys: Arrays) -> Arrays:
         queries, keys = (
@@ -178,7 +190,8 @@ def _compute(
         )
 
     places = shapes(*map(jax.typeof, operands))
-    found = zip(kernels(run, *operands), places, strict=True)
+    with jax.default_matmul_precision(precision):
+        found = zip(kernels(run, *operands), places, strict=True)
     return tuple(x.reshape(place.shape).astype(place.dtype) for x, place in found)
 
 
@@ -192,7 +205,7 @@ def _primitive(
     _KERNELS[primitive.name] = kernels
     primitive.def_abstract_eval(shapes)
 
-    @functools.partial(jax.jit, static_argnames=("block", "interpret"))
+    @functools.partial(jax.jit, static_argnames=("block", "interpret", "precision"))
     def compiled(*operands: jax.Array, **params: Any) -> Sequence[jax.Array]:
         return primitive.bind(*operands, **params)
 
@@ -267,9 +280,9 @@ def _jvp_in_blocks(
         primitive: core.Primitive, primals: Arrays, tangents: Sequence[Any], **params: Any
     ) -> tuple[Arrays, Arrays]:
         of_block = functools.partial(in_blocks, block=params["block"])
-        return _bind(primitive, primals, **params), jax.jvp(
-            of_block, primals, _instantiated(tangents)
-        )[1]
+        with jax.default_matmul_precision(params["precision"]):
+            _, found = jax.jvp(of_block, primals, _instantiated(tangents))
+        return _bind(primitive, primals, **params), found
 
     return jvp
 
@@ -299,7 +312,9 @@ def _transpose_in_blocks(
                 *(next(left) if new else x for x, new in chosen), block=params["block"]
             )
 
-        found = iter(jax.linear_transpose(of_linear, *shapes)(_instantiated(cotangents)))
+        with jax.default_matmul_precision(params["precision"]):
+            pulled = jax.linear_transpose(of_linear, *shapes)(_instantiated(cotangents))
+        found = iter(pulled)
         return [next(found) if new else None for new in is_linear]
 
     return transpose

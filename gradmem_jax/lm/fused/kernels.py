@@ -17,27 +17,34 @@ from jax.experimental.pallas import triton as plgpu
 from gradmem_jax.lm.fused.passes import Arrays, Pass
 
 Machine = Literal["tpu", "gpu"]
+_LANES = 128
 
 
 class _Walk(NamedTuple):
-    """A pass and what it takes; of queries [N, G, S, D] or [N, G, 1, S], of keys [N, S, D]."""
+    """A pass and what it takes; of queries [N, G, S, D] or [N, G, 1, S], of keys [N, S, D].
+
+    On a TPU a last axis of less than 128 is filled up to it, so if D is less it stands before S.
+    """
 
     kernel: Pass
     queries: Arrays
     keys: Arrays
     block: int
+    is_turned: bool
 
     @property
     def results(self) -> tuple[Any, ...]:
         """Shapes and dtypes of the results."""
         tiles = jax.eval_shape(self.kernel.finish, self.sums, self._staying_tiles)
-        batch, groups, length, width = self.queries[0].shape
-        front = (batch, groups) if self.kernel.over_keys else (batch,)
-        rest = [(1, length) if tile.shape[1] == 1 else (length, width) for tile in tiles]
-        return tuple(
-            _shape_like(self.queries[0], (*front, *shape), tile.dtype)
-            for shape, tile in zip(rest, tiles, strict=True)
-        )
+        front = self.queries[0].shape[:2] if self.kernel.over_keys else self.queries[0].shape[:1]
+
+        def result(tile: Any) -> jax.ShapeDtypeStruct:
+            width = tile.shape[1]
+            is_flat = self.is_turned or width == 1
+            shape = (width, self.length) if is_flat else (self.length, width)
+            return _shape_like(self.queries[0], (*front, *shape), tile.dtype)
+
+        return tuple(map(result, tiles))
 
     @property
     def sums(self) -> tuple[Any, ...]:
@@ -45,10 +52,38 @@ class _Walk(NamedTuple):
         return jax.eval_shape(self.kernel.start, self._staying_tiles)
 
     @property
+    def length(self) -> int:
+        """S."""
+        return self.queries[0].shape[-1 if self.is_turned else -2]
+
+    def is_flat(self, x: Any) -> bool:
+        """Whether S is the last axis of an array."""
+        return self.is_turned or _is_row(x)
+
+    def load(self, refs: Sequence[Any]) -> Arrays:
+        """Blocks as a pass takes them."""
+        return tuple(
+            ref[0, :][:, None]
+            if ref.shape[0] == 1
+            else jnp.swapaxes(ref[...], 0, 1)
+            if self.is_turned
+            else ref[...]
+            for ref in refs
+        )
+
+    def store(self, refs: Sequence[Any], tiles: Arrays) -> None:
+        """Writes blocks of results."""
+        for ref, x in zip(refs, tiles, strict=True):
+            if ref.shape[0] == 1:
+                ref[0, :] = x[:, 0]
+            else:
+                ref[...] = jnp.swapaxes(x, 0, 1) if self.is_turned else x
+
+    @property
     def _staying_tiles(self) -> tuple[Any, ...]:
         staying = self.queries if self.kernel.over_keys else self.keys
         return tuple(
-            jax.ShapeDtypeStruct((self.block, 1 if _is_row(x) else x.shape[-1]), x.dtype)
+            jax.ShapeDtypeStruct((self.block, x.shape[-2 if self.is_flat(x) else -1]), x.dtype)
             for x in staying
         )
 
@@ -113,24 +148,24 @@ def walk(
     def padded(x: jax.Array) -> jax.Array:
         more = (-length % block, widened - width if x.shape[-1] > 1 else 0)
         x = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, n) for n in more])
-        return jnp.swapaxes(x, -1, -2) if x.shape[-1] == 1 else x  # 1 would fill 128 lanes
+        return jnp.swapaxes(x, -1, -2) if is_turned or x.shape[-1] == 1 else x
 
-    it = _Walk(kernel, tuple(map(padded, queries)), tuple(map(padded, keys)), block)
+    is_turned = machine == "tpu" and width < _LANES
+    it = _Walk(kernel, tuple(map(padded, queries)), tuple(map(padded, keys)), block, is_turned)
     make = _on_tpu if machine == "tpu" else _on_gpu
     flops, moved, _ = map(int, cost_of(kernel, queries, keys, block))
     cost = pl.CostEstimate(flops=flops, bytes_accessed=moved, transcendentals=0)
     call = make(it, name=name, interpret=interpret, cost_estimate=cost)
     found = call(*it.queries, *it.keys)
     return tuple(
-        jnp.swapaxes(x, -1, -2)[..., :length, :] if _is_row(x) else x[..., :length, :width]
-        for x in found
+        (jnp.swapaxes(x, -1, -2) if it.is_flat(x) else x)[..., :length, :width] for x in found
     )
 
 
 def _on_tpu(walk: _Walk, **options: Any) -> Any:
     kernel, block = walk.kernel, walk.block
-    batch, groups, length, _ = walk.queries[0].shape
-    blocks = length // block
+    batch, groups = walk.queries[0].shape[:2]
+    blocks = walk.length // block
 
     def spec(x: Any) -> pl.BlockSpec:
         def place(*ids: Any) -> tuple[Any, ...]:
@@ -141,11 +176,10 @@ def _on_tpu(walk: _Walk, **options: Any) -> Any:
             else:
                 n, j, g, i = ids
                 i = jnp.maximum(i, j)
-            if x.ndim == 3:
-                return n, j, 0
-            return (n, g, 0, i) if _is_row(x) else (n, g, i, 0)
+            front, along = ((n,), j) if x.ndim == 3 else ((n, g), i)
+            return (*front, 0, along) if walk.is_flat(x) else (*front, along, 0)
 
-        tile = (1, block) if _is_row(x) else (block, x.shape[-1])
+        tile = (x.shape[-2], block) if walk.is_flat(x) else (block, x.shape[-1])
         return pl.BlockSpec((*(None,) * (x.ndim - 2), *tile), place)
 
     def body(*refs: Any) -> None:
@@ -160,21 +194,21 @@ def _on_tpu(walk: _Walk, **options: Any) -> Any:
 
         @pl.when(is_first)
         def _() -> None:
-            for ref, x in zip(sum_refs, kernel.start(_tiles(staying_refs)), strict=True):
+            for ref, x in zip(sum_refs, kernel.start(walk.load(staying_refs)), strict=True):
                 ref[...] = x
 
         @pl.when(j <= i)
         def _() -> None:
             sums = tuple(ref[...] for ref in sum_refs)
             seen = _seen(i, j, block)
-            sums = kernel.add(sums, _tiles(query_refs), _tiles(key_refs), seen)
+            sums = kernel.add(sums, walk.load(query_refs), walk.load(key_refs), seen)
             for ref, x in zip(sum_refs, sums, strict=True):
                 ref[...] = x
 
         @pl.when(is_last)
         def _() -> None:
             sums = tuple(ref[...] for ref in sum_refs)
-            _put(result_refs, kernel.finish(sums, _tiles(staying_refs)))
+            walk.store(result_refs, kernel.finish(sums, walk.load(staying_refs)))
 
     steps = (groups, blocks, blocks) if kernel.over_keys else (blocks, groups, blocks)
     semantics = pltpu.GridDimensionSemantics
@@ -195,8 +229,8 @@ def _on_tpu(walk: _Walk, **options: Any) -> Any:
 
 def _on_gpu(walk: _Walk, **options: Any) -> Any:
     kernel, block = walk.kernel, walk.block
-    batch, groups, length, _ = walk.queries[0].shape
-    blocks = length // block
+    batch, groups = walk.queries[0].shape[:2]
+    blocks = walk.length // block
 
     def spec(x: Any) -> pl.BlockSpec:
         """Queries of all groups, or of one, and all blocks of what goes by."""
@@ -222,19 +256,19 @@ def _on_gpu(walk: _Walk, **options: Any) -> Any:
     def over_keys(*refs: Any) -> None:
         query_refs, key_refs, result_refs, _ = _split(refs, walk)
         i = pl.program_id(2)
-        queries = _tiles(query_refs)
+        queries = walk.load(query_refs)
 
         def add(j: Any, sums: Arrays) -> Arrays:
             keys = tuple(ref[pl.ds(j * block, block), :] for ref in key_refs)
             return kernel.add(sums, queries, keys, _seen(i, j, block))
 
         sums = jax.lax.fori_loop(0, i + 1, add, kernel.start(queries))
-        _put(result_refs, kernel.finish(sums, queries))
+        walk.store(result_refs, kernel.finish(sums, queries))
 
     def over_queries(*refs: Any) -> None:
         query_refs, key_refs, result_refs, _ = _split(refs, walk)
         j = pl.program_id(1)
-        keys = _tiles(key_refs)
+        keys = walk.load(key_refs)
         sums = kernel.start(keys)
         for g in range(groups):
 
@@ -247,7 +281,7 @@ def _on_gpu(walk: _Walk, **options: Any) -> Any:
                 return kernel.add(sums, queries, keys, _seen(i, j, block))
 
             sums = jax.lax.fori_loop(j, blocks, add, sums)
-        _put(result_refs, kernel.finish(sums, keys))
+        walk.store(result_refs, kernel.finish(sums, keys))
 
     are_rows = [_is_row(x) for x in walk.queries]
     return pl.pallas_call(
@@ -264,19 +298,6 @@ def _on_gpu(walk: _Walk, **options: Any) -> Any:
 def _is_row(x: Any) -> bool:
     """Whether this is one number a query, [..., 1, S]."""
     return x.ndim > 3 and x.shape[-2] == 1
-
-
-def _tiles(refs: Sequence[Any]) -> Arrays:
-    """Blocks as a pass takes them."""
-    return tuple(ref[0, :][:, None] if ref.shape[0] == 1 else ref[...] for ref in refs)
-
-
-def _put(refs: Sequence[Any], tiles: Arrays) -> None:
-    for ref, x in zip(refs, tiles, strict=True):
-        if ref.shape[0] == 1:
-            ref[0, :] = x[:, 0]
-        else:
-            ref[...] = x
 
 
 def _seen(i: Any, j: Any, block: int) -> jax.Array:
