@@ -1,6 +1,7 @@
 """GradMem in JAX: memory written by gradient descent at test time."""
 
 from gradmem_jax.lm.armt import AssociativeConfig
+from gradmem_jax.lm.causal_attention import attention
 from gradmem_jax.lm.families import register_lm
 from gradmem_jax.lm.gpt2 import GPT2Config
 from gradmem_jax.lm.gpt_neox import GPTNeoXConfig
@@ -64,6 +65,7 @@ __all__ = [
     "WarmStartConfig",
     "WriteInfo",
     "WritePrediction",
+    "attention",
     "generate",
     "kv_cache_floats",
     "load_config",

@@ -169,6 +169,11 @@ class DocsTest(parameterized.TestCase):
         self.assertTrue(callable(names["step"]))
         self.assertEqual(names["memory"].sharding.spec[0], "data")
 
+    def test_python_code_of_accelerators(self):
+        names = self.run_page("accelerators.md")
+        self.assertEqual(names["hessian_product"].shape, (2, 40, 8, 16))
+        self.assertTrue(np.isfinite(names["hessian_product"]).all())
+
     def test_python_code_of_own_models(self):
         self.addCleanup(METHODS.pop, "gradmem_window", None)
         names = self.run_page("own_models.md")

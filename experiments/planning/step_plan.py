@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from experiments.planning.flops import count_flops
+from experiments.planning.flops import count_flops, count_read_again
 from experiments.planning.hlo import measure
 from experiments.planning.machines import Topology
 from experiments.planning.work import Work
@@ -81,16 +81,17 @@ def plan_step(work: Work, topology: Topology) -> StepPlan:
         f"{topology.name} along the batch; choose another batch size, or a mesh with tensor.",
     )
     state = state_shapes(work.model, work.optimizer, work.frozen)
-    flops = 0
+    flops, read_again = 0.0, 0.0
 
     def lower(parts: int, remat: str) -> Any:
-        nonlocal flops
+        nonlocal flops, read_again
         model = fitting.with_lm(work.model, remat=remat)
         step = jit_train_step(
             model, make_optimizer(work.optimizer), state, mesh, parts, work.frozen
         )
         traced = step.trace(state, dict(work.batch))
-        flops = count_flops(traced.jaxpr)
+        flops = count_flops(traced.jaxpr, machine.platform)
+        read_again = count_read_again(traced.jaxpr, machine.platform)
         return traced.lower()
 
     started = time.monotonic()
@@ -139,9 +140,10 @@ def plan_step(work: Work, topology: Topology) -> StepPlan:
     compiled = fitted.step
     known["settings"] |= {"num_micro_batches": fitted.num_parts, "remat": fitted.remat}
     traffic, total = measure(compiled.as_text()), fitting.total_bytes(compiled)
+    moved = traffic.memory + read_again
     times = {
         "compute": flops / machine.peak(lm.dtype, lm.matmul_precision),
-        "memory": traffic.memory / machine.bandwidth,
+        "memory": moved / machine.bandwidth,
     }
     bound_by = max(times, key=lambda name: times[name])
     return StepPlan(
@@ -150,7 +152,7 @@ def plan_step(work: Work, topology: Topology) -> StepPlan:
         fits=total <= machine.usable,
         temporary=compiled.memory_analysis().temp_size_in_bytes,
         total=total,
-        moved=traffic.memory,
+        moved=moved,
         seconds=times[bound_by],
         bound_by=bound_by,
         collectives=traffic.collectives,

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from gradmem_jax.checks import is_symbolic, require
 from gradmem_jax.dtypes import at_least_float32
-from gradmem_jax.lm.blockwise import causal_attention
+from gradmem_jax.lm import blockwise
+from gradmem_jax.lm.fused import attention as fused
 from gradmem_jax.lm.products import dot_general
 
 
@@ -176,10 +177,13 @@ def attend(
         )
         size = query_rows(batch_size, num_heads, length)
         has_cache = cache_mask is not None and cache_mask.shape[-1] > 0
-        if method == "auto" and size is not None and plain and not has_cache:
+        is_open = is_symbolic(batch_size) or is_symbolic(length) or not length
+        in_blocks = size is not None if method == "auto" else method == "pallas" and not is_open
+        if in_blocks and plain and not has_cache:
             scaled = grouped * query.shape[-1] ** -0.5
             block = block_size(batch_size, num_heads, length)
-            return _partial_attention(query, [causal_attention(scaled, key, value, block)])
+            compute = fused.causal_attention if method == "pallas" else blockwise.causal_attention
+            return _partial_attention(query, [compute(scaled, key, value, block)])
 
         def rows(queries: jax.Array, start: Any, end: int) -> tuple[jax.Array, jax.Array]:
             """Causal attention of neighbouring queries, the first one at `start`."""

@@ -47,27 +47,13 @@ def causal_attention(
 def _attention(
     query: jax.Array, key: jax.Array, value: jax.Array, block: int, precision: str | None
 ) -> tuple[jax.Array, jax.Array]:
-    return _forward(query, key, value, block, precision)[0]
+    return at_precision(forward, precision)(query, key, value, block)
 
 
-def _forward(
-    query: jax.Array, key: jax.Array, value: jax.Array, block: int, precision: str | None
-) -> tuple[tuple[jax.Array, jax.Array], Arrays]:
-    return at_precision(_values, precision)(query, key, value, block)
-
-
-def _backward(
-    block: int, precision: str | None, saved: Arrays, cotangents: tuple[jax.Array, jax.Array]
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    return at_precision(_cotangents, precision)(block, saved, cotangents)
-
-
-_attention.defvjp(_forward, _backward)
-
-
-def _values(
+def forward(
     query: jax.Array, key: jax.Array, value: jax.Array, block: int
-) -> tuple[tuple[jax.Array, jax.Array], Arrays]:
+) -> tuple[jax.Array, jax.Array]:
+    """`causal_attention`, without a backward pass of its own."""
     dtype, length = at_least_float32(query.dtype), query.shape[3]
     q, k, v = (_padded(x, block) for x in (query, key, value))
     rows = (*q.shape[:4], 1)
@@ -92,16 +78,35 @@ def _values(
     total = jnp.where(total == 0, 1, total)  # of padding
     mean = (mixed / total)[..., :length, :]
     log_sum_exp = (jnp.log(total) + top)[..., :length, :]
-    return (mean, log_sum_exp), (query, key, value, mean, log_sum_exp)
+    return mean, log_sum_exp
 
 
-def _cotangents(
-    block: int, saved: Arrays, cotangents: tuple[jax.Array, jax.Array]
+def shift_of(mean: jax.Array, d_mean: jax.Array, d_log_sum_exp: jax.Array) -> jax.Array:
+    """What is added to the cotangents of a query's weights, [B, Hkv, G, S, 1]."""
+    return d_log_sum_exp - (d_mean * mean).sum(axis=-1, keepdims=True)
+
+
+def backward(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    d_mean: jax.Array,
+    log_sum_exp: jax.Array,
+    shift: jax.Array,
+    block: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    query, key, value, mean, log_sum_exp = saved
-    dtype, length = mean.dtype, query.shape[3]
-    d_mean, d_log_sum_exp = cotangents
-    shift = d_log_sum_exp - (d_mean * mean).sum(axis=-1, keepdims=True)
+    """Cotangents of query, key and value.
+
+    Args:
+        query: see `causal_attention`.
+        key: see `causal_attention`.
+        value: see `causal_attention`.
+        d_mean: cotangent of the mean [B, Hkv, G, S, D].
+        log_sum_exp: [B, Hkv, G, S, 1].
+        shift: see `shift_of`.
+        block: queries and keys of a block.
+    """
+    dtype, length = d_mean.dtype, query.shape[3]
     padded = (_padded(x, block) for x in (query, key, value, d_mean, log_sum_exp, shift))
     q, k, v, d_mean, log_sum_exp, shift = padded
 
@@ -128,6 +133,26 @@ def _cotangents(
     found = _over_pairs(add, start, q, block)
     d_query, d_key, d_value = (x[..., :length, :] for x in found)
     return d_query.astype(query.dtype), d_key.astype(key.dtype), d_value.astype(value.dtype)
+
+
+def _forward_and_save(
+    query: jax.Array, key: jax.Array, value: jax.Array, block: int, precision: str | None
+) -> tuple[tuple[jax.Array, jax.Array], Arrays]:
+    mean, log_sum_exp = at_precision(forward, precision)(query, key, value, block)
+    return (mean, log_sum_exp), (query, key, value, mean, log_sum_exp)
+
+
+def _backward_of_saved(
+    block: int, precision: str | None, saved: Arrays, cotangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    query, key, value, mean, log_sum_exp = saved
+    d_mean, d_log_sum_exp = cotangents
+    shift = shift_of(mean, d_mean, d_log_sum_exp)
+    pull = at_precision(backward, precision)
+    return pull(query, key, value, d_mean, log_sum_exp, shift, block)
+
+
+_attention.defvjp(_forward_and_save, _backward_of_saved)
 
 
 def _over_pairs(

@@ -36,6 +36,7 @@ class TransformerConfig(LMConfig):
         attention: how that of many tokens to themselves is computed: "auto" takes blocks of queries
             and keys, linear in memory through a second derivative; JAX refuses forward mode through
             it unless a gradient was taken first. "xla" goes through queries only, in any mode.
+            "pallas" takes fused kernels on TPU and GPU, and else blocks, in any mode.
         gather: where parameters are split over devices (`mesh.fsdp`), "step" gathers all of them
             once a training step; "layer" has each layer gather its own when it runs, in the compute
             dtype: far less memory, but they are sent for every pass.
@@ -45,7 +46,7 @@ class TransformerConfig(LMConfig):
 
     num_heads: int = 4
     mlp_width: int | None = None
-    attention: Literal["auto", "xla"] = "auto"
+    attention: Literal["auto", "xla", "pallas"] = "auto"
     gather: Literal["step", "layer"] = "step"
 
     def __post_init__(self) -> None:

@@ -1,0 +1,1 @@
+"""Causal attention in fused kernels that is differentiated twice."""
