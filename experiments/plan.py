@@ -26,7 +26,7 @@ from gradmem_jax.checks import require
 with startup.known_fields():
     _CONFIG = config_flags.DEFINE_config_file("config", None, "The run whose steps are planned.")
 _WORK = flags.DEFINE_string(
-    "work", None, "Steps of the catalogue, a pattern, in place of --config."
+    "work", None, "Steps of the catalogue, patterns such as kv_*,llama_*, in place of --config."
 )
 _TOPOLOGY = flags.DEFINE_list(
     "topology",

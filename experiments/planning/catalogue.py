@@ -99,16 +99,19 @@ def catalogue(num_devices: int, batch_size: int | None = None) -> dict[str, Work
     return works
 
 
-def find_works(pattern: str, num_devices: int, batch_size: int | None = None) -> list[Work]:
-    """Returns the steps whose names fit a pattern such as `kv_*`.
+def find_works(patterns: str, num_devices: int, batch_size: int | None = None) -> list[Work]:
+    """Returns the steps whose names fit one of some patterns, such as `kv_*,llama_*`.
 
     Raises:
-        ValueError: there is none.
+        ValueError: a pattern fits none.
     """
     works = catalogue(num_devices, batch_size)
-    found = [work for name, work in works.items() if fnmatch.fnmatchcase(name, pattern)]
-    require(bool(found), f"--work={pattern} fits none of {', '.join(works)}.")
-    return found
+    found: dict[str, Work] = {}
+    for pattern in patterns.split(","):
+        fitting = [name for name in works if fnmatch.fnmatchcase(name, pattern)]
+        require(bool(fitting), f"--work={pattern} fits none of {', '.join(works)}.")
+        found |= {name: works[name] for name in fitting}
+    return list(found.values())
 
 
 def _text(name: str, context: int, query: int, steps: int, batch_size: int) -> Work:

@@ -124,7 +124,7 @@ def _found(word: str) -> str:
 
 def _check_config() -> None:
     """Ends the process if --config gave something else than a configuration."""
-    if "config" in flags.FLAGS:
+    if "config" in flags.FLAGS and flags.FLAGS["config"].present:
         value = flags.FLAGS["config"].value
         _require_config(type(value).__name__, isinstance(value, ConfigDict))
 

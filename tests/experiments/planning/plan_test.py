@@ -93,8 +93,9 @@ class PlanTest(parameterized.TestCase):
         self.assertEqual(works["llama_1b_k2"].batch_size, 4)
         self.assertEqual(works["kv_n32_k2"].model.config.num_write_steps, 2)
         self.assertLen(find_works("kv_n4_*", 1), 3)
+        self.assertLen(find_works("kv_n8_k1,kv_n4_*,kv_n4_k1", 1), 4)
         with self.assertRaisesRegex(ValueError, "fits none of kv_n4_k1"):
-            find_works("nothing", 1)
+            find_works("kv_*,nothing", 1)
 
     @parameterized.parameters(
         ("v9:2x2", "machines are v4"), ("v5e:2y2", "must be like"), ("h200:a", "must be like")
