@@ -9,7 +9,17 @@ from gradmem_jax.foreign_text import shown
 from gradmem_jax.lm.llama import LlamaConfig
 
 _SLIDING, _FULL = "sliding_attention", "full_attention"
+_MOST_LAYERS = 10_000
 Rule = Callable[[Mapping[str, Any], int], bool]
+
+
+def layer_numbers(config: LlamaConfig) -> range:
+    """Numbers of the layers; refuses more than any file has, before anyone goes over them."""
+    require(
+        config.num_layers <= _MOST_LAYERS,
+        f"the configuration says {config.num_layers} layers; at most {_MOST_LAYERS} are read.",
+    )
+    return range(config.num_layers)
 
 
 def _all_layers(theirs: Mapping[str, Any], i: int) -> bool:
@@ -37,7 +47,7 @@ def read_windows(
     window = theirs.get("sliding_window", absent)
     if not _flag(theirs, "use_sliding_window", True):
         window = None
-    numbers = range(config.num_layers)
+    numbers = layer_numbers(config)
     types = theirs.get("layer_types")
     if types is None:
         named = [i for i in numbers if window is not None and rule(theirs, i)]
@@ -117,7 +127,7 @@ def read_smollm3(theirs: Mapping[str, Any], config: LlamaConfig) -> dict[str, An
         every = require_integer(
             "no_rope_layer_interval", theirs.get("no_rope_layer_interval", 4), 1
         )
-        rotated = [int((i + 1) % every != 0) for i in range(config.num_layers)]
+        rotated = [int((i + 1) % every != 0) for i in layer_numbers(config)]
     require(
         isinstance(rotated, list)
         and len(rotated) == config.num_layers
