@@ -142,7 +142,7 @@ class LlamaConfig(TransformerConfig):
         """Whether all layers see equally far and turn by equal angles, whatever the length."""
         scaling = self.rope_scaling
         return (
-            len(set(self.layers_with_window)) == 1
+            len({*self.window_layers}) in (0, self.num_layers)
             and self.window_rope_base is None
             and not self.no_rope_layers
             and (scaling is None or not scaling.depends_on_length)

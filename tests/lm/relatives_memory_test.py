@@ -51,28 +51,21 @@ def written(model, params):
     return run(params)
 
 
+def check_stacked_layers(model_class, config_class, name):
+    """Single layers may compute the first one's attention apart; stacked ones never do."""
+    found = []
+    for scan_layers in (False, True):
+        lm = load(name, scan_layers=scan_layers)
+        options = dict(lm=lm.config, num_memory_tokens=3, write_lora_rank=2)
+        model = model_class(config_class(**options))
+        found.append(written(model, model.init(jax.random.key(0), lm.params)))
+    scaled = [jax.tree.map(lambda x, y: x / np.abs(y).max(), x, found[0]) for x in found]
+    chex.assert_trees_all_close(*scaled, atol=1e-4)
+
+
 class RelativesMemoryTest(parameterized.TestCase):
-    def check_stacked_layers(self, model_class, config_class, name):
-        """Single layers may compute the first one's attention apart; stacked ones never do."""
-        found = []
-        for scan_layers in (False, True):
-            lm = load(name, scan_layers=scan_layers)
-            options = dict(lm=lm.config, num_memory_tokens=3, write_lora_rank=2)
-            model = model_class(config_class(**options))
-            found.append(written(model, model.init(jax.random.key(0), lm.params)))
-        scaled = [jax.tree.map(lambda x, y: x / np.abs(y).max(), x, found[0]) for x in found]
-        chex.assert_trees_all_close(*scaled, atol=1e-4)
-
     def test_stacked_layers_and_single_ones_write_the_same(self):
-        self.check_stacked_layers(RMT, RMTConfig, "gemma3")
-
-    @pytest.mark.slow
-    @parameterized.parameters(
-        *((GradMem, GradMemConfig, name) for name in ("mistral", "gemma3", "phi3")),
-        (KVPrefix, KVPrefixConfig, "gemma3"),
-    )
-    def test_stacked_layers_of_other_methods(self, *case):
-        self.check_stacked_layers(*case)
+        check_stacked_layers(RMT, RMTConfig, "gemma3")
 
     @parameterized.parameters(
         *((name, {}) for name in ("llama_bias", "qwen3", "gemma2", "olmo2", "smollm3")),
@@ -123,6 +116,16 @@ class RelativesMemoryTest(parameterized.TestCase):
                     first = {"output": None, "down": None, "gate": "mlp", "up": "mlp"}
                     self.assertEqual(axes[0], first.get(part, "heads"), path)
                 self.assertEqual(path.endswith(("kernel", "embedding", "head")), "embed" in axes)
+
+
+@pytest.mark.slow
+class StackedLayersTest(parameterized.TestCase):
+    @parameterized.parameters(
+        *((GradMem, GradMemConfig, name) for name in ("mistral", "gemma3", "phi3")),
+        (KVPrefix, KVPrefixConfig, "gemma3"),
+    )
+    def test_stacked_layers_of_other_methods(self, *case):
+        check_stacked_layers(*case)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from gradmem_jax import (
     GradMem,
     GradMemConfig,
     LlamaConfig,
-    Mamba2Config,
+    TTTLinearConfig,
     generate,
 )
 from gradmem_jax.lm.armt import AssociativeLlama
@@ -124,8 +124,8 @@ class TransformerTest(parameterized.TestCase):
         tensors = {embedding: np.zeros((11, 9))}
         with self.assertRaisesRegex(ValueError, r"has shape \(11, 9\) instead of \(11, 8\)"):
             from_hugging_face(tensors, CONFIGS[name])
-        with self.assertRaisesRegex(ValueError, "a Mamba2Config cannot be read"):
-            from_hugging_face({}, Mamba2Config(vocab_size=11))
+        with self.assertRaisesRegex(ValueError, "a TTTLinearConfig cannot be read"):
+            from_hugging_face({}, TTTLinearConfig(vocab_size=11))
 
     def test_a_configuration_without_a_family(self):
         class OwnConfig(TransformerConfig):

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from gradmem_jax.lm.language_model import LMConfig
-from gradmem_jax.lm.pretrained.tensor_layout import Fused, Layout
+from gradmem_jax.lm.pretrained.shared_tensors import Fused
+from gradmem_jax.lm.pretrained.tensor_layout import Layout
 
 NEEDED = object()
 

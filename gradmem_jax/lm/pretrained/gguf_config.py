@@ -15,6 +15,7 @@ from gradmem_jax.checks import (
 )
 from gradmem_jax.foreign_text import shown
 from gradmem_jax.lm.llama import LlamaConfig
+from gradmem_jax.lm.pretrained.llama_keys import layer_numbers
 from gradmem_jax.lm.pretrained.tensor_layout import StoredTensor
 from gradmem_jax.lm.rotary import RopeScaling, rotary_frequencies
 
@@ -197,7 +198,7 @@ def _gemma(keys: _Keys, config: LlamaConfig) -> dict[str, Any]:
 
 def _layers(keys: _Keys, config: LlamaConfig, architecture: Architecture) -> dict[str, Any]:
     """Which layers have windows, and which no rotary positions."""
-    numbers = range(config.num_layers)
+    numbers = layer_numbers(config)
     fields: dict[str, Any] = {}
     if architecture.still_every is not None:
         last = architecture.still_every - 1

@@ -11,11 +11,11 @@ from gradmem_jax.lm.pretrained.gguf_config import (
     Architecture,
     read_gguf_config,
 )
+from gradmem_jax.lm.pretrained.shared_tensors import split_fused
 from gradmem_jax.lm.pretrained.tensor_layout import (
     Layout,
     StoredModel,
     StoredTensor,
-    split_fused,
 )
 from gradmem_jax.tokenizers.files import read_gguf_tokenizer
 from gradmem_jax.tokenizers.gguf_reader import open_gguf_file

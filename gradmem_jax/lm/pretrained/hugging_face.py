@@ -18,12 +18,8 @@ from gradmem_jax.lm.pretrained.rope_keys import (
     read_rope_scaling,
     write_rope_scaling,
 )
-from gradmem_jax.lm.pretrained.tensor_layout import (
-    StoredModel,
-    StoredTensor,
-    embedding_of_head,
-    split_fused,
-)
+from gradmem_jax.lm.pretrained.shared_tensors import embedding_of_head, split_fused
+from gradmem_jax.lm.pretrained.tensor_layout import StoredModel, StoredTensor
 from gradmem_jax.lm.pretrained.wrappers import without_wrappers
 from gradmem_jax.storage.arrays_file import open_arrays
 from gradmem_jax.storage.reading import read_json

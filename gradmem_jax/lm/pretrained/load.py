@@ -22,13 +22,11 @@ from gradmem_jax.lm.pretrained.hugging_face import (
     write_config,
 )
 from gradmem_jax.lm.pretrained.llama2c import open_llama2c
+from gradmem_jax.lm.pretrained.shared_tensors import embedding_of_head, join_fused, split_fused
 from gradmem_jax.lm.pretrained.tensor_layout import (
     StoredModel,
     StoredTensor,
-    embedding_of_head,
     first_positions,
-    join_fused,
-    split_fused,
     tensor_shapes,
     to_params,
     to_tensors,

@@ -12,7 +12,7 @@ they keep in one tensor: the first of our axes, "c", tells them apart.
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import jax
@@ -30,7 +30,6 @@ from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer
 from gradmem_jax.trees import Params
 
 Layout = Mapping[str, tuple[str, str]]
-Fused = Mapping[str, tuple[str, ...]]  # part of a tensor's name to those of what it holds, in order
 _PART = 2**16  # numbers that fit into a processor's cache
 
 _MOST_LAYERS_NAMED = 1000  # of a checkpoint that lacks their tensors
@@ -62,65 +61,6 @@ class StoredModel(NamedTuple):
     layout: Layout
     tensors: Mapping[str, StoredTensor]
     read_tokenizer: Callable[[], TextTokenizer | None]
-
-
-def embedding_of_head(
-    tensors: Mapping[str, StoredTensor], layout: Layout, config: LMConfig
-) -> dict[str, StoredTensor]:
-    """Tensors with an embedding, where it is the head and kept under the head's name only."""
-    names = {ours: theirs for theirs, (ours, _) in layout.items()}
-    embedding, head = names["embedding"], names["head"]
-    if not config.tied_head or embedding in tensors or head not in tensors:
-        return dict(tensors)
-    return {embedding if name == head else name: x for name, x in tensors.items()}
-
-
-def split_fused(
-    tensors: Mapping[str, StoredTensor], fused: Fused, layout: Layout, config: LMConfig
-) -> dict[str, StoredTensor]:
-    """Tensors with those that hold several of the layout's taken apart, by their first axis.
-
-    Raises:
-        ValueError: one of them does not have the shape of its parts together.
-    """
-    _require_layers(tensors, config)
-    shapes, found = tensor_shapes(layout, config), dict(tensors)
-    for whole, parts in _fused_names(fused, shapes):
-        if whole not in found:
-            continue
-        tensor = found.pop(whole)
-        wanted = (sum(shapes[part][0] for part in parts), *shapes[parts[0]][1:])
-        require(
-            tensor.shape == wanted,
-            f"the checkpoint does not fit its configuration: {whole!r} has shape {tensor.shape} "
-            f"instead of {wanted}.",
-        )
-        start = 0
-        for part in parts:
-            rows = slice(start, start + shapes[part][0])
-            found[part] = StoredTensor(shapes[part], functools.partial(_some_rows, tensor, rows))
-            start = rows.stop
-    return found
-
-
-def join_fused(
-    tensors: Mapping[str, np.ndarray], fused: Fused, layout: Layout, config: LMConfig
-) -> dict[str, np.ndarray]:
-    """The inverse of `split_fused`."""
-    joined = dict(tensors)
-    for whole, parts in _fused_names(fused, tensor_shapes(layout, config)):
-        joined[whole] = np.concatenate([joined.pop(part) for part in parts])
-    return joined
-
-
-def _fused_names(fused: Fused, names: Iterable[str]) -> list[tuple[str, list[str]]]:
-    """Names of fused tensors, and of the parts of each in order."""
-    return [
-        (name.replace(parts[0], whole), [name.replace(parts[0], part) for part in parts])
-        for whole, parts in fused.items()
-        for name in names
-        if parts[0] in name
-    ]
 
 
 def axis_sizes(config: LMConfig) -> dict[str, int]:
@@ -156,7 +96,7 @@ def to_params(tensors: Mapping[str, StoredTensor], layout: Layout, config: LMCon
             message names them all. A tensor has numbers that are not finite, or not in
             `config.param_dtype`.
     """
-    _require_layers(tensors, config)
+    require_layers(tensors, config)
     sizes, entries = axis_sizes(config), _entries(layout, config)
     shapes = tensor_shapes(layout, config)
     problems = [f"there is no tensor {name!r}" for name in shapes if name not in tensors]
@@ -187,7 +127,8 @@ def to_params(tensors: Mapping[str, StoredTensor], layout: Layout, config: LMCon
     return unflatten_dict(flat, sep="/")
 
 
-def _require_layers(tensors: Mapping[str, StoredTensor], config: LMConfig) -> None:
+def require_layers(tensors: Mapping[str, StoredTensor], config: LMConfig) -> None:
+    """Raises ValueError if there are far fewer tensors than layers."""
     require(
         config.num_layers <= max(len(tensors), _MOST_LAYERS_NAMED),
         f"the checkpoint has {len(tensors)} tensors, too few for the {config.num_layers} layers of "
@@ -204,12 +145,13 @@ def first_positions(stored: StoredModel, num_positions: int) -> dict[str, Stored
         whole = _shape(before, sizes)
         if before.split()[0] == "n" and name in tensors and tensors[name].shape == whole:
             shape = (min(num_positions, whole[0]), *whole[1:])
-            read = functools.partial(_some_rows, tensors[name], slice(num_positions))
+            read = functools.partial(some_rows, tensors[name], slice(num_positions))
             tensors[name] = StoredTensor(shape, read)
     return tensors
 
 
-def _some_rows(tensor: StoredTensor, rows: slice) -> np.ndarray:
+def some_rows(tensor: StoredTensor, rows: slice) -> np.ndarray:
+    """Reads a part of a tensor's first axis."""
     return tensor.read()[rows]
 
 

@@ -195,6 +195,8 @@ class RelativesTest(parameterized.TestCase):
         ("lm_gemma2", dict(sliding_window=None), "no sliding_window says how far"),
         ("lm_smollm3", dict(no_rope_layers=[1]), "no_rope_layers=.*one for each of the 2 layers"),
         ("lm_mistral", dict(scale_depth=1.4), "not known here: .'scale_depth': 1.4"),
+        ("lm_mistral", dict(num_hidden_layers=10**12), "1000000000000 layers; at most"),
+        ("lm_smollm3", dict(num_hidden_layers=10**12, no_rope_layers=None), "layers; at most"),
         ("lm_mamba2", dict(n_groups=8), "n_groups=8 is not supported, only 1"),
         ("lm_mamba2", dict(num_heads=2), "num_heads=2 is not supported.* are 4"),
         ("lm_mamba2", dict(time_step_limit=[0.0, 1.0]), "time_step_limit=.0.0, 1.0. is not"),
