@@ -52,8 +52,7 @@ def get_config(arguments: str = "qa1_gradmem_k2") -> ConfigDict:
         config.curriculum.exact_match = 0.95 if full_context else 0.93
     if combined:
         config.lm.num_layers = 6
-        if "num_memory_tokens" in config.model:
-            config.model.num_memory_tokens = 32
+        default.set_known(config.model, num_memory_tokens=32)
     if full_context:
         config.model.inner_loss_weight = float(combined)
     if gradmem:

@@ -65,6 +65,19 @@ def _require_known(field: str, name: object, known: Mapping[str, object]) -> Non
     )
 
 
+def set_known(fields: ConfigDict, **values: object) -> None:
+    """Sets those of some fields that a configuration has, and leaves the others out.
+
+    Methods have different fields, so that one configuration of many methods is written with it, as
+    in `set_known(config.lm, num_heads=8, state_size=16)`.
+
+    Args:
+        fields: what is changed, such as `config.lm`.
+        **values: by name.
+    """
+    fields.update({name: value for name, value in values.items() if name in fields})
+
+
 def get_config(
     method: str = "gradmem", task: str = "kv_retrieval", pretrained: bool = False
 ) -> ConfigDict:

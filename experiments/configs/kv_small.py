@@ -10,7 +10,7 @@ the values it has seen sooner with 8 pairs.
 
 from ml_collections import ConfigDict
 
-from experiments.configs import kv_quick
+from experiments.configs import default, kv_quick
 from experiments.configs.arguments import Arguments
 from gradmem_jax.checks import require
 from gradmem_jax.methods import METHODS
@@ -35,14 +35,8 @@ def get_config(arguments: str = "gradmem_n4_k2") -> ConfigDict:
     config.stop_at_exact_match = 0.985
     config.optimizer.warmup_steps = 100
     config.lm.num_layers = 2
-    if "state_size" in config.lm:
-        config.lm.state_size = 8
-    if "memory_width" in config.lm:
-        config.lm.memory_width = 32
-    if "chunk_size" in config.lm:
-        config.lm.chunk_size = 16
-    if "num_memory_tokens" in config.model:
-        config.model.num_memory_tokens = row.numbers.get("m", 2)
+    default.set_known(config.lm, state_size=8, memory_width=32, chunk_size=16)
+    default.set_known(config.model, num_memory_tokens=row.numbers.get("m", 2))
     config.model.num_write_steps = row.numbers.get("k", 1)
     config.data.key_length = config.data.value_length = 1
     config.data.alphabet_size = 16

@@ -2,6 +2,8 @@
 
 from ml_collections import ConfigDict
 
+from experiments.configs.default import set_known
+
 
 def apply(config: ConfigDict, alpha: float = 20.0, embedding_std: float = 1.0) -> None:
     """Sets them in a configuration of any method.
@@ -11,10 +13,8 @@ def apply(config: ConfigDict, alpha: float = 20.0, embedding_std: float = 1.0) -
         alpha: where the learned write learning rate starts.
         embedding_std: deviation of the language model's embeddings, which M0 shares.
     """
-    if "init" in config.lm:
-        config.lm.init = "fan_in"
-    if "memory_init_std" in config.model:
-        config.model.memory_init_std = embedding_std
+    set_known(config.lm, init="fan_in")
+    set_known(config.model, memory_init_std=embedding_std)
     if "write_learning_rate" in config.model:
         config.model.write_learning_rate = alpha
         config.model.learned_write_learning_rate = "shared"

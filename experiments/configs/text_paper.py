@@ -38,8 +38,7 @@ def get_config(arguments: str = "squad_gradmem_k1") -> ConfigDict:
     config.num_steps = 200_000
     config.lm.dtype = "bfloat16"
     config.model.num_write_steps = 0 if method == "limited" else steps
-    if "num_memory_tokens" in config.model:
-        config.model.num_memory_tokens = tokens
+    default.set_known(config.model, num_memory_tokens=tokens)
     if "memory_projection" in config.model:
         config.model.memory_projection = "proj"
     if method == "gradmem":

@@ -5,6 +5,7 @@ import inspect
 
 from absl.testing import absltest, parameterized
 
+from experiments.configs import default
 from experiments.configs.arguments import Arguments, Parsed
 from tests.programs import ROOT
 
@@ -61,6 +62,14 @@ class ArgumentsTest(parameterized.TestCase):
             self.assertStartsWith(message, f"config argument {text!r} must look like ")
             self.assertIn(repr(module.ARGUMENTS.example), message)
             self.assertNotIn("\n", message)
+
+    def test_one_configuration_for_methods_with_other_fields(self):
+        for method, has_heads in (("gradmem", True), ("mamba", False)):
+            config = default.get_config(method)
+            default.set_known(config.lm, width=24, num_heads=3, state_size=5)
+            self.assertEqual((config.lm.width, "num_heads" in config.lm), (24, has_heads))
+            name, value = ("num_heads", 3) if has_heads else ("state_size", 5)
+            self.assertEqual(config.lm[name], value)
 
 
 if __name__ == "__main__":
