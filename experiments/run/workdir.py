@@ -133,6 +133,8 @@ def _different(earlier: dict[str, Any], plan: RunPlan) -> list[str]:
     begin_id = getattr(plan.target.task.tokenizer, "begin_id", None)
     if current.get(_BEGINS) and begin_id is None:  # it does nothing with this tokenizer
         current[_BEGINS] = earlier.get(_BEGINS, default[_BEGINS])
+    if (earlier.get(_REMAT), current.get(_REMAT)) == ("none", "auto"):  # the default was "none"
+        current[_REMAT] = "none"
     return sorted(
         name
         for name in {*earlier, *current}

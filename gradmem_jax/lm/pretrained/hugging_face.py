@@ -29,8 +29,8 @@ _BUFFERS = re.compile(r"\.(attn|attention)\.(bias|masked_bias)$|rotary_emb\.inv_
 _NUMBER_TYPES = ("F64", "F32", "F16", "BF16")
 MARK = "gradmem_jax_model"  # what config.json and the weights of one model have in common
 _TYPES = {"model_type": str, "architectures": list, "rope_scaling": dict, "rope_parameters": dict}
-# Fields that config.json does not say, or that a user may change.
-_UNSAID = ("max_positions", "dtype", "param_dtype", "scan_layers", "remat", "init")
+# Fields that config.json does not say, or that a user may change, beside those not of READ.
+_UNSAID = ("max_positions", "dtype", "param_dtype", "scan_layers", "matmul_precision")
 _ACTUAL = {  # fields that may be None to what they then mean
     "num_kv_heads": "kv_heads",
     "head_width": "head_size",
@@ -145,7 +145,7 @@ def _says_all(family: Family, config: LMConfig) -> bool:
         again = _translate(_written(family, config), family)
     except ValueError:
         return False
-    unsaid = {name: getattr(config, name) for name in _UNSAID}
+    unsaid = {name: getattr(config, name) for name in (*_UNSAID, *config.not_in_read)}
     sizes = {
         ours: getattr(config, ours)
         for ours in _ACTUAL
