@@ -25,6 +25,7 @@ PARAMS, EXPORTED, LM = "params.safetensors", "exported.json", "lm"
 # What a run did before it had a field, where that is not the field's default.
 _BEGINS = "data.add_begin_token"
 _EARLIER = {_BEGINS: False}
+_REMAT = "lm.remat"
 # Fields that may change when a run goes on.
 _MAY_CHANGE = (
     "num_steps",
