@@ -60,7 +60,8 @@ def main(_: Sequence[str]) -> None:
         scan_layers=True,
     )
     config = opened.model.config
-    embedding = opened.params["lm"]["embedding"]
+    scale = getattr(config.lm, "embedding_scale", 1.0)
+    embedding = scale * opened.params["lm"]["embedding"]
     optimizers = {text: make_optimizer(text, embedding) for text in _OPTIMIZERS.value}
     limit = config.lm.max_positions - opened.model.write_positions - 1
     (context,) = contexts

@@ -260,7 +260,8 @@ def open_pretrained(
         f"num_memory_tokens={num_memory_tokens} leaves no room in the {lm.max_positions} positions "
         "of this model; take fewer.",
     )
-    embedding = np.asarray(lm_params["embedding"], np.float64)
+    scale = getattr(lm, "embedding_scale", 1.0)
+    embedding = scale * np.asarray(lm_params["embedding"], np.float64)  # as tokens come in
     optimizer = None
     if write_optimizer == "adam":
         optimizer = scaled_adam(rate, embedding)
