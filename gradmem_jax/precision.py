@@ -32,3 +32,14 @@ def at_precision(function: _Function, precision: str | None) -> _Function:
             return function(*args, **kwargs)
 
     return call  # type: ignore[return-value]
+
+
+def at_model_precision(method: _Function) -> _Function:
+    """A method of a memory model whose products have the precision of its language model."""
+
+    @functools.wraps(method)
+    def call(model: Any, *args: Any, **kwargs: Any) -> Any:
+        with jax.default_matmul_precision(model.config.lm.matmul_precision):
+            return method(model, *args, **kwargs)
+
+    return call  # type: ignore[return-value]

@@ -72,6 +72,23 @@ class PrecisionTest(parameterized.TestCase):
 
         self.check_all_are(run.lower(params, memory, queries), precision)
 
+    def test_what_is_reported(self):
+        model = small_model(lm={"matmul_precision": "highest"}, memory_projection="proj")
+        params = numpy_params(lambda: model.init(jax.random.key(0)))
+        ids, _ = batch()
+        memory = jax.eval_shape(lambda: model.initial_memory(params, 2))
+
+        def total(memory, params):
+            return model.write_token_losses(params, memory, ids).sum()
+
+        self.check_all_are(jax.jit(jax.grad(total)).lower(memory, params), "highest")
+
+    def test_programs_have_names(self):
+        model = small_model()
+        params = numpy_params(lambda: model.init(jax.random.key(0)))
+        text = jax.make_jaxpr(model.write_memory)(params, batch()[0])
+        self.assertIn("name=_write", str(text))
+
     def test_what_is_set_around_a_call_does_not_matter(self):
         model = small_model(lm={"matmul_precision": "high"})
         params = numpy_params(lambda: model.init(jax.random.key(0)))

@@ -27,8 +27,8 @@ def find_remedy(work: Work, topology: Topology, found: StepPlan) -> StepPlan | N
 def _changes(work: Work, found: StepPlan) -> Iterator[Work]:
     """Ways to take less, each with as many parts as it needs."""
     lm = work.model.config.lm
-    work = dataclasses.replace(work, num_micro_batches=AUTOMATIC)
-    if found.settings["num_micro_batches"] == 1:
+    given, work = work.num_micro_batches, dataclasses.replace(work, num_micro_batches=AUTOMATIC)
+    if given != AUTOMATIC:
         yield work
     changes: dict[str, Any] = {}
     if lm.remat not in ("auto", "full"):

@@ -27,12 +27,12 @@ def attention(
         key: [B, S, Hkv, D], dtype of query; Hkv divides H, and each key serves H / Hkv neighbouring
             heads.
         value: [B, S, Hkv, D], dtype of query.
-        implementation: "pallas" takes kernels on TPU and NVIDIA GPU for float32, bfloat16 and
-            float16, and loops over blocks elsewhere; values, gradients and forward over reverse
-            (`jax.jvp` of `jax.grad`) take linear memory, forward mode works too, and further
-            derivatives are exact but may keep every block. "auto" loops over blocks where S is
-            long; JAX refuses forward mode through it unless a gradient was taken first. "xla" goes
-            through queries, some after the others where S is long, and takes any derivative.
+        implementation: "pallas" takes kernels on TPU and NVIDIA GPU for float32 and bfloat16,
+            on GPU for float16 too, and loops over blocks elsewhere; values, gradients and forward
+            over reverse (`jax.jvp` of `jax.grad`) take linear memory, forward mode works too, and
+            further derivatives are exact but may keep every block. "auto" loops over blocks where
+            S is long; JAX refuses forward mode through it unless a gradient was taken first. "xla"
+            goes through queries, some after the others where S is long, and takes any derivative.
 
     Returns:
         [B, S, H, D], dtype of query.
@@ -46,9 +46,11 @@ def attention(
         query.ndim == key.ndim == 4
         and key.shape == value.shape
         and (*query.shape[:2], query.shape[3]) == (*key.shape[:2], key.shape[3])
+        and min(query.shape) > 0
         and key.shape[2] > 0
         and query.shape[2] % key.shape[2] == 0,
-        f"{shapes} must be [B, S, H, D] and twice [B, S, Hkv, D], where Hkv divides H.",
+        f"{shapes} must be [B, S, H, D] and twice [B, S, Hkv, D], none of them 0, where Hkv "
+        "divides H.",
     )
     dtypes = {x.dtype for x in (query, key, value)}
     require(

@@ -17,6 +17,7 @@ from gradmem_jax.losses import IGNORE, losses_of_hidden, mean_per_sample
 from gradmem_jax.memory.inner_loop import WriteInfo, WriteSettings, steps_to_take
 from gradmem_jax.memory.interface import MemoryConfig, MemoryModel
 from gradmem_jax.memory.programs import shared
+from gradmem_jax.precision import at_model_precision
 from gradmem_jax.trees import Params
 
 
@@ -124,6 +125,7 @@ class FullContext(MemoryModel[ContextMemory]):
         """The WRITE loss [B] that the outer loss may add."""
         return info.losses.sum(axis=0)
 
+    @at_model_precision
     def write_token_losses(
         self, params: Params, memory: ContextMemory, context_ids: jax.Array
     ) -> jax.Array:

@@ -39,6 +39,7 @@ from gradmem_jax.memory.programs import kept, program, shared
 from gradmem_jax.parallel.any_mesh import on_any_mesh
 from gradmem_jax.parallel.micro_batches import write_in_parts
 from gradmem_jax.parallel.sharding import whole_layers
+from gradmem_jax.precision import at_model_precision
 from gradmem_jax.trees import Params, PyTree
 
 
@@ -216,6 +217,7 @@ class MemoryModel(Generic[MemoryT]):
         # A copy: training donates parameters, and those given are not to be deleted with them.
         return jax.tree.map(lambda x: jnp.array(x, self.config.lm.param_dtype), lm_params)
 
+    @at_model_precision
     def apply_lm(self, params: Params, *args: Any, **kwargs: Any) -> Any:
         """Calls the language model, or the `method` of it, with its part of the parameters."""
         return self.lm.apply({"params": params["lm"]}, *args, **kwargs)
@@ -342,6 +344,7 @@ class MemoryModel(Generic[MemoryT]):
         """The WRITE loss [B] that `inner_loss_weight` adds to the outer loss; zero here."""
         return jnp.zeros(info.num_steps.shape)
 
+    @at_model_precision
     def write_token_losses(
         self, params: Params, memory: MemoryT, context_ids: jax.Array
     ) -> jax.Array:

@@ -15,6 +15,7 @@ from gradmem_jax.lm.language_model import LanguageModel, project_to_logits
 from gradmem_jax.lm.lora import attach_lora, check_adapters, drop_inputs, init_lora, merge_lora
 from gradmem_jax.losses import IGNORE, losses_of_hidden
 from gradmem_jax.memory.interface import MemoryConfig, MemoryModel, MemoryT
+from gradmem_jax.precision import at_model_precision
 from gradmem_jax.trees import Params, PyTree
 
 
@@ -217,6 +218,7 @@ class PrefixMemory(MemoryModel[MemoryT]):
         """What enters the model for a memory: [B, m, d], `phase` is "write" or "read"."""
         raise NotImplementedError
 
+    @at_model_precision
     def write_token_losses(
         self, params: Params, memory: MemoryT, context_ids: jax.Array
     ) -> jax.Array:

@@ -54,7 +54,8 @@ def program(
     Returns:
         The compiled function of the other arguments.
     """
-    bound = at_precision(functools.partial(function, model), model.config.lm.matmul_precision)
+    precise = at_precision(function, model.config.lm.matmul_precision)  # its name is the program's
+    bound = functools.partial(precise, model)
     if not _may_keep(model):
         return bound
     name = (function, "program")

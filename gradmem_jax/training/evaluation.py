@@ -121,11 +121,11 @@ def _evaluate_part(
     metrics["write_loss"] = losses.sum() / jnp.maximum(totals["tokens"], 1).astype(losses.dtype)
     if "kinds" in totals:
         kinds = jax.nn.one_hot(batch["context_kinds"], len(totals["kinds"]))
-        sums = jnp.einsum("...s,...sk->k", losses, kinds)
+        sums = (losses[..., None] * kinds).sum(axis=range(losses.ndim))
         metrics["write_loss_by_kind"] = sums / jnp.maximum(totals["kinds"], 1)
     if "query_segments" in batch:
         asked = jax.nn.one_hot(batch["query_segments"], context_ids.shape[1])
-        matches = jnp.einsum("br,brt->t", exact.astype(asked.dtype), asked)
+        matches = (exact[..., None] * asked).sum(axis=(0, 1))
         metrics["exact_match_by_segment"] = matches / jnp.maximum(totals["segment_queries"], 1)
     return metrics
 

@@ -19,6 +19,7 @@ from experiments.planning import machines
 from gradmem_jax.lm import attention
 from gradmem_jax.lm.fused import attention as fused
 from gradmem_jax.memory import programs
+from gradmem_jax.precision import at_precision
 from gradmem_jax.training.step import loss_gradient
 from tests.small import small_batch, small_params, small_writer
 
@@ -159,17 +160,19 @@ class PallasAttentionTest(parameterized.TestCase):
 
         return causal_attention
 
-    @parameterized.parameters(*PLUGINS)
-    def test_kernels_compile(self, name):
+    @parameterized.product(name=PLUGINS, types=(("float32", None), ("bfloat16", "highest")))
+    def test_kernels_compile(self, name, types):
+        dtype, precision = types
         if importlib.util.find_spec(PLUGINS[name]) is None:
             raise unittest.SkipTest(f"{PLUGINS[name]} is not installed: pip install '.[tpu,gpu]'")
         machines.set_up()
         device = machines.open_topology(name).devices[0]
         shapes = [
             jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=SingleDeviceSharding(device))
-            for x in jax.eval_shape(lambda: draw(200, np.float32, 64))
+            for x in jax.eval_shape(lambda: draw(200, dtype, 64))
         ]
-        step = jax.jit(functools.partial(curvature, fused_alone)).lower(tuple(shapes))
+        step = jax.jit(at_precision(functools.partial(curvature, fused_alone), precision))
+        step = step.lower(tuple(shapes))
         options = {} if "v5e" in name else {"xla_gpu_autotune_level": 0}
         text = step.compile(compiler_options=options).as_text()
         target = "tpu_custom_call" if "v5e" in name else "xla.gpu.triton"

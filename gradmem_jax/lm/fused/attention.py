@@ -28,7 +28,10 @@ from gradmem_jax.precision import current_precision
 
 BLOCKS: dict[Machine, int] = {"tpu": 128, "gpu": 32}
 _ONE_PASS = (None, "default", "fastest", "bfloat16")  # `jax.default_matmul_precision`
-KERNEL_DTYPES = ("float32", "bfloat16", "float16")
+KERNEL_DTYPES: dict[Machine, tuple[str, ...]] = {
+    "tpu": ("float32", "bfloat16"),
+    "gpu": ("float32", "bfloat16", "float16"),
+}
 Run = Callable[[passes.Pass, Arrays, Arrays], Arrays]
 
 
@@ -168,13 +171,14 @@ def _compute(
 ) -> Arrays:
     """A pass by the kernels of a machine if it has any for these arrays, else in blocks."""
     query = operands[0]
-    compiles = machine is not None and query.dtype.name in KERNEL_DTYPES and query.shape[-1] > 1
-    whose = interpret or (machine if compiles else None)
+    compiles = machine is not None and query.dtype.name in KERNEL_DTYPES[machine]
+    whose = interpret or (machine if compiles and query.shape[-1] > 1 else None)
     if whose is None:
         with jax.default_matmul_precision(precision):
             return in_blocks(*operands, block=block)
-    if whose == "tpu" and precision not in _ONE_PASS:
-        precision = "highest"  # its kernels know of one pass in bfloat16 and of six
+    if whose == "tpu":  # its kernels know of one pass in bfloat16 and, of float32, of six
+        is_one_pass = precision in _ONE_PASS or query.dtype != jnp.float32
+        precision = None if is_one_pass else "highest"
 
     def run(kernel: passes.Pass, queries: Arrays, keys: Arrays) -> Arrays:
         queries, keys = (

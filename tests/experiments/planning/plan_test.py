@@ -1,5 +1,6 @@
 """Plans: for machines that are not here where their compilers are installed, and by one that is."""
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -16,6 +17,7 @@ from experiments.planning.machines import MACHINES, Machine, Topology
 from experiments.planning.step_plan import plan_step
 from experiments.planning.work import Work, batch_shapes, works_of_run
 from experiments.run.build import build
+from gradmem_jax.checks import AUTOMATIC
 from gradmem_jax.parallel.sharding import MeshConfig
 from tests.experiments.tiny_run import tiny_config
 from tests.programs import start
@@ -77,6 +79,8 @@ class PlanTest(parameterized.TestCase):
         said = [(lm.remat, lm.gather, lm.dtype) for lm in tried]
         self.assertEqual(said, [("full", "layer", "float32"), ("full", "layer", "bfloat16")])
         self.assertIn("--config.lm.remat=full", remedies.describe(found))
+        parts = dataclasses.replace(work, num_micro_batches=2)
+        self.assertEqual(next(remedies._changes(parts, found)).num_micro_batches, AUTOMATIC)
         less = next(remedies._changes(tiny_work().with_lm(remat="none"), found))
         self.assertEqual(less.model.config.lm.remat, "full")
 
