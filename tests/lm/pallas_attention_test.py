@@ -160,7 +160,7 @@ class PallasAttentionTest(parameterized.TestCase):
 
         return causal_attention
 
-    @parameterized.product(name=PLUGINS, types=(("float32", None), ("bfloat16", "highest")))
+    @parameterized.product(name=[*PLUGINS], types=(("float32", None), ("bfloat16", "highest")))
     def test_kernels_compile(self, name, types):
         dtype, precision = types
         if importlib.util.find_spec(PLUGINS[name]) is None:
