@@ -14,6 +14,7 @@ from gradmem_jax import FullContext, FullContextConfig, StateSpace, StateSpaceCo
 from gradmem_jax.lm.families import make_lm
 from gradmem_jax.lm.pretrained.hugging_face import read_config, write_config
 from gradmem_jax.lm.pretrained.load import from_hugging_face, load_pretrained, save_pretrained
+from gradmem_jax.lm.rotary import RopeScaling
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
 FULL_CONTEXT = (FullContext, FullContextConfig)
@@ -180,6 +181,21 @@ class RelativesTest(parameterized.TestCase):
         ("lm_smollm3", dict(no_rope_layers=None, no_rope_layer_interval=2), dict(window=None)),
         ("lm_smollm3", dict(no_rope_layers=None), dict(no_rope_layers=())),
         ("lm_phi3", dict(partial_rotary_factor=1.0), dict(rotary_fraction=0.5)),
+        (
+            "lm_mistral",
+            dict(rope_theta=1e4, rope_scaling=dict(rope_type="linear", factor=2.0, rope_theta=777)),
+            dict(rope_base=777, rope_scaling=RopeScaling("linear", 2.0)),
+        ),
+        (
+            "lm_mistral",
+            dict(rope_parameters=None, rope_scaling=dict(type="default", rope_theta=777.0)),
+            dict(rope_base=777.0, rope_scaling=None),
+        ),
+        (
+            "lm_gemma3",
+            dict(rope_scaling=dict(rope_type="linear", factor=2.0)),
+            dict(rope_base=1e3, window_rope_base=100.0, rope_scaling=RopeScaling("linear", 2.0)),
+        ),
     )
     def test_what_absent_keys_mean(self, name, changes, want):
         theirs = json.loads((GOLDEN / name / "config.json").read_text()) | changes
@@ -199,6 +215,14 @@ class RelativesTest(parameterized.TestCase):
         ("lm_mistral", dict(scale_depth=1.4), "not known here: .'scale_depth': 1.4"),
         ("lm_mistral", dict(num_hidden_layers=10**12), "1000000000000 layers; at most"),
         ("lm_smollm3", dict(num_hidden_layers=10**12, no_rope_layers=None), "layers; at most"),
+        ("lm_gpt_neox", dict(rope_theta=9.0), "rope_theta=9.0 must be rotary_emb_base=1000.0"),
+        ("lm_gpt_neox", dict(partial_rotary_factor=1.0), "must be rotary_pct=0.25"),
+        (
+            "lm_mistral",
+            dict(rope_scaling=dict(type="linear", factor=2.0, partial_rotary_factor=0.5)),
+            "partial_rotary_factor=0.5 is not supported",
+        ),
+        ("lm_mistral", dict(rope_parameters=dict(factor=2.0)), "rope_scaling of type None"),
         ("lm_mamba2", dict(n_groups=8), "n_groups=8 is not supported, only 1"),
         ("lm_mamba2", dict(num_heads=2), "num_heads=2 is not supported.* are 4"),
         ("lm_mamba2", dict(time_step_limit=[0.0, 1.0]), "time_step_limit=.0.0, 1.0. is not"),
@@ -234,6 +258,7 @@ class RelativesTest(parameterized.TestCase):
         ("gemma2", dict(cache_implementation="hybrid", hidden_act="gelu", sliding_window_size=9)),
         ("phi3", dict(auto_map={"a": "b"}, full_attn_mod=1, interpolate_factor=1)),
         ("mamba", dict(d_model=768, fused_add_norm=True, n_layer=24, rms_norm=True, ssm_cfg={})),
+        ("gpt_neox", dict(rope_theta=1000.0, partial_rotary_factor=0.25)),
         ("gpt2", dict(n_ctx=1024, summary_type="cls_index", predict_special_tokens=True)),
     )
     def test_keys_that_change_nothing(self, name, more):
