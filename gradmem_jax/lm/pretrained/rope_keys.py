@@ -146,7 +146,13 @@ def _yarn_attention(group: Mapping[str, Any], factor: Any) -> float | None:
 
 
 def write_rope_scaling(scaling: RopeScaling) -> dict[str, Any]:
-    """Makes `rope_scaling` of a config.json: the inverse of `read_rope_scaling`."""
+    """Makes `rope_scaling` of a config.json: the inverse of `read_rope_scaling`.
+
+    Of longrope it says the attention factor always: transformers 4 makes its own of the longest
+    sequence, which a user may change.
+    """
     values = {key: getattr(scaling, ours) for ours, (key, *_) in _KEYS[scaling.kind].items()}
+    if scaling.kind == "longrope":
+        values["attention_factor"] = scaling.turned_scale
     values = {key: [*x] if isinstance(x, tuple) else x for key, x in values.items()}
     return {"rope_type": scaling.kind} | {k: x for k, x in values.items() if x is not None}
