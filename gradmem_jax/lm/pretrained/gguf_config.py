@@ -108,6 +108,10 @@ class _Keys:
         self.asked.add(key)
         return self.fields.get(key, absent)
 
+    def ignore(self, *keys: str) -> None:
+        """Keys that change nothing for this model, whatever their value."""
+        self.asked.update(keys)
+
     def refuse_others(self) -> None:
         """Raises ValueError if there are keys that nobody has asked for and that say something."""
         unknown = {
@@ -204,8 +208,10 @@ def _layers(keys: _Keys, config: LlamaConfig, architecture: Architecture) -> dic
         last = architecture.still_every - 1
         fields["no_rope_layers"] = [i for i in numbers if i % architecture.still_every == last]
     window = keys.get("attention.sliding_window", architecture.window)
-    if not window or (type(window) is int and window >= config.max_positions):
-        keys.get("attention.sliding_window_pattern"), keys.get("rope.freq_base_swa")
+    base = architecture.window_rope_base
+    sees_all = base is None and type(window) is int and window >= config.max_positions
+    if not window or sees_all:
+        keys.ignore("attention.sliding_window_pattern", "rope.freq_base_swa")
         return fields
     every = architecture.window_every
     require(
@@ -224,7 +230,7 @@ def _layers(keys: _Keys, config: LlamaConfig, architecture: Architecture) -> dic
         named = [i for i in numbers if pattern == 0 or i % pattern < pattern - 1]
     if named:
         fields |= {"window": window, "window_layers": named if len(named) < len(numbers) else ()}
-        fields["window_rope_base"] = keys.get("rope.freq_base_swa", architecture.window_rope_base)
+        fields["window_rope_base"] = keys.get("rope.freq_base_swa", base)
     return fields
 
 

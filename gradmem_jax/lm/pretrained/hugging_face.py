@@ -151,6 +151,9 @@ def _says_all(family: Family, config: LMConfig) -> bool:
         for ours in _ACTUAL
         if hasattr(config, ours) and _actual(config, ours) == _actual(again, ours)
     }
+    one, two = (getattr(x, "rope_scaling", None) for x in (config, again))
+    if one is not None and two is not None and write_rope_scaling(one) == write_rope_scaling(two):
+        sizes["rope_scaling"] = one
     return dataclasses.replace(again, **unsaid, **sizes) == config
 
 
@@ -175,15 +178,14 @@ def _written(family: Family, config: LMConfig) -> dict[str, Any]:
     values = {key: _actual(config, ours) for ours, (key, _) in family.fields.items()}
     fixed = {key: allowed[0] for key, allowed in family.fixed.items() if allowed[0] is not None}
     values = fixed | values
-    values |= family.write_more(config)
     scaling = getattr(config, "rope_scaling", None)
     if _can_stretch(family):
         values["rope_scaling"] = None if scaling is None else write_rope_scaling(scaling)
     if scaling is not None and scaling.kind == "dynamic":  # transformers knows it by this key only
         values["max_position_embeddings"] = scaling.original_positions
-    if family.model_type == "phi3" and scaling is not None:
+    if scaling is not None and scaling.kind == "longrope":  # transformers 4 looks nowhere else
         values["original_max_position_embeddings"] = scaling.original_positions
-    return values
+    return values | family.write_more(config)
 
 
 def open_hugging_face(directory: pathlib.Path) -> StoredModel:

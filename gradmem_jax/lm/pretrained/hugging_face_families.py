@@ -63,6 +63,22 @@ _GPT2 = Family(
     base="transformer.",
 )
 
+
+def _read_gpt_neox(theirs: Mapping[str, Any], config: GPTNeoXConfig) -> dict[str, Any]:
+    """Transformers 4 writes the rotary keys by the names of other families too."""
+    for name, key, value in (
+        ("rope_theta", "rotary_emb_base", config.rope_base),
+        ("partial_rotary_factor", "rotary_pct", config.rotary_fraction),
+    ):
+        found = theirs.get(name)
+        require(
+            found in (None, value),
+            f"{name}={shown(found)} must be {key}={value}, of which it is another name; take the "
+            "wrong one out.",
+        )
+    return {}
+
+
 _GPT_NEOX = Family(
     config_class=GPTNeoXConfig,
     model_type="gpt_neox",
@@ -102,6 +118,8 @@ _GPT_NEOX = Family(
         "embed_out.weight": ("head", "v d -> d v"),
     },
     base="gpt_neox.",
+    read_more=_read_gpt_neox,
+    more_keys=("rope_theta", "partial_rotary_factor"),
 )
 
 _MAMBA = Family(

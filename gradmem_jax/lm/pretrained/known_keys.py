@@ -11,14 +11,15 @@ from gradmem_jax.checks import require
 from gradmem_jax.foreign_text import shown
 
 _DESCRIPTION = (
-    "architectures auto_map bos_token_id cls_token_id custom_pipelines decoder_start_token_id "
-    "dtype eos_token_id file_size finetuning_task forced_bos_token_id forced_eos_token_id id2label "
-    "label2id language library_name license mask_token_id model_type name_or_path num_labels "
-    "pad_token_id problem_type sep_token_id tags task_specific_params tokenizer_class torch_dtype "
-    "transformers_version unk_token_id"
+    "architectures auto_map bos_token bos_token_id cls_token_id custom_pipelines "
+    "decoder_start_token_id dtype eos_token eos_token_id file_size finetuning_task "
+    "forced_bos_token_id forced_eos_token_id id2label label2id language library_name license "
+    "mask_token_id model_max_length model_type name_or_path num_labels pad_token pad_token_id "
+    "padding_side problem_type sep_token_id tags task_specific_params tokenizer_class "
+    "tokenizer_padding_side torch_dtype transformers_version unk_token unk_token_id"
 )
 _RUNNING = (
-    "attn_implementation gradient_checkpointing output_attentions output_hidden_states "
+    "attn_implementation gradient_checkpointing is_decoder output_attentions output_hidden_states "
     "pretraining_tp return_dict torchscript use_cache use_bfloat16 use_flash_attn "
     "use_flash_attention use_kernels reorder_and_upcast_attn residual_in_fp32 fused_norm "
     "use_mambapy ssm_cfg rms_norm use_fused_rms_norm keys_to_ignore_at_inference n_ctx "
@@ -26,9 +27,10 @@ _RUNNING = (
     "max_sequence_length predict_special_tokens fused_add_norm d_inner d_model n_layer"
 )
 _TRAINING = (
-    "initializer_range rescale_prenorm_residual router_aux_loss_coef time_step_min time_step_max "
-    "time_step_floor time_step_init_scheme time_step_scale use_cut_cross_entropy z_loss "
-    "summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj"
+    "aux_loss_alpha ignore_index initializer_range rescale_prenorm_residual router_aux_loss_coef "
+    "time_step_min time_step_max time_step_floor time_step_init_scheme time_step_scale "
+    "use_cut_cross_entropy z_loss summary_activation summary_first_dropout summary_proj_to_labels "
+    "summary_type summary_use_proj"
 )
 _GENERATION = (
     "bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping "

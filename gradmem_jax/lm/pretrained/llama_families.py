@@ -12,6 +12,7 @@ from gradmem_jax.lm.pretrained.llama_keys import (
     read_smollm3,
     read_windows,
     write_gemma,
+    write_phi3,
     write_qwen,
     write_smollm3,
     write_window,
@@ -146,9 +147,10 @@ LLAMA_FAMILIES = (
         "qwen2",
         "Qwen2",
         fields=_fields(num_kv_heads=32, max_positions=32768),
-        fixed=_SILU | _WHOLE_HEADS | {"attention_bias": (True,), "mlp_bias": (False,)},
+        fixed=_SILU | _WHOLE_HEADS | {"mlp_bias": (False,)},
         implied={"attention_bias": True},
         read_more=read_qwen,
+        more_keys=(*_WINDOW_KEYS, "attention_bias"),
         write_more=write_qwen,
     ),
     _family(
@@ -191,7 +193,7 @@ LLAMA_FAMILIES = (
         },
         read_more=read_windows,
         more_keys=(*_WINDOW_KEYS, "interpolate_factor", "full_attn_mod"),
-        write_more=write_window,
+        write_more=write_phi3,
     ),
     _family(
         "gemma2",

@@ -1,5 +1,6 @@
 """Windows, and layers without rotary positions, in the config.json of Llama's relatives."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -78,6 +79,21 @@ def _flag(theirs: Mapping[str, Any], key: str, absent: bool) -> bool:
 def write_window(config: LlamaConfig) -> dict[str, Any]:
     """The key of a window that all layers have, or none."""
     return {"sliding_window": config.window}
+
+
+def write_phi3(config: LlamaConfig) -> dict[str, Any]:
+    """The keys of Phi-3; transformers 4 opens it with these three of longrope only."""
+    scaling, keys = config.rope_scaling, write_window(config)
+    if scaling is not None and scaling.kind == "longrope":
+        factor = config.max_positions / scaling.original_positions
+        implied = dataclasses.replace(scaling, factor=factor, attention_factor=None)
+        if scaling.factor == factor and scaling.turned_scale == implied.turned_scale:
+            keys["rope_scaling"] = {
+                "type": "longrope",
+                "short_factor": [*scaling.short_factors],
+                "long_factor": [*scaling.long_factors],
+            }
+    return keys
 
 
 def write_windows(config: LlamaConfig) -> dict[str, Any]:

@@ -36,27 +36,38 @@ _KEYS: dict[str, dict[str, tuple[Any, ...]]] = {
     },
 }
 _OLD_NAMES = {"su": "longrope"}
-_OTHERS = ("type", "rope_type", "finetuned", "rope_theta", "partial_rotary_factor")
+_OTHERS = ("type", "rope_type", "finetuned")
 _HEEDED = {"yarn": ("mscale", "mscale_all_dim")}
 
 
 def old_rope_keys(theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json with the rotary keys of transformers 4, which transformers 5 has in a group."""
+    """A config.json with the rotary keys of transformers 4, which transformers 5 has in a group.
+
+    As there, `rope_scaling` goes before `rope_parameters`, and what a group says before the same
+    key outside of it.
+    """
     group = dict(theirs.get("rope_parameters") or {})
-    if not group:
+    scaling = dict(theirs.get("rope_scaling") or {})
+    if not group and not scaling:
         return dict(theirs)
     rest = {key: value for key, value in theirs.items() if key != "rope_parameters"}
     if "full_attention" in group:
         rest |= _of_window_layers(group.pop("sliding_attention", None))
         require_instance("rope_parameters.full_attention", group["full_attention"], dict)
         whole = group.pop("full_attention")
-        group |= whole
+        group |= {**whole, **scaling}
+    else:
+        group = scaling or group
     old = {key: group.pop(key) for key in ("rope_theta", "partial_rotary_factor") if key in group}
     if theirs.get("model_type") == "gpt_neox":
         names = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
         old = {names[key]: value for key, value in old.items()}
-    scaling = None if group.get("rope_type", "default") == "default" else group
-    return {**rest, **old, "rope_scaling": scaling}
+    return {**rest, **old, "rope_scaling": group if _kind(group) != "default" else None}
+
+
+def _kind(group: Mapping[str, Any]) -> Any:
+    """The type of a group of rotary keys; one that says nothing else is the default."""
+    return group.get("rope_type", group.get("type", None if group else "default"))
 
 
 def _of_window_layers(group: Any) -> dict[str, Any]:
@@ -84,7 +95,7 @@ def read_rope_scaling(theirs: Mapping[str, Any], max_positions: int) -> RopeScal
     group = theirs.get("rope_scaling")
     if group is None:
         return None
-    kind = group.get("rope_type", group.get("type"))
+    kind = _kind(group)
     kind = _OLD_NAMES.get(kind, kind) if isinstance(kind, str) else kind
     if theirs.get("model_type") == "phi3" and kind == "yarn":
         kind = "longrope"
@@ -135,7 +146,13 @@ def _yarn_attention(group: Mapping[str, Any], factor: Any) -> float | None:
 
 
 def write_rope_scaling(scaling: RopeScaling) -> dict[str, Any]:
-    """Makes `rope_scaling` of a config.json: the inverse of `read_rope_scaling`."""
+    """Makes `rope_scaling` of a config.json: the inverse of `read_rope_scaling`.
+
+    Of longrope it says the attention factor always: transformers 4 makes its own of the longest
+    sequence, which a user may change.
+    """
     values = {key: getattr(scaling, ours) for ours, (key, *_) in _KEYS[scaling.kind].items()}
+    if scaling.kind == "longrope":
+        values["attention_factor"] = scaling.turned_scale
     values = {key: [*x] if isinstance(x, tuple) else x for key, x in values.items()}
     return {"rope_type": scaling.kind} | {k: x for k, x in values.items() if x is not None}

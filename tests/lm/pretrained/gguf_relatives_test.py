@@ -124,18 +124,33 @@ class GGUFRelativesTest(parameterized.TestCase):
             lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), got.params, want.params
         )
 
-    def test_windows(self):
-        pattern = {"attention.sliding_window_pattern": [False, True]}
-        for name, changes, want in (
-            ("lm_gemma2", {"attention.sliding_window": None, "context_length": 5000}, (4096, (0,))),
-            ("lm_gemma3", {"attention.sliding_window": None, "final_logit_softcapping": 9.0}, None),
-            ("lm_gemma3", pattern, (8, (1,))),
-            ("lm_mistral", {"attention.sliding_window": 64}, None),
-        ):
-            config = load_config(write_gguf(self.path(), name, **changes))
-            got = None if config.window is None else (config.window, config.window_layers)
-            self.assertEqual(got, want)
-        self.assertEqual(config.logit_softcap, None)
+    @parameterized.parameters(
+        (
+            "lm_gemma2",
+            {"attention.sliding_window": None, "context_length": 5000},
+            dict(window=4096, window_layers=(0,), window_rope_base=None, logit_softcap=3.0),
+        ),
+        (
+            "lm_gemma3",
+            {"attention.sliding_window": None, "final_logit_softcapping": 9.0},
+            dict(window=None, window_rope_base=None, logit_softcap=9.0),
+        ),
+        (
+            "lm_gemma3",
+            {"attention.sliding_window_pattern": [False, True]},
+            dict(window=8, window_layers=(1,), window_rope_base=100.0, logit_softcap=None),
+        ),
+        (
+            "lm_gemma3",
+            {"attention.sliding_window": 64, "rope.freq_base_swa": None},
+            dict(window=64, window_layers=(), window_rope_base=10_000.0, rope_base=1000.0),
+        ),
+        ("lm_mistral", {"attention.sliding_window": 64}, dict(window=None, logit_softcap=None)),
+        ("lm_mistral", {"attention.sliding_window": 63}, dict(window=63, window_layers=())),
+    )
+    def test_windows(self, name, changes, want):
+        config = load_config(write_gguf(self.path(), name, **changes))
+        self.assertEqual({field: getattr(config, field) for field in want}, want)
 
     @parameterized.parameters(
         ("lm_qwen2", {"attention.sliding_window": 8}, "qwen2.attention.sliding_window=8"),

@@ -1,5 +1,6 @@
 """Llama's relatives, as transformers saves them: logits, greedy ids, saved again, other forms."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -14,6 +15,7 @@ from gradmem_jax import FullContext, FullContextConfig, StateSpace, StateSpaceCo
 from gradmem_jax.lm.families import make_lm
 from gradmem_jax.lm.pretrained.hugging_face import read_config, write_config
 from gradmem_jax.lm.pretrained.load import from_hugging_face, load_pretrained, save_pretrained
+from gradmem_jax.lm.rotary import RopeScaling
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
 FULL_CONTEXT = (FullContext, FullContextConfig)
@@ -180,6 +182,21 @@ class RelativesTest(parameterized.TestCase):
         ("lm_smollm3", dict(no_rope_layers=None, no_rope_layer_interval=2), dict(window=None)),
         ("lm_smollm3", dict(no_rope_layers=None), dict(no_rope_layers=())),
         ("lm_phi3", dict(partial_rotary_factor=1.0), dict(rotary_fraction=0.5)),
+        (
+            "lm_mistral",
+            dict(rope_theta=1e4, rope_scaling=dict(rope_type="linear", factor=2.0, rope_theta=777)),
+            dict(rope_base=777, rope_scaling=RopeScaling("linear", 2.0)),
+        ),
+        (
+            "lm_mistral",
+            dict(rope_parameters=None, rope_scaling=dict(type="default", rope_theta=777.0)),
+            dict(rope_base=777.0, rope_scaling=None),
+        ),
+        (
+            "lm_gemma3",
+            dict(rope_scaling=dict(rope_type="linear", factor=2.0)),
+            dict(rope_base=1e3, window_rope_base=100.0, rope_scaling=RopeScaling("linear", 2.0)),
+        ),
     )
     def test_what_absent_keys_mean(self, name, changes, want):
         theirs = json.loads((GOLDEN / name / "config.json").read_text()) | changes
@@ -188,6 +205,37 @@ class RelativesTest(parameterized.TestCase):
         self.assertEqual({field: getattr(config, field) for field in want}, want)
         written = write_config(config)
         self.assertEqual(write_config(read_config(written)), written)
+
+    @parameterized.parameters(
+        (0.5, 64, "phi3", False),
+        (0.5, 16, "phi3", True),
+        (1.0, 64, "llama", True),
+        (1.0, 16, "llama", True),
+    )
+    def test_longrope_as_written(self, rotary_fraction, max_positions, model_type, says_factor):
+        """Transformers 4 looks for the original length outside of the group of rotary keys."""
+        config = read_config(json.loads((GOLDEN / "lm_phi3" / "config.json").read_text()))
+        factors = (1.0,) * round(2 * rotary_fraction)
+        scaling = dataclasses.replace(
+            config.rope_scaling, short_factors=factors, long_factors=factors
+        )
+        config = dataclasses.replace(
+            config,
+            rotary_fraction=rotary_fraction,
+            max_positions=max_positions,
+            rope_scaling=scaling,
+        )
+        written = write_config(config)
+        self.assertEqual(written["model_type"], model_type)
+        self.assertEqual(written["original_max_position_embeddings"], 32)
+        group = written["rope_scaling"]
+        want = scaling.turned_scale if says_factor else None
+        self.assertEqual(group.get("attention_factor"), want)
+        if not says_factor:
+            self.assertEqual(group.keys(), {"type", "short_factor", "long_factor"})
+        again = read_config(written)
+        self.assertEqual(again.rope_scaling.turned_scale, scaling.turned_scale)
+        self.assertEqual(write_config(again), written)
 
     @parameterized.parameters(
         ("lm_qwen3", dict(model_type="qwen3_moe", num_experts=8), "num_experts: a mixture of exp"),
@@ -199,6 +247,14 @@ class RelativesTest(parameterized.TestCase):
         ("lm_mistral", dict(scale_depth=1.4), "not known here: .'scale_depth': 1.4"),
         ("lm_mistral", dict(num_hidden_layers=10**12), "1000000000000 layers; at most"),
         ("lm_smollm3", dict(num_hidden_layers=10**12, no_rope_layers=None), "layers; at most"),
+        ("lm_gpt_neox", dict(rope_theta=9.0), "rope_theta=9.0 must be rotary_emb_base=1000.0"),
+        ("lm_gpt_neox", dict(partial_rotary_factor=1.0), "must be rotary_pct=0.25"),
+        (
+            "lm_mistral",
+            dict(rope_scaling=dict(type="linear", factor=2.0, partial_rotary_factor=0.5)),
+            "partial_rotary_factor=0.5 is not supported",
+        ),
+        ("lm_mistral", dict(rope_parameters=dict(factor=2.0)), "rope_scaling of type None"),
         ("lm_mamba2", dict(n_groups=8), "n_groups=8 is not supported, only 1"),
         ("lm_mamba2", dict(num_heads=2), "num_heads=2 is not supported.* are 4"),
         ("lm_mamba2", dict(time_step_limit=[0.0, 1.0]), "time_step_limit=.0.0, 1.0. is not"),
@@ -219,7 +275,7 @@ class RelativesTest(parameterized.TestCase):
                     rope_type="longrope", short_factor=[1.0, 1.0], long_factor=[2.0]
                 )
             ),
-            "short_factors has 2 numbers; it must have 1|it must have 2",
+            "long_factors has 1 numbers; it must have 2, one for",
         ),
     )
     def test_refusals(self, name, changes, message):
@@ -234,6 +290,17 @@ class RelativesTest(parameterized.TestCase):
         ("gemma2", dict(cache_implementation="hybrid", hidden_act="gelu", sliding_window_size=9)),
         ("phi3", dict(auto_map={"a": "b"}, full_attn_mod=1, interpolate_factor=1)),
         ("mamba", dict(d_model=768, fused_add_norm=True, n_layer=24, rms_norm=True, ssm_cfg={})),
+        (
+            "qwen2",
+            dict(attention_bias=False, tokenizer_padding_side="right", padding_side="left")
+            | dict(model_max_length=4096, ignore_index=-100, eos_token="</s>", is_decoder=True)
+            | dict(aux_loss_alpha=0.001, unsloth_version="2025.1", temperature=0.7)
+            | dict(_attn_implementation_autoset=True, name_or_path="x", finetuning_task="y")
+            | dict(problem_type="z", id2label={"0": "a"}, label2id={"a": 0}, max_length=20)
+            | dict(do_sample=True, use_cache=False, torch_dtype="float16", bos_token="<s>")
+            | dict(pad_token="<pad>", unk_token="<unk>", auto_map={"AutoModel": "x"}),
+        ),
+        ("gpt_neox", dict(rope_theta=1000.0, partial_rotary_factor=0.25)),
         ("gpt2", dict(n_ctx=1024, summary_type="cls_index", predict_special_tokens=True)),
     )
     def test_keys_that_change_nothing(self, name, more):
