@@ -17,7 +17,7 @@ OUR_OWN = {"gradmem_jax", "experiments", "tests"}
 # It runs in an environment and a checkout of the official code, whose module it imports.
 REFERENCE_RUNNER = "experiments/speed/reference_runner.py"
 OFFICIAL_CODE = "grad_memgpt"
-HUB = "gradmem_jax/lm/pretrained/hub.py"
+HUB = "gradmem_jax/storage/hub.py"
 
 
 # All that `import gradmem_jax` may import: it must not take a second, nor touch a device.
