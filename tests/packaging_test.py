@@ -132,6 +132,11 @@ class ImportsTest(parameterized.TestCase):
         names = at_import(ast.parse(f"{source}\ndef f(): import g\nclass X: import h").body)
         self.assertEqual([*names], ["a", "c.d", "e", "h"])
 
+    def test_what_is_cited_is_this_version(self):
+        cited = (ROOT / "docs" / "CITATION.cff").read_text()
+        self.assertIn(f"\nversion: {gradmem_jax.__version__}\n", cited)
+        self.assertIn(f"\n## {gradmem_jax.__version__}\n", (ROOT / "docs/CHANGELOG.md").read_text())
+
     def test_names_that_are_imported_late(self):
         self.assertContainsSubset(set(gradmem_jax.__all__), set(dir(gradmem_jax)))
         self.assertEqual(gradmem_jax.load_params.__name__, "load_params")

@@ -1,7 +1,7 @@
 """Models by name, fetched from a hub that this test serves on 127.0.0.1."""
 
+import contextlib
 import json
-import os
 import pathlib
 import shutil
 import sys
@@ -51,7 +51,7 @@ class HubModelsTest(HubTest, parameterized.TestCase):
     def setUp(self):
         super().setUp()
         self.folder = pathlib.Path(self.create_tempdir().full_path)
-        os.chdir(self.folder)
+        self.enter_context(contextlib.chdir(self.folder))
         self.start_hub(self.folder / "cache")
         for number, commit in enumerate((FIRST, SECOND)):
             save_model(commit, number)
