@@ -129,18 +129,23 @@ class HubTest(unittest.TestCase):
         self.addCleanup(self.hub.close)
         kept = {name: module for name, module in sys.modules.items() if _is_of_hub(name)}
         self.addCleanup(sys.modules.update, kept)
+        self.addCleanup(_forget_modules)
         self.environment = {"HF_ENDPOINT": self.hub.address, "HF_HOME": os.fspath(cache)}
         self.environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
         self.set_environment()
 
     def set_environment(self, **more):
         """Sets variables, which `huggingface_hub` reads when it is imported."""
-        for name in [*filter(_is_of_hub, sys.modules)]:
-            del sys.modules[name]
+        _forget_modules()
         others = {n: x for n, x in os.environ.items() if not n.startswith(("HF_", "HUGGING"))}
         patch = mock.patch.dict(os.environ, others | self.environment | more, clear=True)
         patch.start()
         self.addCleanup(patch.stop)
+
+
+def _forget_modules():
+    for name in [*filter(_is_of_hub, sys.modules)]:
+        del sys.modules[name]
 
 
 def _is_of_hub(name):
