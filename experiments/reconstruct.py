@@ -21,7 +21,10 @@ from gradmem_jax.checks import require
 from gradmem_jax.foreign_text import one_line
 
 _MODEL = flags.DEFINE_string(
-    "model", None, "Files of a pretrained language model (required).", required=True
+    "model",
+    None,
+    "Files or name (org/name@revision) of a pretrained language model (required).",
+    required=True,
 )
 _CONTEXT = flags.DEFINE_string("context", None, "A text file (required).", required=True)
 _OUT = flags.DEFINE_string("out", None, "JSON file to write (required).", required=True)

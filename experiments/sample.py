@@ -15,7 +15,10 @@ from gradmem_jax import load_pretrained
 from gradmem_jax.storage.writing import write_text
 
 _MODEL = flags.DEFINE_string(
-    "model", None, "Files of a pretrained language model (required).", required=True
+    "model",
+    None,
+    "Files or name (org/name@revision) of a pretrained language model (required).",
+    required=True,
 )
 _OUT = flags.DEFINE_string("out", None, "Text file to write (required).", required=True)
 _NUM_TEXTS = flags.DEFINE_integer("num_texts", 1000, "How many texts.", lower_bound=1)

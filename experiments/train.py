@@ -21,6 +21,7 @@ from experiments.program import console, cores, heap, hosts, startup
 from experiments.program.console import log
 from experiments.run import whole_run
 from experiments.run.build import build
+from experiments.run.hub_names import with_commits
 from experiments.run.nonfinite import NonFiniteError
 from experiments.run.stopping import EXIT_STOPPED, STORAGE_ERRORS, Stopped
 from gradmem_jax.storage.checkpoint import CheckpointError
@@ -69,7 +70,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
         ValueError: the configuration is wrong, before anything is compiled.
         NonFiniteError, Stopped, CheckpointError: see `whole_run.train`.
     """
-    return whole_run.train(build(config), workdir)
+    return whole_run.train(build(with_commits(config, workdir)), workdir)
 
 
 def _config() -> ConfigDict:

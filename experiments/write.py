@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments.answers.contexts import read_contexts
-from experiments.answers.open_model import ask_command, not_beside, open_model
+from experiments.answers.open_model import ask_command, not_beside, open_model, whole_place
 from experiments.answers.writing import (
     describe_sizes,
     read_back,
@@ -31,7 +31,8 @@ from gradmem_jax.foreign_text import one_line
 _MODEL = flags.DEFINE_string(
     "model",
     None,
-    "Workdir of a run, or files of a pretrained language model (required).",
+    "Workdir of a run, or files or name (org/name@revision) of a pretrained language model "
+    "(required).",
     required=True,
 )
 _CONTEXT = flags.DEFINE_multi_string(
@@ -87,7 +88,7 @@ def main(arguments: Sequence[str]) -> None:
         "write_learning_rate": _WRITE_LEARNING_RATE.value,
         "pad_token": _PAD_TOKEN.value,
         "add_begin_token": _ADD_BEGIN_TOKEN.value,
-        "tokenizer_path": _TOKENIZER.value and str(pathlib.Path(_TOKENIZER.value).absolute()),
+        "tokenizer_path": _TOKENIZER.value and whole_place(_TOKENIZER.value),
     }
     given = {name: value for name, value in options.items() if value is not None}
     opened = open_model(_MODEL.value, given)

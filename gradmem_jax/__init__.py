@@ -1,5 +1,8 @@
 """GradMem in JAX: memory written by gradient descent at test time."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from gradmem_jax.lm.armt import AssociativeConfig
 from gradmem_jax.lm.causal_attention import attention
 from gradmem_jax.lm.families import register_lm
@@ -9,7 +12,6 @@ from gradmem_jax.lm.lact import LaCTConfig
 from gradmem_jax.lm.llama import LlamaConfig
 from gradmem_jax.lm.mamba import MambaConfig
 from gradmem_jax.lm.mamba2 import Mamba2Config
-from gradmem_jax.lm.pretrained.load import Pretrained, load_config, load_pretrained, save_pretrained
 from gradmem_jax.lm.rotary import RopeScaling
 from gradmem_jax.lm.ttt_linear import TTTLinearConfig
 from gradmem_jax.memory.full_context import ContextMemory, FullContext, FullContextConfig
@@ -24,11 +26,31 @@ from gradmem_jax.memory.recurrent_state import StateMemory, StateSpace, StateSpa
 from gradmem_jax.memory.rmt import RMT, RMTConfig
 from gradmem_jax.memory.segments import write_context
 from gradmem_jax.memory.warm_start import WarmStart, WarmStartConfig
-from gradmem_jax.storage.memory_file import load_memory, save_memory
-from gradmem_jax.storage.params_file import load_params, save_params
 from gradmem_jax.trees import Params
 
+if TYPE_CHECKING:
+    from gradmem_jax.lm.pretrained.load import (
+        Pretrained,
+        load_config,
+        load_pretrained,
+        save_pretrained,
+    )
+    from gradmem_jax.storage.memory_file import load_memory, save_memory
+    from gradmem_jax.storage.params_file import load_params, save_params
+
 __version__ = "0.1.0"
+
+# What reads and writes files takes as long to import as all the rest: only when it is asked for.
+_OF_FILES = {
+    "Pretrained": "lm.pretrained.load",
+    "load_config": "lm.pretrained.load",
+    "load_memory": "storage.memory_file",
+    "load_params": "storage.params_file",
+    "load_pretrained": "lm.pretrained.load",
+    "save_memory": "storage.memory_file",
+    "save_params": "storage.params_file",
+    "save_pretrained": "lm.pretrained.load",
+}
 
 __all__ = [
     "ARMTConfig",
@@ -80,3 +102,19 @@ __all__ = [
     "save_pretrained",
     "write_context",
 ]
+
+
+if not TYPE_CHECKING:  # type checkers would take any name for one of ours
+
+    def __getattr__(name: str) -> Any:
+        """Imports what reads or writes files."""
+        if name not in _OF_FILES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{__name__}.{_OF_FILES[name]}"), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    """All names, those not imported yet among them."""
+    return sorted({*globals(), *__all__})

@@ -20,6 +20,7 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones do no
     _FLAGS.append("--xla_cpu_use_fusion_emitters=false")  # halves the time of compiling
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS]).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["HF_HUB_OFFLINE"] = "1"  # a path that is not there may be a name on a hub
 # What a test has compiled, later ones find here, as do pytest's workers and programs they start.
 _IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 if not _IS_WORKER:

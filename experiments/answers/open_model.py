@@ -26,6 +26,7 @@ from gradmem_jax.foreign_text import one_line, shown
 from gradmem_jax.lm.pretrained.load import load_pretrained
 from gradmem_jax.memory.gradmem import GradMem, GradMemConfig
 from gradmem_jax.memory.interface import MemoryModel
+from gradmem_jax.storage import hub
 from gradmem_jax.trees import Params
 
 # Learning rates of a WRITE that nobody trained; Adam's is in units of the embeddings' size.
@@ -72,15 +73,16 @@ def open_model(path: str, options: Mapping[str, Any] | None = None) -> OpenModel
     """Opens a finished run by `open_run`, or another model by `open_pretrained`.
 
     Args:
-        path: the workdir of a run, or what `load_pretrained` reads.
+        path: the workdir of a run, or what `load_pretrained` reads; of a name on a hub the notes
+            keep the commit.
         options: keyword arguments of the function that opens it; None for none.
 
     Raises:
         ValueError: there is no such model, or an option is wrong or not one of its kind.
     """
-    folder, options = pathlib.Path(path), options or {}
+    folder, options = pathlib.Path(hub.pinned(path)), options or {}
     require(
-        os.path.exists(folder),
+        os.path.exists(folder) or hub.name_on_hub(folder) is not None,
         f"there is no model {path}; name a run's workdir or a model's files.",
     )
     foreign = [f"--{FLAGS.get(name, name)}" for name in _foreign(path, options)]
@@ -89,7 +91,13 @@ def open_model(path: str, options: Mapping[str, Any] | None = None) -> OpenModel
     options = {**options}
     if not is_run(path):  # files of before this option have none
         options.setdefault("add_begin_token", True)
-    return opened._replace(notes={"model": str(folder.absolute()), "options": options})
+    return opened._replace(notes={"model": whole_place(folder), "options": options})
+
+
+def whole_place(path: str | pathlib.Path) -> str:
+    """A path that means the same in every folder; a name on a hub with its commit."""
+    is_on_hub = hub.name_on_hub(path) is not None
+    return hub.pinned(str(path)) if is_on_hub else str(pathlib.Path(path).absolute())
 
 
 def reopen_model(
@@ -133,7 +141,7 @@ def reopen_model(
         f"written it. If you trust what it names: {ask_command(memory, elsewhere, typed)}",
     )
     require(
-        os.path.exists(path),
+        os.path.exists(path) or hub.name_on_hub(path) is not None,
         f"there is no model {path}; say with --model where the one that wrote {memory} is now.",
     )
     require(
@@ -166,7 +174,9 @@ def not_beside(memory: str, notes: Mapping[str, Any]) -> dict[str, str]:
 
 def _beside(memory: str, path: str) -> bool:
     """Whether something lies in the folder of a memory file, or in one inside of it."""
-    return _is_inside(path, pathlib.Path(os.path.realpath(memory)).parent)
+    return hub.name_on_hub(path) is None and _is_inside(
+        path, pathlib.Path(os.path.realpath(memory)).parent
+    )
 
 
 def _is_inside(path: str, folder: str | pathlib.Path) -> bool:

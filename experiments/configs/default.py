@@ -94,7 +94,8 @@ def get_config(
     config = ConfigDict()
     config.method = method
     config.task = task
-    config.pretrained = ""  # what `load_pretrained` reads; the tokenizer comes from there too
+    # What `load_pretrained` reads, a path or org/name@revision; the tokenizer comes from there too.
+    config.pretrained = ""
     config.seed = 0  # parameters and samples are functions of it
     config.num_steps = 1_000_000
     config.batch_size = 64

@@ -19,6 +19,7 @@ from gradmem_jax.checks import require, require_choice
 from gradmem_jax.data.task import Tokenizer
 from gradmem_jax.foreign_text import shown
 from gradmem_jax.storage import checkpoint, params_file
+from gradmem_jax.storage.hub import name_on_hub
 from gradmem_jax.storage.params_file import load_params
 from gradmem_jax.trees import Params, named_leaves
 
@@ -167,8 +168,10 @@ def check_paths(workdir: pathlib.Path, paths: Mapping[str, str | None]) -> None:
         paths: by name of the field; "" and None are none.
     """
     for name, path in paths.items():
+        on_hub = name_on_hub(path) if path else None
+        is_known = on_hub is not None and on_hub.is_pinned
         require(
-            not path or os.path.isabs(path) or os.path.exists(path),
+            not path or is_known or os.path.isabs(path) or os.path.exists(path),
             f"there is no {path} in {os.getcwd()}: {workdir / 'config.json'} has {name}={path!r}, "
             "which is relative to the folder that training was started in; start this there too.",
         )

@@ -25,6 +25,7 @@ from gradmem_jax.tokenizers.bounds import (
     check_size,
     limited,
 )
+from gradmem_jax.tokenizers.fetch import local_tokenizer
 from gradmem_jax.tokenizers.files import (
     TokenizerFile,
     byte_level,
@@ -337,21 +338,22 @@ def _tokenizer_of_llama2c(path: pathlib.Path) -> pathlib.Path:
 
 
 def load_tokenizer(path: str | pathlib.Path, *, pad_token: str = "") -> TextTokenizer:
-    """Reads a tokenizer from disk.
+    """Reads a tokenizer from disk or a hub.
 
     Args:
         path: a `tokenizer.json`, a `tokenizer.model` of SentencePiece, or a folder with one of
             them or with `vocab.json` and `merges.txt` (GPT-2). The `tokenizer_config.json`,
             `special_tokens_map.json` and `added_tokens.json` beside it say more of its tokens. A
             `.gguf` file, or a folder with exactly one. A tokenizer `tok*.bin` of llama2.c, or a
-            model `.bin` with one beside it.
+            model `.bin` with one beside it. Where there is no such path, a name on the hub of
+            Hugging Face, see `load_pretrained`.
         pad_token: what fills contexts; by default what the files name, else one of the usual
             names, else the token of unknown text, else the one that ends a text.
 
     Raises:
         ValueError: there is no tokenizer, or it is damaged.
     """
-    path = require_path("path", path)
+    path = local_tokenizer(require_path("path", path))
     require(os.path.exists(path), f"there is no tokenizer {path}; give a file or a folder.")
     tokenizer = _read(path)
     return tokenizer.with_padding(pad_token) if pad_token else tokenizer

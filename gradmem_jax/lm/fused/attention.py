@@ -21,7 +21,7 @@ from jax.interpreters import ad, batching, mlir
 from gradmem_jax.dtypes import at_least_float32
 from gradmem_jax.lm import blockwise
 from gradmem_jax.lm.fused import passes
-from gradmem_jax.lm.fused.kernels import Cost, Machine, cost_of, walk
+from gradmem_jax.lm.fused.cost import Cost, Machine, cost_of
 from gradmem_jax.lm.fused.passes import Arrays
 from gradmem_jax.parallel.any_mesh import vary_like
 from gradmem_jax.precision import current_precision
@@ -176,6 +176,8 @@ def _compute(
     if whose is None:
         with jax.default_matmul_precision(precision):
             return in_blocks(*operands, block=block)
+    from gradmem_jax.lm.fused.kernels import walk  # Pallas takes a third of a second
+
     if whose == "tpu":  # its kernels know of one pass in bfloat16 and, of float32, of six
         is_one_pass = precision in _ONE_PASS or query.dtype != jnp.float32
         precision = None if is_one_pass else "highest"

@@ -26,6 +26,7 @@ from gradmem_jax.storage.reading import read_json
 from gradmem_jax.tokenizers.text_tokenizer import HUGGING_FACE, TextTokenizer, load_tokenizer
 
 _BUFFERS = re.compile(r"\.(attn|attention)\.(bias|masked_bias)$|rotary_emb\.inv_freq$")
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _NUMBER_TYPES = ("F64", "F32", "F16", "BF16")
 MARK = "gradmem_jax_model"  # what config.json and the weights of one model have in common
 _TYPES = {"model_type": str, "architectures": list, "rope_scaling": dict, "rope_parameters": dict}
@@ -215,9 +216,9 @@ def _open_tensors(directory: pathlib.Path, mark: Any) -> dict[str, StoredTensor]
         directory: where they are.
         mark: of the model that config.json is of, or None.
     """
-    index = directory / "model.safetensors.index.json"
+    index = directory / INDEX
     places = _read_index(index) if os.path.lexists(index) else None
-    names = ["model.safetensors"] if places is None else sorted(set(places.values()))
+    names = [WEIGHTS] if places is None else sorted(set(places.values()))
     missing = [name for name in names if not os.path.lexists(directory / name)]
     require(
         not missing,
@@ -262,6 +263,15 @@ def _read_index(index: pathlib.Path) -> dict[str, str]:
         f"{index} names {shown(strange)}; the files of a model must be in its folder.",
     )
     return places
+
+
+def files_of_index(index: pathlib.Path) -> list[str]:
+    """Names of the files of weights that an index has, all of them in its folder.
+
+    Raises:
+        ValueError: it is damaged, or names files elsewhere.
+    """
+    return sorted(set(_read_index(index).values()))
 
 
 def _stored_tensor(file: Any, name: str) -> StoredTensor:

@@ -1,4 +1,4 @@
-"""Pretrained language models: read from disk, written to disk."""
+"""Pretrained language models: read from disk or a hub, written to disk."""
 
 import dataclasses
 import json
@@ -13,9 +13,12 @@ from absl import logging
 
 from gradmem_jax.checks import require, require_instance, require_path
 from gradmem_jax.lm.language_model import LMConfig
+from gradmem_jax.lm.pretrained.fetch import local_config, local_model
 from gradmem_jax.lm.pretrained.gguf_file import open_gguf
 from gradmem_jax.lm.pretrained.hugging_face import (
+    INDEX,
     MARK,
+    WEIGHTS,
     family_of,
     open_hugging_face,
     read_config_file,
@@ -34,20 +37,11 @@ from gradmem_jax.lm.pretrained.tensor_layout import (
 from gradmem_jax.storage.arrays_file import arrays_writer
 from gradmem_jax.storage.hashing import hash_arrays
 from gradmem_jax.storage.writing import Writer, write_files
+from gradmem_jax.tokenizers.fetch import TOKENIZER_FILES
 from gradmem_jax.tokenizers.files import UnknownTokenizerError
 from gradmem_jax.tokenizers.gguf_reader import first_parts
 from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer, load_tokenizer
 from gradmem_jax.trees import Params
-
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
 
 
 class Pretrained(NamedTuple):
@@ -79,7 +73,10 @@ def load_pretrained(
             several files with their index, and a tokenizer if there is one, see `load_tokenizer`;
             docs/library.md has a table of the families;
             a `.gguf` file with a Llama or a relative, or a directory with exactly one;
-            a `.bin` file of llama2.c's first format, with its tokenizer `tok*.bin` beside it.
+            a `.bin` file of llama2.c's first format, with its tokenizer `tok*.bin` beside it;
+            where there is no such path, a name on the hub of Hugging Face, `org/name` or
+            `org/name/file.gguf`, perhaps with `@revision`: the package `huggingface_hub` fetches
+            what is needed.
         tokenizer: where the tokenizer is, if it is elsewhere; see `load_tokenizer`. Without it a
             model whose own tokenizer is of a kind that is not known comes without one, and a
             warning says so.
@@ -94,7 +91,7 @@ def load_pretrained(
             its tensors are not those of its configuration, not finite, or too large for
             `param_dtype`. Weights are read last.
     """
-    stored = _open(require_path("path", path))
+    stored = _open(local_model(require_path("path", path), with_tokenizer=tokenizer is None))
     config = _change(stored.config, changes)
     text_tokenizer = _own(stored) if tokenizer is None else load_tokenizer(tokenizer)
     if text_tokenizer is not None:
@@ -121,7 +118,7 @@ def _own(stored: StoredModel) -> TextTokenizer | None:
 
 def load_config(path: str | pathlib.Path, **changes: Any) -> LMConfig:
     """Reads the configuration only, as `load_pretrained` does; config.json needs no weights."""
-    path = _find(require_path("path", path))
+    path = _find(local_config(require_path("path", path)))
     config = read_config_file(path / "config.json") if path.is_dir() else _open(path).config
     return _change(config, changes)
 
@@ -150,12 +147,12 @@ def save_pretrained(directory: str | pathlib.Path, pretrained: Pretrained) -> No
         theirs["bos_token_id"] = tokenizer.begin_id
     theirs = write_config(config) | theirs
     mark = {MARK: hash_arrays(json.dumps(theirs, sort_keys=True), tensors)}
-    writers = {"model.safetensors": arrays_writer(tensors, {"format": "pt"} | mark)}
+    writers = {WEIGHTS: arrays_writer(tensors, {"format": "pt"} | mark)}
     if tokenizer is not None:
         writers["tokenizer.json"] = tokenizer.save
         writers["tokenizer_config.json"] = _json_writer(tokenizer.config)
     writers["config.json"] = _json_writer(theirs | mark)
-    older = {"model.safetensors.index.json", *_TOKENIZER_FILES} - writers.keys()
+    older = {INDEX, *TOKENIZER_FILES} - writers.keys()
     write_files(directory, writers, remove=sorted(older))
 
 
