@@ -172,7 +172,7 @@ class TextTokenizer:
         config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
         ids = {"eos_token": self.end_id, "pad_token": self.pad_id, "bos_token": self.begin_id}
         config |= {name: self.backend.id_to_token(i) for name, i in ids.items() if i is not None}
-        return config | ({} if self.begin_id is None else {"add_bos_token": True})
+        return config | {"add_bos_token": self.begin_id is not None}  # whatever the template says
 
     def save(self, path: str | pathlib.Path) -> None:
         """Writes the tokenizer to a file `tokenizer.json`, which `load_tokenizer` reads."""
