@@ -23,6 +23,7 @@ from experiments.run import whole_run
 from experiments.run.build import build
 from experiments.run.nonfinite import NonFiniteError
 from experiments.run.stopping import EXIT_STOPPED, STORAGE_ERRORS, Stopped
+from experiments.run.workdir import as_begun
 from gradmem_jax.storage.checkpoint import CheckpointError
 
 with startup.known_fields():
@@ -69,7 +70,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
         ValueError: the configuration is wrong, before anything is compiled.
         NonFiniteError, Stopped, CheckpointError: see `whole_run.train`.
     """
-    return whole_run.train(build(config), workdir)
+    return whole_run.train(build(as_begun(config, workdir)), workdir)
 
 
 def _config() -> ConfigDict:
