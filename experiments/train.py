@@ -24,6 +24,7 @@ from experiments.run.build import build
 from experiments.run.hub_names import with_commits
 from experiments.run.nonfinite import NonFiniteError
 from experiments.run.stopping import EXIT_STOPPED, STORAGE_ERRORS, Stopped
+from experiments.run.workdir import as_begun
 from gradmem_jax.storage.checkpoint import CheckpointError
 
 with startup.known_fields():
@@ -70,7 +71,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
         ValueError: the configuration is wrong, before anything is compiled.
         NonFiniteError, Stopped, CheckpointError: see `whole_run.train`.
     """
-    return whole_run.train(build(with_commits(config, workdir)), workdir)
+    config = as_begun(with_commits(config, workdir), workdir)
+    return whole_run.train(build(config), workdir)
 
 
 def _config() -> ConfigDict:

@@ -1,11 +1,14 @@
 """The folder of a run: what marks it, its config.json and its tokenizer."""
 
+import copy
 import dataclasses
+import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from experiments.configs.default import get_config
 from experiments.program import files, hosts
@@ -23,8 +26,7 @@ from gradmem_jax.training.optimizer import learning_rate_schedule
 PARAMS, EXPORTED, LM = "params.safetensors", "exported.json", "lm"
 
 # What a run did before it had a field, where that is not the field's default.
-_BEGINS = "data.add_begin_token"
-_EARLIER = {_BEGINS: False}
+_EARLIER: dict[str, Any] = {"data.add_begin_token": False}
 _REMAT = "lm.remat"
 # Fields that may change when a run goes on.
 _MAY_CHANGE = (
@@ -64,11 +66,39 @@ def require_no_run(flag: str, path: str) -> None:
     )
 
 
+def as_begun(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
+    """Returns a configuration as the run in a workdir began, if it is to go on.
+
+    What a run did before there was a field for it, it goes on doing, and the log says so.
+
+    Args:
+        config: what the command says, see experiments/configs/default.py.
+        workdir: the folder of the run; perhaps there is none yet.
+    """
+    path = workdir / "config.json"
+    if not (os.path.exists(path) and _has_results(workdir)):
+        return config
+    begun = copy.deepcopy(config)
+    for name in _EARLIER.keys() - files.flatten(files.read_json(path)).keys():
+        group, _, field = name.partition(".")
+        if config[group].get(field, _EARLIER[name]) != _EARLIER[name]:
+            begun[group][field] = _EARLIER[name]
+            said = f"{name}={_EARLIER[name]}"
+            log.info("%s began before there was %s; it goes on with %s", workdir, name, said)
+    return begun
+
+
+def _has_results(workdir: pathlib.Path) -> bool:
+    """Whether a start came to a checkpoint or to its end."""
+    return bool(saved_steps(workdir / "checkpoints")) or (workdir / "metrics.json").exists()
+
+
 def check_workdir(workdir: pathlib.Path, plan: RunPlan) -> None:
     """Writes config.json, or refuses a workdir of an export, or of another configuration.
 
-    A run that began before a field was there has the field's default. What a start left that came
-    to no checkpoint is overwritten.
+    A run that began before a field was there has the field's default, or what `as_begun` takes for
+    it; that is not written down, so that the same command goes on again. What a start left that
+    came to no checkpoint is overwritten.
     """
     require(
         not (workdir / EXPORTED).exists(),
@@ -78,7 +108,7 @@ def check_workdir(workdir: pathlib.Path, plan: RunPlan) -> None:
     path = workdir / "config.json"
     earlier = files.flatten(files.read_json(path)) if path.exists() else {}
     steps = saved_steps(workdir / "checkpoints")
-    has_results = bool(steps) or (workdir / "metrics.json").exists()
+    has_results = _has_results(workdir)
     if earlier and has_results:
         different = _different(earlier, plan)
         require(
@@ -98,7 +128,17 @@ def check_workdir(workdir: pathlib.Path, plan: RunPlan) -> None:
     made_tokenizer = not (earlier.get("data.tokenizer_path") or earlier.get("pretrained"))
     if earlier and not has_results and made_tokenizer:
         (workdir / "tokenizer.json").unlink(missing_ok=True)
-    files.write_json(path, plan.fields)
+    unsaid = _EARLIER.keys() - earlier.keys() if earlier and has_results else set()
+    files.write_json(path, _without(plan.fields, unsaid))
+
+
+def _without(fields: Mapping[str, Any], names: Collection[str], prefix: str = "") -> dict[str, Any]:
+    """Fields of a configuration without some, which have whole names."""
+    return {
+        key: _without(value, names, f"{prefix}{key}.") if isinstance(value, dict) else value
+        for key, value in fields.items()
+        if prefix + key not in names
+    }
 
 
 def _say_new_rates(
@@ -131,9 +171,6 @@ def _different(earlier: dict[str, Any], plan: RunPlan) -> list[str]:
     defaults = get_config(plan.method, plan.task_name, bool(plan.start.pretrained)).to_dict()
     default, current = files.flatten(files.to_json(defaults)), files.flatten(plan.fields)
     default |= {name: value for name, value in _EARLIER.items() if name in default}
-    begin_id = getattr(plan.target.task.tokenizer, "begin_id", None)
-    if current.get(_BEGINS) and begin_id is None:  # it does nothing with this tokenizer
-        current[_BEGINS] = earlier.get(_BEGINS, default[_BEGINS])
     if (earlier.get(_REMAT), current.get(_REMAT)) == ("none", "auto"):  # the default was "none"
         current[_REMAT] = "none"
     return sorted(

@@ -142,17 +142,20 @@ def _of_split(
 ) -> list[dict[str, Any]]:
     """Returns the articles of a split of a file; those of one paragraph if they are too few."""
     needed = 1 + len(held_out)
-    parts = [article | {"paragraphs": [p]} for article in articles for p in article["paragraphs"]]
-    for units, name in ((articles, _title), (parts, _content)):
-        names = [name(unit) for unit in units]
-        if len(set(names)) >= needed:
-            split_of = split_names(names, held_out)
-            return [unit for unit, own in zip(units, names, strict=True) if split_of[own] == split]
-    raise ValueError(
-        f"{path} has {len(parts)} different paragraphs, too few to divide among train and "
+    names = [_title(article) for article in articles]
+    if len(set(names)) < needed:
+        articles = [
+            article | {"paragraphs": [p]} for article in articles for p in article["paragraphs"]
+        ]
+        names = [_content(article) for article in articles]
+    require(
+        len(set(names)) >= needed,
+        f"{path} has {len(set(names))} different paragraphs, too few to divide among train and "
         f"{' and '.join(held_out)}; give {needed} or more, or training and test questions in two "
-        "files."
+        "files.",
     )
+    split_of = split_names(names, held_out)
+    return [article for article, own in zip(articles, names, strict=True) if split_of[own] == split]
 
 
 def _title(article: dict[str, Any]) -> str:

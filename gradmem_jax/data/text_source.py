@@ -125,8 +125,8 @@ def encode_target(tokenizer: TextTokenizer, prompt: str, answer: str) -> Query |
 
     Returns:
         Ids of prompt, answer and end token, the answer the target; the token of beginning, if there
-        is one, is first. None if a token holds the end
-        of the prompt and the start of the answer, or if one of them has no tokens.
+        is one, is first. None if a token holds the end of the prompt and the start of the answer,
+        or if one of them has no tokens.
     """
     ids, offsets = tokenizer.encode_with_offsets(f"{prompt} {answer}")
     is_answer = offsets[:, 1] > len(prompt)
@@ -155,19 +155,22 @@ def question_source(
     contexts, queries, starts, kept, skipped = [], [], [], [], list(records.skipped)
     encoded = encode_texts(tokenizer, (record.context for record in records.kept))
     encode = functools.cache(functools.partial(encode_target, tokenizer))
-    for record, context in zip(records.kept, encoded, strict=True):
+    for record, ids in zip(records.kept, encoded, strict=True):
+        context = np.concatenate([tokenizer.begin_ids, ids])
         target = encode(prompt(record.question), record.answers[0].strip())
         reason = ""
-        if not len(context):
+        if not len(ids):
             reason = "the context has no tokens"
         elif tokenizer.pad_id in context:
             reason = "the context holds the padding token"
         elif target is None:
             reason = f"the tokens of the answer {record.answers[0]!r} cannot be told from the rest"
+        elif tokenizer.pad_id in target.ids[:-1]:  # the last one ends the answer
+            reason = "the question or its answer holds the padding token"
         if target is None or reason:
             skipped.append(Skipped(record.id, reason))
             continue
-        contexts.append(np.concatenate([tokenizer.begin_ids, context]))
+        contexts.append(context)
         queries.append(target.ids)
         starts.append(target.target_start)
         kept.append(record)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers
+from absl import logging
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from gradmem_jax.checks import require, require_path
@@ -55,6 +56,7 @@ class TextTokenizer:
         end_id: the id that ends an answer.
         watch: what of its work is watched, if it is a stranger's.
         begin_id: the id that texts begin with, if the model was trained so; see `encode_start`.
+            If it is `pad_id` too, it is not put in front: what fills contexts stands for nothing.
     """
 
     backend: tokenizers.Tokenizer
@@ -86,12 +88,21 @@ class TextTokenizer:
         return np.array(self._encoding(text).ids, np.int32)
 
     def encode_start(self, text: str) -> np.ndarray:
-        """Returns the ids of a text that nothing stands before: `begin_id`, if any, is first."""
+        """Returns the ids of a text that nothing stands before: `begin_ids` are first."""
         return np.concatenate([self.begin_ids, self.encode(text)])
 
     @property
     def begin_ids(self) -> np.ndarray:
-        """What `encode_start` puts in front, int32 [0] or [1]."""
+        """What `encode_start` puts in front, int32 [0] or [1]; never `pad_id`."""
+        if self.begin_id is not None and self.begin_id == self.pad_id:
+            logging.log_first_n(
+                logging.WARNING,
+                "the token %s fills contexts, so texts do not begin with it, as the tokenizer's "
+                "files say they do; name another token that fills contexts with pad_token.",
+                1,
+                shown(self.backend.id_to_token(self.pad_id)),
+            )
+            return np.zeros(0, np.int32)
         return np.array([] if self.begin_id is None else [self.begin_id], np.int32)
 
     def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
@@ -173,7 +184,7 @@ class TextTokenizer:
         config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
         ids = {"eos_token": self.end_id, "pad_token": self.pad_id, "bos_token": self.begin_id}
         config |= {name: self.backend.id_to_token(i) for name, i in ids.items() if i is not None}
-        return config | ({} if self.begin_id is None else {"add_bos_token": True})
+        return config | {"add_bos_token": self.begin_id is not None}  # whatever the template says
 
     def save(self, path: str | pathlib.Path) -> None:
         """Writes the tokenizer to a file `tokenizer.json`, which `load_tokenizer` reads."""

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 from unittest import mock
 
+import chex
 import numpy as np
 import tokenizers
 from absl.testing import absltest, parameterized
@@ -76,6 +77,20 @@ class TextSourceTest(parameterized.TestCase):
             off = dataclasses.replace(task, add_begin_token=False)
             self.assertIsNone(off.tokenizer.begin_id)
 
+    def test_no_text_begins_with_padding(self):
+        plain = bpe_tokenizer([])
+        records = Records((Record("a", "ab", "a:", ("b",)),))
+        both = dataclasses.replace(plain, begin_id=plain.pad_id)
+        with self.assertLogs("absl", "WARNING") as logs:
+            chex.assert_trees_all_equal(
+                *(question_source(records, tokenizer, str)[0] for tokenizer in (plain, both))
+            )
+        self.assertLen(logs.output, 1)
+        self.assertRegex(logs.output[0], r"token '\[PAD\]' fills contexts, .* with pad_token\.")
+        self.assertEqual(both.encode_start("ab").tolist(), plain.encode("ab").tolist())
+        other = both.with_padding("?")
+        self.assertEqual(other.encode_start("ab").tolist(), [plain.pad_id, *plain.encode("ab")])
+
     def test_records_without_sample(self):
         tokenizer = bpe_tokenizer([("?", " ")])
         records = Records(
@@ -83,6 +98,7 @@ class TextSourceTest(parameterized.TestCase):
                 Record("good", "ab", "a:", ("b",)),
                 Record("joined", "ab", "a?", ("b",)),
                 Record("padding", "a[PAD]b", "a:", ("b",)),
+                Record("asked", "ab", "a[PAD]:", ("b",)),
                 Record("unknown", "xyz", "a:", ("b",)),
             )
         )
@@ -90,7 +106,8 @@ class TextSourceTest(parameterized.TestCase):
         self.assertEqual([source.record(i).id for i in range(len(source))], ["good"])
         reasons = dict(source.skipped)
         self.assertIn("answer 'b' cannot be told", reasons["joined"])
-        self.assertIn("the padding token", reasons["padding"])
+        self.assertIn("the context holds the padding token", reasons["padding"])
+        self.assertIn("the question or its answer holds the padding", reasons["asked"])
         self.assertIn("no tokens", reasons["unknown"])
 
     def test_equal_texts_share_an_array(self):

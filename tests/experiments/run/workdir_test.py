@@ -1,6 +1,5 @@
 """The folder of a run: what is one, and that nobody takes it for a language model."""
 
-import contextlib
 import json
 import pathlib
 from unittest import mock
@@ -80,20 +79,36 @@ class RunFolderTest(parameterized.TestCase):
         workdir.check_workdir(self.folder / "run", tiny_plan())
         self.assertEqual(json.loads(path.read_text())["optimizer"]["name"], "adamw")
 
-    @parameterized.parameters((None, True), (7, False))
-    def test_a_run_of_before_there_was_a_token_at_the_beginning(self, begin_id, goes_on):
-        config = default.get_config("gradmem", "babi", pretrained=True)
-        fields = files.to_json(config.to_dict())
-        plan = mock.Mock(method="gradmem", task_name="babi", fields=fields, num_steps=8)
-        plan.target.task.tokenizer.begin_id = begin_id
+    @parameterized.parameters(None, True, False)
+    def test_a_run_of_before_there_was_a_token_at_the_beginning(self, said):
+        typed = default.get_config("gradmem", "babi", pretrained=True).lock()
         path = self.folder / "run" / "config.json"
+        self.assertIs(workdir.as_begun(typed, path.parent), typed)
         (path.parent / "checkpoints" / "4").mkdir(parents=True)
-        earlier = json.loads(json.dumps(fields))
+        earlier = files.to_json(typed.to_dict())
         del earlier["data"]["add_begin_token"]
+        earlier["data"] |= {} if said is None else {"add_begin_token": said}
         path.write_text(json.dumps(earlier))
-        refused = self.assertRaisesRegex(ValueError, "other values of .'data.add_begin_token'")
-        with contextlib.nullcontext() if goes_on else refused:
+
+        def go_on(config):
+            plan = mock.Mock(method="gradmem", task_name="babi", num_steps=config.num_steps)
+            plan.fields = files.to_json(config.to_dict())
             workdir.check_workdir(path.parent, plan)
+
+        if said is False:  # somebody chose it
+            with self.assertRaisesRegex(ValueError, "other values of .'data.add_begin_token'"):
+                go_on(workdir.as_begun(typed, path.parent))
+            return
+        for _ in range(2):
+            logs = self.assertNoLogs if said else self.assertLogs
+            with logs("experiments", "INFO") as logged:
+                config = workdir.as_begun(typed, path.parent)
+            self.assertIs(config.data.add_begin_token, bool(said))
+            go_on(config)
+            self.assertEqual(json.loads(path.read_text()), earlier)
+        self.assertTrue(typed.data.add_begin_token)
+        if not said:
+            self.assertEndsWith(logged.output[0], "it goes on with data.add_begin_token=False")
 
 
 if __name__ == "__main__":

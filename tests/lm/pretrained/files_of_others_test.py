@@ -1,5 +1,6 @@
 """Checkpoints as people have them: in parts, under prefixes, pointers, tokens without a row."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -9,6 +10,7 @@ import numpy as np
 import tokenizers
 from absl.testing import absltest, parameterized
 from safetensors.numpy import load_file, save_file
+from tokenizers import processors
 
 from gradmem_jax.lm.pretrained.load import load_config, load_pretrained, save_pretrained
 from gradmem_jax.tokenizers.text_tokenizer import load_tokenizer, word_tokenizer
@@ -131,6 +133,23 @@ class FilesOfOthersTest(parameterized.TestCase):
         save_pretrained(folder.with_name("again"), load_pretrained(folder))
         again = load_pretrained(folder.with_name("again")).tokenizer
         self.assertEqual(again.begin_id, words.backend.token_to_id("[UNK]"))
+
+    @parameterized.parameters(True, False)
+    def test_saved_again_it_adds_no_more_than_before(self, by_its_files):
+        folder = self.copy()
+        words = word_tokenizer(["a b"])
+        words.backend.post_processor = processors.TemplateProcessing(
+            single="[UNK] $A", special_tokens=[("[UNK]", words.backend.token_to_id("[UNK]"))]
+        )
+        words.save(folder / "tokenizer.json")
+        if by_its_files:
+            special = {"bos_token": "[UNK]", "add_bos_token": False}
+            (folder / "tokenizer_config.json").write_text(json.dumps(special))
+        own = load_pretrained(folder)
+        self.assertEqual(own.tokenizer.begin_id is None, by_its_files)
+        without = dataclasses.replace(own.tokenizer, begin_id=None)
+        save_pretrained(folder.with_name("again"), own._replace(tokenizer=without))
+        self.assertIsNone(load_tokenizer(folder.with_name("again")).begin_id)
 
 
 if __name__ == "__main__":
