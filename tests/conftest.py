@@ -29,6 +29,7 @@ if not _IS_WORKER:
 os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**32)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # where operations come from, nothing asks
 
 import chex  # noqa: E402
 import jax  # noqa: E402
@@ -57,6 +58,13 @@ def pytest_collection_modifyitems(config, items):
         slow = [case for mark in item.iter_markers("slow_cases") for case in mark.args]
         if "slow" in item.keywords or item.name.endswith(tuple(f"_{case}" for case in slow)):
             item.add_marker(skip)
+
+
+def pytest_collection_finish():
+    """What is imported stays: the garbage collector, which tracing wakes often, need not see it."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 @pytest.fixture(scope="module", autouse=True)

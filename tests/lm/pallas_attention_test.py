@@ -96,9 +96,14 @@ class PallasAttentionTest(parameterized.TestCase):
         exact = jax.jit(functools.partial(tangent, plain))(arrays)
         chex.assert_trees_all_close(found, exact, rtol=1e-11, atol=1e-13)
 
-    @parameterized.product(types=(("float32", 3e-6), ("bfloat16", 3e-2)), machine=("tpu", None))
-    def test_rounding(self, types, machine):
-        dtype, tolerance = types
+    @parameterized.named_parameters(
+        ("float32", "float32", 3e-6, None),
+        ("bfloat16", "bfloat16", 3e-2, "tpu"),
+        ("float32_tpu", "float32", 3e-6, "tpu"),
+        ("bfloat16_plain", "bfloat16", 3e-2, None),
+    )
+    @pytest.mark.slow_cases("float32_tpu", "bfloat16_plain")
+    def test_rounding(self, dtype, tolerance, machine):
         self.enter_context(jax.enable_x64(True))
         arrays = draw(37, dtype)
         found = jax.jit(functools.partial(curvature, by_kernels_of(machine)))(arrays)

@@ -29,26 +29,39 @@ def arrays(*sizes):
     return tuple(jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((b, s), (b, 2, q)))
 
 
+@functools.cache
+def exported(name):
+    """Parameters of a model, a function that uses it, and what comes back from a file of it."""
+    model = MODELS[name]()
+    params = small_params(model)
+
+    def run(params, context_ids, query_ids):
+        memory, info = model.write_memory(params, context_ids)
+        answers = generate(model, params, memory, query_ids, 2)
+        return memory, info, model.read_memory(params, memory, query_ids), answers
+
+    sizes = export.symbolic_shape("b, s, q", constraints=["s <= 20", "q <= 6"])
+    made = export.export(jax.jit(run), platforms=PLATFORMS)(params, *arrays(*sizes))
+    return params, run, export.deserialize(bytearray(made.serialize()))
+
+
 class ExportTest(parameterized.TestCase):
     @parameterized.named_parameters((name, name) for name in MODELS)
     @pytest.mark.slow_cases(*SLOW)
     def test_open_batch_and_lengths(self, name):
-        model = MODELS[name]()
-        params = small_params(model)
+        self.assert_same_numbers(name, 3, 9, 4)
 
-        def run(params, context_ids, query_ids):
-            memory, info = model.write_memory(params, context_ids)
-            answers = generate(model, params, memory, query_ids, 2)
-            return memory, info, model.read_memory(params, memory, query_ids), answers
+    @parameterized.named_parameters((name, name) for name in MODELS)
+    @pytest.mark.slow_cases(*SLOW, "rmt", "armt", "mamba2", "gradmem_with_own_projections")
+    def test_one_sample_and_a_query_of_one_token(self, name):
+        self.assert_same_numbers(name, 1, 14, 1)
 
-        sizes = export.symbolic_shape("b, s, q", constraints=["s <= 20", "q <= 6"])
-        made = export.export(jax.jit(run), platforms=PLATFORMS)(params, *arrays(*sizes))
-        made = export.deserialize(bytearray(made.serialize()))
-        for b, s, q in ((3, 9, 4), (1, 14, 1)):
-            ids = random_ids(b, b, s).astype(np.int32), random_ids(q, b, 2, q).astype(np.int32)
-            ids[0][0, 6:] = 0
-            got = made.call(params, *ids)
-            chex.assert_trees_all_close(got, jax.jit(run)(params, *ids), rtol=1e-3, atol=2e-4)
+    def assert_same_numbers(self, name, b, s, q):
+        params, run, made = exported(name)
+        ids = random_ids(b, b, s).astype(np.int32), random_ids(q, b, 2, q).astype(np.int32)
+        ids[0][0, 6:] = 0
+        got = made.call(params, *ids)
+        chex.assert_trees_all_close(got, jax.jit(run)(params, *ids), rtol=1e-3, atol=2e-4)
 
     def test_open_sizes_of_what_write_is_told(self):
         def weighted(prediction, weights):

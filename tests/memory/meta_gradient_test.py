@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest, parameterized
 
 from gradmem_jax.memory.inner_loop import orders_of_steps
@@ -40,7 +41,13 @@ OPTIONS = {
     ),
     "adam": dict(write_optimizer=optax.adam(0.3, eps_root=1e-2)),
 }
-
+# Mixed mode of an option agrees with either reverse mode or central differences in little time.
+SLOW_IN_DIFFERENCES = ("per_sample_projection_dimension_rate_clip_norm", "adam")
+SLOW_IN_REVERSE = (
+    "scanned_layers_remat_inner_loss_shared_rate",
+    "lm_head_three_steps_projection_control_token_rate",
+    "clip_and_momentum",
+)
 
 GRADIENTS = {
     "mixed": second_order,
@@ -79,17 +86,18 @@ class ModesTest(FloatSixtyFour):
         fast, slow = {"m": draw(4, 3), "s": draw(4)}, {"w": draw(3, 5)}
         constants = draw(4, 5)
         cotangents = (draw(4), {"m": draw(4, 3), "s": draw(4)})
-        pulled = []
-        for mode in ("mixed", "kept", "reverse"):
-            evaluate = GRADIENTS[mode](loss_fn)
-            value, pullback = jax.vjp(lambda f, s, e=evaluate: e(f, s, constants), fast, slow)
-            pulled.append((value, pullback(cotangents)))
+
+        def pull(make):
+            evaluate = make(loss_fn)
+            value, pullback = jax.vjp(lambda f, s: evaluate(f, s, constants), fast, slow)
+            return value, pullback(cotangents)
+
+        pulled = jax.jit(lambda: [pull(make) for make in GRADIENTS.values()])()
         chex.assert_trees_all_close(pulled[0], pulled[1], rtol=1e-12)
         chex.assert_trees_all_close(pulled[0], pulled[2], rtol=1e-12)
         self.assertGreater(np.abs(pulled[0][1][1]["w"]).min(), 0)
 
-    @parameterized.parameters("mixed", "kept")
-    def test_the_gradient_of_a_gradient_in_a_scan(self, mode):
+    def test_the_gradient_of_a_gradient_in_a_scan(self):
         def loss_fn(fast, slow, constants):
             return ((fast * slow) ** 3).sum((1, 2))
 
@@ -102,42 +110,53 @@ class ModesTest(FloatSixtyFour):
             return (jax.lax.scan(step, start, length=2)[0] ** 2).sum()
 
         second = jax.grad(jax.grad(distance))
-        np.testing.assert_allclose(second(1.0, mode), second(1.0, "reverse"), rtol=1e-12)
+        mixed, kept, reverse = jax.jit(lambda: [second(1.0, mode) for mode in GRADIENTS])()
+        np.testing.assert_allclose(mixed, reverse, rtol=1e-12)
+        np.testing.assert_allclose(kept, reverse, rtol=1e-12)
 
     def test_the_gradient_of_a_gradient_through_write(self):
-        model, params, batch = self.case()
+        model, params, batch = self.case(num_write_steps=3)  # one scan
         start = model.initial_memory(params, len(batch["context_ids"]))
 
-        def size(scale, model):
+        def size(scale):
             memory = model.write_memory(params, batch["context_ids"], memory=scale * start)[0]
             return (memory**2).sum()
 
-        second = [
-            jax.jit(jax.grad(jax.grad(size)), static_argnums=1)(1.0, model)
-            for model in (model, self.case(meta_gradient="reverse")[0])
-        ]
-        np.testing.assert_allclose(*second, rtol=1e-9)
+        first_and_second = jax.jit(jax.value_and_grad(jax.grad(size)))
+        h = 1e-5
+        difference = (first_and_second(1 + h)[0] - first_and_second(1 - h)[0]) / (2 * h)
+        np.testing.assert_allclose(first_and_second(1.0)[1], difference, rtol=1e-6)
 
     def test_forward_mode_over_the_outer_gradient(self):
         model, params, batch = self.case(num_write_steps=1)
         direction = jax.tree.map(jnp.cos, params)
-        gradient = jax.jit(jax.grad(loss_of(model, batch)))
-        _, product = jax.jvp(gradient, (params,), (direction,))
+        gradient = jax.grad(loss_of(model, batch))
+        both = jax.jit(lambda params: jax.jvp(gradient, (params,), (direction,)))
+        _, product = both(params)
         h = 1e-5
-        moved = lambda s: gradient(jax.tree.map(lambda x, y: x + s * y, params, direction))
+        moved = lambda s: both(jax.tree.map(lambda x, y: x + s * y, params, direction))[0]
         difference = jax.tree.map(lambda a, b: (a - b) / (2 * h), moved(h), moved(-h))
         chex.assert_trees_all_close(product, difference, rtol=1e-5, atol=1e-7)
 
     @parameterized.named_parameters((name, options) for name, options in OPTIONS.items())
-    def test_mixed_reverse_and_central_differences_agree(self, options):
+    @pytest.mark.slow_cases(*SLOW_IN_REVERSE)
+    def test_mixed_and_reverse_mode_agree(self, options):
         model, params, batch = self.case(**options)
         other, _, _ = self.case(**options, meta_gradient="reverse")
-        loss_and_gradient = jax.jit(jax.value_and_grad(loss_of(model, batch)))
-        _, mixed = loss_and_gradient(params)
+        mixed = jax.jit(jax.grad(loss_of(model, batch)))(params)
         reverse = jax.jit(jax.grad(loss_of(other, batch)))(params)
         chex.assert_trees_all_close(mixed, reverse, rtol=1e-7, atol=1e-10)
-        if "second_order_steps" in options:
-            return  # not the gradient of any function, nothing to difference
+
+    @parameterized.named_parameters(
+        (name, options)
+        for name, options in OPTIONS.items()
+        if "second_order_steps" not in options  # not the gradient of any function
+    )
+    @pytest.mark.slow_cases(*SLOW_IN_DIFFERENCES)
+    def test_mixed_mode_and_central_differences_agree(self, options):
+        model, params, batch = self.case(**options)
+        loss_and_gradient = jax.jit(jax.value_and_grad(loss_of(model, batch)))
+        _, mixed = loss_and_gradient(params)
         loss = lambda params: loss_and_gradient(params)[0]
         rng = np.random.default_rng(1)
         for part in params:
@@ -183,8 +202,10 @@ class ModesTest(FloatSixtyFour):
         self.assertEqual(rate == 0, mode == "none")
         self.assertEqual(np.all(got[1]["initial_memory"] == 0), mode == "none")
 
+
+class StepsTest(FloatSixtyFour):
     def write_gradient(self, options, weight=0.0, **steps):
-        """Gradient of READ's variance and, with `weight`, the WRITE loss after `steps`."""
+        """Gradient of the memory's variance and, with `weight`, the WRITE loss after `steps`."""
         model, params, batch = self.case(**options)
         context = batch["context_ids"][:1]
         static = {name: n for name, n in steps.items() if not isinstance(n, jax.Array)}
@@ -192,17 +213,16 @@ class ModesTest(FloatSixtyFour):
 
         def loss(params, traced):
             memory, info = model.write_memory(params, context, **static, **traced)
-            logits = model.read_memory(params, memory, batch["query_ids"][:1])
-            return logits.var() + weight * model.outer_write_loss(info).sum(), info
+            return memory.var() + weight * model.outer_write_loss(info).sum(), info
 
         return jax.jit(jax.grad(loss, has_aux=True))(params, traced)
 
-    @parameterized.parameters(
-        dict(second_order_steps=1),
-        dict(second_order_steps=1, meta_gradient="reverse"),
-        dict(second_order_steps=3),
+    @parameterized.named_parameters(  # one step of second order: in the next test
+        ("reverse", dict(second_order_steps=1, meta_gradient="reverse")),
+        ("all_of_second_order", dict(second_order_steps=3)),
     )
-    def test_a_traced_number_of_steps_has_the_gradient_of_a_static_one(self, **options):
+    @pytest.mark.slow_cases("reverse")
+    def test_a_traced_number_of_steps_has_the_gradient_of_a_static_one(self, options):
         want, _ = self.write_gradient(options, num_steps=2)
         got, _ = self.write_gradient(options, num_steps=jnp.int32(2), max_steps=4)
         chex.assert_trees_all_close(got, want, rtol=1e-9, atol=1e-12)
@@ -245,18 +265,16 @@ class ModesTest(FloatSixtyFour):
 class MemoryTest(parameterized.TestCase):
     def temporary_bytes(self, meta_gradient, steps):
         model = small_model(meta_gradient=meta_gradient, num_write_steps=steps)
-        gradient = jax.jit(jax.grad(loss_of(model, small_batch())))
-        compiled = gradient.lower(jax.eval_shape(model.init, jax.random.key(0))).compile()
+        size = lambda params: model.write_memory(params, small_batch()["context_ids"])[0].sum()
+        params = jax.eval_shape(model.init, jax.random.key(0))
+        compiled = jax.jit(jax.grad(size)).lower(params).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     def test_mixed_mode_does_not_grow_with_the_number_of_steps(self):
-        growth = {
-            mode: self.temporary_bytes(mode, 12) - self.temporary_bytes(mode, 3)
-            for mode in ("mixed", "reverse")
-        }
+        few, many = (self.temporary_bytes("mixed", steps) for steps in (3, 12))
         one_memory = 3 * 3 * 8 * 4
-        self.assertLess(growth["mixed"], 9 * 4 * one_memory)
-        self.assertGreater(growth["reverse"], 9 * 30 * one_memory)
+        self.assertLess(many - few, 9 * 4 * one_memory)
+        self.assertGreater(self.temporary_bytes("reverse", 12) - many, 9 * 30 * one_memory)
 
 
 if __name__ == "__main__":

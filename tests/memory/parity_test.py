@@ -4,11 +4,16 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from gradmem_jax import RMT, GradMem, ProjectedMemory
 from gradmem_jax.training.losses import batch_totals, read_loss_and_metrics
 from tests.golden_cases import case_names, load_case
+
+# What they have beside is in a case that stays: two steps end with the only one of k1, and
+# k2_head runs with layers apart.
+SLOW = ("gradmem_llama_k1", "gradmem_llama_k2_head", "rmt_llama_k1")
 
 
 def write_loss(model, info, context_ids):
@@ -35,7 +40,7 @@ def close(got, want):
     chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-5)
 
 
-class ParityTest(parameterized.TestCase):
+class GoldenTestCase(parameterized.TestCase):
     def run_case(self, case, model):
         """Compares losses and gradients, and returns the rest."""
         io = case.io
@@ -53,6 +58,8 @@ class ParityTest(parameterized.TestCase):
                 self.assertLess(np.linalg.norm(got - want) / np.linalg.norm(want), 1e-4)
         return parts
 
+
+class GradMemTest(GoldenTestCase):
     def check_gradmem(self, name, **changes):
         case = load_case(name, **changes)
         parts, io = self.run_case(case, GradMem(case.config)), case.io
@@ -66,19 +73,27 @@ class ParityTest(parameterized.TestCase):
         close(parts["write_loss"], io["stat.inner_loss"][0])
         close(norms.mean(), io["stat.inner_grad_norm_mean"][0])
 
-    @parameterized.parameters(case_names("gradmem_*"))
+    @parameterized.named_parameters((name, name) for name in case_names("gradmem_*"))
+    @pytest.mark.slow_cases(*SLOW)
     def test_mixed_mode(self, name):
         self.check_gradmem(name, lm={"scan_layers": True})
 
-    @parameterized.parameters("gradmem_llama_k2_inner_loss", "gradmem_llama_k3_last2")
+    @parameterized.named_parameters(
+        (name, name) for name in ("gradmem_llama_k2_inner_loss", "gradmem_llama_k3_last2")
+    )
+    @pytest.mark.slow_cases("inner_loss")
     def test_reverse_mode(self, name):
         self.check_gradmem(name, lm={"scan_layers": True}, meta_gradient="reverse")
 
-    @parameterized.parameters("none", "full")
+    @parameterized.named_parameters((remat, remat) for remat in ("none", "full"))
+    @pytest.mark.slow_cases("none")
     def test_layers_apart(self, remat):
         self.check_gradmem("gradmem_llama_k2_head", lm={"remat": remat})
 
-    @parameterized.parameters(case_names("rmt_*"))
+
+class RMTTest(GoldenTestCase):
+    @parameterized.named_parameters((name, name) for name in case_names("rmt_*"))
+    @pytest.mark.slow_cases(*SLOW)
     def test_rmt(self, name):
         case = load_case(name, lm={"scan_layers": True})
         parts, io = self.run_case(case, RMT(case.config)), case.io

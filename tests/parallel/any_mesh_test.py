@@ -23,6 +23,7 @@ ROWS, WHOLE = PartitionSpec("data"), PartitionSpec()
 INFO = WriteInfo(PartitionSpec(None, "data"), PartitionSpec(None, "data"), ROWS)
 # Others take the same code.
 SLOW = ("kv_prefix", "warm_start", "lact", "ttt_linear", "mamba", "mamba2", "gradmem_with_adam")
+TRACED = ("rmt", "armt", "full_context")  # a trace says whether axes fit; numbers take a compile
 MODELS = {name: functools.partial(small_writer, name) for name in METHODS} | {
     "gradmem_with_adam": functools.partial(small_model, optax.adam(0.1, eps_root=1e-8)),
     "gradmem_with_much_beside": functools.partial(
@@ -40,9 +41,8 @@ MODELS = {name: functools.partial(small_writer, name) for name in METHODS} | {
 WITH_GRADIENT = ("gradmem", "gradmem_with_much_beside", "rmt", "armt", "mamba")
 
 
-@functools.cache
 def program(name):
-    """Parameters of a model, a function that uses it, and what one device makes of that."""
+    """Parameters of a model, and a function that uses it."""
     model = MODELS[name]()
     params = small_params(model)
 
@@ -58,7 +58,40 @@ def program(name):
         gradient, results = differentiated(params, context_ids, query_ids)
         return gradient, (*results, generate(model, params, results[0], query_ids, 3))
 
-    return params, run, jax.jit(run)(params, CONTEXT, QUERIES)
+    return params, run
+
+
+@functools.cache
+def on_one_device(name):
+    """What one device makes of a program."""
+    params, run = program(name)
+    return jax.jit(run)(params, CONTEXT, QUERIES)
+
+
+def on_explicit_axes(name):
+    """A jitted program and its arguments on a mesh whose axes are explicit."""
+    params, run = program(name)
+    mesh = make_mesh(AxisType.Explicit)
+    rows, whole = NamedSharding(mesh, ROWS), NamedSharding(mesh, WHOLE)
+    return jax.jit(run), jax.device_put((params, CONTEXT, QUERIES), (whole, rows, rows))
+
+
+def on_manual_axes(name):
+    """A jitted program, each device taking its part of the batch, and its arguments."""
+    params, run = program(name)
+
+    def run_part(*args):
+        gradient, results = run(*args)  # JAX adds the gradients of what is alike everywhere
+        return jax.tree.map(lambda x: x / NUM_DEVICES, gradient), results
+
+    run_parts = jax.shard_map(
+        run_part,
+        mesh=make_mesh(AxisType.Auto),
+        in_specs=(WHOLE, ROWS, ROWS),
+        out_specs=(WHOLE, (ROWS, INFO, ROWS, ROWS)),
+        check_vma=True,
+    )
+    return jax.jit(run_parts), (params, CONTEXT, QUERIES)
 
 
 def make_mesh(axis_type):
@@ -72,15 +105,20 @@ def close(got, want):
 
 class AnyMeshTest(parameterized.TestCase):
     @parameterized.named_parameters((name, name) for name in MODELS)
-    @pytest.mark.slow_cases(*SLOW)
+    @pytest.mark.slow_cases(*SLOW, *TRACED)
     def test_explicit_axes(self, name):
-        params, run, want = program(name)
-        mesh = make_mesh(AxisType.Explicit)
-        rows = NamedSharding(mesh, ROWS)
-        params = jax.device_put(params, NamedSharding(mesh, WHOLE))
-        got = jax.jit(run)(params, jax.device_put(CONTEXT, rows), jax.device_put(QUERIES, rows))
-        close(got, want)
-        gradient, (memory, info, logits, answers) = got
+        run, args = on_explicit_axes(name)
+        got = run(*args)
+        close(got, on_one_device(name))
+        self.check_where(got)
+
+    @parameterized.named_parameters((name, name) for name in TRACED)
+    def test_what_is_where_on_explicit_axes(self, name):
+        run, args = on_explicit_axes(name)
+        self.check_where(run.trace(*args).out_info)
+
+    def check_where(self, results):
+        gradient, (memory, info, logits, answers) = results
         for x in jax.tree.leaves((memory, info.num_steps, logits, answers)):
             self.assertEqual(x.sharding.spec[0], "data")
         for x in jax.tree.leaves(info[:2]):
@@ -88,22 +126,15 @@ class AnyMeshTest(parameterized.TestCase):
         self.assertTrue(all(x.sharding.is_fully_replicated for x in jax.tree.leaves(gradient)))
 
     @parameterized.named_parameters((name, name) for name in MODELS)
-    @pytest.mark.slow_cases(*SLOW)
+    @pytest.mark.slow_cases(*SLOW, *TRACED, "gradmem_with_much_beside")
     def test_manual_axes(self, name):
-        params, run, want = program(name)
+        run, args = on_manual_axes(name)
+        close(run(*args), on_one_device(name))
 
-        def run_part(*args):
-            gradient, results = run(*args)  # JAX adds the gradients of what is alike everywhere
-            return jax.tree.map(lambda x: x / NUM_DEVICES, gradient), results
-
-        run_parts = jax.shard_map(
-            run_part,
-            mesh=make_mesh(AxisType.Auto),
-            in_specs=(WHOLE, ROWS, ROWS),
-            out_specs=(WHOLE, (ROWS, INFO, ROWS, ROWS)),
-            check_vma=True,
-        )
-        close(jax.jit(run_parts)(params, CONTEXT, QUERIES), want)
+    @parameterized.named_parameters((name, name) for name in (*TRACED, "gradmem_with_much_beside"))
+    def test_what_varies_over_manual_axes(self, name):
+        run, args = on_manual_axes(name)
+        run.trace(*args)  # check_vma refuses what would differ between devices
 
 
 class ExplicitAxesTest(parameterized.TestCase):
@@ -128,7 +159,8 @@ class ExplicitAxesTest(parameterized.TestCase):
             self.assertEqual(got.sharding, given.sharding)
 
     def test_without_jit(self):
-        params, _, (_, (memory, _, _, answers)) = program("gradmem")
+        params, _ = program("gradmem")
+        _, (memory, _, _, answers) = on_one_device("gradmem")
         model = MODELS["gradmem"]()
         segments = CONTEXT.reshape(4, 3, 3)
         options = dict(num_steps=np.array([2, 1, 0, 2]), write_learning_rate=0.5)

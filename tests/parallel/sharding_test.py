@@ -113,18 +113,19 @@ class LayoutTest(parameterized.TestCase):
         self.assertTrue(all(jax.tree.leaves(same)))
 
     @parameterized.parameters(
-        ((1, 8, 1), {}, ()),
-        ((2, 2, 2), {"scan_layers": True, "remat": "full"}, ()),
-        ((1, 4, 1), {"scan_layers": True}, ("^lm/",)),
+        ((1, 8, 1), {}, (), 1),
+        ((2, 2, 2), {"scan_layers": True, "remat": "full"}, (), 2),
+        ((1, 4, 1), {"scan_layers": True}, ("^lm/",), 1),
     )
-    def test_layers_that_gather_their_own_parameters(self, layout, lm, frozen):
+    def test_layers_that_gather_their_own_parameters(self, layout, lm, frozen, steps):
         self.enter_context(jax.enable_x64(True))
         types = {"dtype": "float64", "param_dtype": "float64"}
         mesh, lm = mesh_of(*layout), LM | types | lm
-        model = small_model(lm=lm, write_lora_rank=2)
+        model = small_model(lm=lm, write_lora_rank=2, num_write_steps=steps)
         params, batch = small_params(model), small_batch(16)
         want = jax.jit(lambda p, b: loss_gradient(model, p, b, 1, frozen))(params, batch)
-        model = small_model(lm=lm | {"gather": "layer"}, write_lora_rank=2)
+        lm |= {"gather": "layer"}
+        model = small_model(lm=lm, write_lora_rank=2, num_write_steps=steps)
         where = sharding.shardings(params, mesh)
         gradient = jax.jit(lambda p, b: loss_gradient(model, p, b, 2, frozen, mesh=mesh))
         args = sharding.place(params, where), sharding.place(batch, sharding.batch_sharding(mesh))
