@@ -108,7 +108,8 @@ _libraries = _Libraries()
 def log_file(path: pathlib.Path) -> Iterator[None]:
     """Has a file take our lines as well, dated, and those of libraries.
 
-    If it is our standard output already, as below `experiments.sweep`, it gets them once.
+    If it is our standard output already, as below `experiments.sweep`, it gets them once. An error
+    that ends the block is a line of the file too: whoever catches it says it elsewhere.
 
     Raises:
         ValueError: it is a link, or no regular file.
@@ -118,15 +119,27 @@ def log_file(path: pathlib.Path) -> Iterator[None]:
     handler.setFormatter(_Printable(logging.Formatter(_FORMAT)))
     _libraries.file = handler
     _libraries.pass_on()
-    if not _is_standard_output(file.fileno()):
+    is_apart = not _is_standard_output(file.fileno())
+    if is_apart:
         log.addHandler(handler)
     try:
         yield
+    except BaseException as error:
+        if is_apart:
+            handler.handle(_ended_by(error))
+        raise
     finally:
         log.removeHandler(handler)
         _libraries.file = None
         with contextlib.suppress(OSError):  # its disk may be full
             file.close()
+
+
+def _ended_by(error: BaseException) -> logging.LogRecord:
+    """A line that says why a run ended."""
+    text = one_line(f"ended by {type(error).__name__}: {error}")
+    fields = {"name": log.name, "levelno": logging.ERROR, "levelname": "ERROR", "msg": text}
+    return logging.makeLogRecord(fields)
 
 
 def _is_standard_output(descriptor: int) -> bool:

@@ -45,7 +45,6 @@ def run(main: Callable[[Sequence[str]], int | None], *, takes_words: bool = Fals
             f"{' '.join(map(repr, words))} belongs to no flag. Write lists with commas, as in "
             "--flag=0,1,2, and switches as --flag or --noflag.",
         )
-        _import_own_modules()
         return main(arguments)
 
     status, message = 0, ""
@@ -67,9 +66,11 @@ def _import_own_modules() -> None:
     Raises:
         ValueError: one cannot be imported.
     """
-    for name in filter(None, os.environ.get(_MODULES, "").split(",")):
+    for name in filter(None, map(str.strip, os.environ.get(_MODULES, "").split(","))):
         try:
-            importlib.import_module(name.strip())
+            if name.startswith("."):
+                raise ImportError("a name that begins with a dot is in no package here")
+            importlib.import_module(name)
         except ImportError as error:
             raise ValueError(
                 f"{_MODULES}={name}: {error}. Name modules that Python finds from "
@@ -78,8 +79,17 @@ def _import_own_modules() -> None:
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:
-    """Reads the flags and returns the other words; ends the process if one of them is wrong."""
-    arguments = [_found(word) for word in arguments]
+    """Reads the flags and returns the other words; ends the process if one of them is wrong.
+
+    Modules of one's own come first: a configuration may need them as soon as its flag is read.
+    """
+    try:
+        _import_own_modules()
+    except ValueError as error:
+        if not isinstance(error.__cause__, ImportError):  # of such a module itself
+            raise
+        _refuse(str(error))
+    arguments = _with_found_config(arguments)
     _check_config_file(arguments)
     try:
         with known_fields():
@@ -116,10 +126,15 @@ def find_file(path: str) -> pathlib.Path:
     return ours if ours.exists() and not pathlib.Path(path).exists() else pathlib.Path(path)
 
 
-def _found(word: str) -> str:
-    """A word of the command line; a configuration of ours in it is found from any folder."""
-    match = re.fullmatch("(--?config=)?(experiments/[^:]+)(:.*)?", word, re.S)
-    return f"{match[1] or ''}{find_file(match[2])}{match[3] or ''}" if match else word
+def _with_found_config(arguments: Sequence[str]) -> list[str]:
+    """A command line whose --config, if it is a file of ours, is found from any folder."""
+    words = list(arguments)
+    for i, before in enumerate(["", *words[:-1]]):
+        flag = "" if before in ("--config", "-config") else "--?config="
+        match = re.fullmatch(f"({flag})(experiments/[^:]+)(:.*)?", words[i], re.S)
+        if match:
+            words[i] = f"{match[1]}{find_file(match[2])}{match[3] or ''}"
+    return words
 
 
 def _check_config() -> None:

@@ -1,6 +1,7 @@
 """Finished runs below a folder: what they are called and in what they differ."""
 
 import dataclasses
+import itertools
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -246,12 +247,32 @@ def is_setting(field: str) -> bool:
     return not any(field == name or field.startswith(f"{name}.") for name in NO_SETTING)
 
 
-def differences(runs: Sequence[FinishedRun]) -> dict[str, list[str]]:
-    """Returns the values of every field, those NOT_COMPARED aside, that runs do not agree on."""
+def differing_fields(runs: Sequence[FinishedRun]) -> dict[str, list[Any]]:
+    """Returns the values of every field, those NOT_COMPARED aside, that runs do not agree on.
+
+    Values and names are whole: what is shortened to be printed may look alike.
+    """
     flat = [all_fields(run.config) for run in runs]
     differing = {}
     for name in dict.fromkeys(name for fields in flat for name in fields):
-        values = list(dict.fromkeys(shown(fields.get(name, "missing")) for fields in flat))
+        values = {repr(value): value for value in (each.get(name, "missing") for each in flat)}
         if len(values) > 1 and name not in NOT_COMPARED:
-            differing[one_line(name, 100)] = values
+            differing[name] = list(values.values())
     return differing
+
+
+def differences(runs: Sequence[FinishedRun]) -> dict[str, list[str]]:
+    """What `differing_fields` finds, to be printed."""
+    found = differing_fields(runs)
+    names = told_apart([one_line(name, 100) for name in found])
+    values = [told_apart([shown(value) for value in values]) for values in found.values()]
+    return dict(zip(names, values, strict=True))
+
+
+def told_apart(texts: Sequence[str]) -> list[str]:
+    """Puts a number behind each text that was there before, as shortened ones may be."""
+    taken: dict[str, None] = {}
+    for text in texts:
+        numbered = (f"{text} ({i})" for i in itertools.count(2))
+        taken[next(each for each in itertools.chain([text], numbered) if each not in taken)] = None
+    return list(taken)

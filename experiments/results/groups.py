@@ -11,9 +11,10 @@ from experiments.results.finished_runs import (
     FinishedRun,
     Metric,
     all_fields,
-    differences,
+    differing_fields,
     is_setting,
     label,
+    told_apart,
 )
 from gradmem_jax.foreign_text import one_line, shown
 
@@ -23,7 +24,8 @@ class Line(NamedTuple):
 
     Attributes:
         method: what people call it.
-        setting: the fields in which runs of the method differ, "" if they do not.
+        setting: the fields in which runs of the method differ, "" if they do not. It is another
+            text for other values, however much was left out of it.
     """
 
     method: str
@@ -74,13 +76,24 @@ def settings(runs: Sequence[FinishedRun]) -> dict[str, str]:
     found: dict[str, str] = {}
     for same_method in group_by(runs, lambda run: label(run.config)).values():
         alike = group_by(same_method, lambda run: (run.size, num_memory_tokens(run)))
-        differing = (name for group in alike.values() for name in differences(group))
+        differing = (name for group in alike.values() for name in differing_fields(group))
         names = [name for name in dict.fromkeys(differing) if is_setting(name)]
-        for run in same_method:
+
+        def values(run: FinishedRun, names: Sequence[str] = names) -> tuple[str, ...]:
             fields = all_fields(run.config)
-            texts = (f"{name}={_value(fields.get(name))}" for name in names)
-            found[run.name] = one_line(", ".join(texts), 200)
+            return tuple(repr(fields.get(name)) for name in names)
+
+        by_values = group_by(same_method, values)
+        texts = told_apart([_setting(group[0], names) for group in by_values.values()])
+        for text, group in zip(texts, by_values.values(), strict=True):
+            found |= {run.name: text for run in group}
     return found
+
+
+def _setting(run: FinishedRun, names: Sequence[str]) -> str:
+    """Some fields of a run, to be printed."""
+    fields = all_fields(run.config)
+    return one_line(", ".join(f"{name}={_value(fields.get(name))}" for name in names), 200)
 
 
 def _value(value: Any) -> str:

@@ -16,6 +16,7 @@ import jax
 from experiments.program import files
 from experiments.program.console import log
 
+_ROOT = pathlib.Path(__file__).parents[2]
 _MOST_STARTS = 1000  # the last ones are kept
 _PACKAGES = ("gradmem_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -32,9 +33,9 @@ def record_start(workdir: pathlib.Path, first_step: int, devices: Sequence[str])
     starts = []
     try:
         if path.exists():
-            starts = list(files.read_json(path)["starts"])
-    except (ValueError, TypeError, KeyError) as error:
-        log.warning("%s; a new one is begun", error)
+            starts = _starts(path)
+    except ValueError as error:
+        log.warning("%s A new one is begun.", error)
     start = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "first_step": first_step,
@@ -50,19 +51,40 @@ def record_start(workdir: pathlib.Path, first_step: int, devices: Sequence[str])
     files.write_results(path, {"starts": [*starts, start][-_MOST_STARTS:]})
 
 
-def git_commit() -> str | None:
-    """The commit of this code, with "-dirty" behind it if files were changed since; None: no git.
+def _starts(path: pathlib.Path) -> list[Any]:
+    """The starts that a run.json has.
 
-    Files that git does not know do not count.
+    Raises:
+        ValueError: it is none.
     """
-    words = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    content = files.read_json(path)
+    starts = content.get("starts") if isinstance(content, dict) else None
+    if not isinstance(starts, list):
+        raise ValueError(f"{path} has no list of starts.")
+    return starts
+
+
+def git_commit() -> str | None:
+    """The commit of this code, with "-dirty" behind it if files were changed since.
+
+    Files that git does not know do not count. None: there is no git, or this code is no clone, as
+    where it is installed below a repository of somebody else.
+    """
+    top = _git("rev-parse", "--show-toplevel")
+    if top is None or pathlib.Path(top).resolve() != _ROOT.resolve():
+        return None
+    return _git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty")
+
+
+def _git(*words: str) -> str | None:
+    """What git prints of the folder of this code; None if it fails."""
     try:
         done = subprocess.run(
-            words, cwd=pathlib.Path(__file__).parent, capture_output=True, text=True, timeout=10
+            ["git", *words], cwd=_ROOT, capture_output=True, text=True, timeout=10
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except (OSError, ValueError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return done.stdout.removesuffix("\n") if done.returncode == 0 else None
 
 
 def _versions() -> dict[str, Any]:

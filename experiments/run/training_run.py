@@ -41,6 +41,7 @@ class HostState:
         exact_match: of the last evaluation; None before the first one.
         evaluation_due: whether the step is to be evaluated before the next one.
         skipped_steps: how many steps and evaluations were not finite.
+        skipped_evaluations: how many of them were evaluations.
         window: metrics of the steps since the last progress line.
     """
 
@@ -51,6 +52,7 @@ class HostState:
     exact_match: float | None = None
     evaluation_due: bool = False
     skipped_steps: int = 0
+    skipped_evaluations: int = 0
     window: list[Mapping[str, float]] = dataclasses.field(default_factory=list)
 
     @classmethod
@@ -105,6 +107,7 @@ class TrainingRun:
         self._evaluated_step = -1
         self._steps: CompiledSteps | None = None
         self._window = LogWindow(workdir, plan.skip_nonfinite, host.skipped_steps, host.window)
+        self._skipped_evaluations = host.skipped_evaluations
 
     @property
     def skipped_steps(self) -> int:
@@ -249,7 +252,8 @@ class TrainingRun:
 
     def _learning_rate(self) -> float:
         """That of the last step; skipped ones leave the schedule where it is."""
-        updates = max(self.step - 1 - self.skipped_steps, 0)
+        skipped = self.skipped_steps - self._skipped_evaluations
+        updates = max(self.step - 1 - skipped, 0)
         with jax.numpy_dtype_promotion("standard"):  # optax counts on it
             return float(learning_rate_schedule(self._plan.optimizer)(updates))
 
@@ -278,6 +282,7 @@ class TrainingRun:
             self._save(stage, results | {"score": plan.score(results)})
         else:
             self._host.exact_match = None
+            self._skipped_evaluations += 1
             self._window.count(f"the evaluation of step {self.step} is not finite")
             self._save(stage, None)
         progress.evaluated(time.monotonic() - started)
@@ -290,6 +295,7 @@ class TrainingRun:
             seconds=self.seconds,
             compile_seconds=self.compile_seconds,
             skipped_steps=self.skipped_steps,
+            skipped_evaluations=self._skipped_evaluations,
             window=self._window.done,
         )
         run = dataclasses.asdict(host)

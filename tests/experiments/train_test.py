@@ -131,6 +131,7 @@ class TrainTest(parameterized.TestCase):
                 "skip_nonfinite": 1,
                 "curriculum.num_pairs": (1, 2),
                 "curriculum.exact_match": 1.0,
+                "optimizer.warmup_steps": 100,
             }
         )
         clock = lambda now=time.monotonic: now() + away[0]
@@ -147,6 +148,8 @@ class TrainTest(parameterized.TestCase):
         self.assertEqual([task for task, _ in lines], ["N = 1"] * 4)
         slow = [rate for _, rate in lines if re.fullmatch(r"(\d,|\d\d\d).* s", rate)]
         self.assertEmpty(slow)
+        rates = dict(progress.read_scalars(self.folder / "run")["train/learning_rate"])
+        self.assertAlmostEqual(rates[8], 1e-2 * 7 / 100, places=7)  # every step was an update
 
     def test_killed_and_resumed_is_bit_identical(self):
         self.kill_and_resume("adamw")

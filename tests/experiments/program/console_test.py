@@ -83,6 +83,25 @@ class ConsoleTest(parameterized.TestCase):
         want = rf"^{time} step 1\n{time} jax: no\\nroom\n{time} step 2\n$"
         self.assertRegex(said.getvalue(), want)
 
+    def test_why_a_run_ended_is_in_its_file_alone(self):
+        path = pathlib.Path(self.create_tempdir().full_path) / "train.log"
+        self.addCleanup(setattr, console.log, "handlers", console.log.handlers)
+        console.log.handlers = []
+        said = self.enterContext(contextlib.redirect_stderr(io.StringIO()))
+        with self.assertRaisesRegex(ValueError, "too large"), console.log_file(path):
+            raise ValueError("size=9 is too large;\nmake it 8.")
+        want = r"^\S+ \S+ ended by ValueError: size=9 .*;\\nmake it 8\.\n$"
+        self.assertRegex(path.read_text(), want)
+        self.assertEqual(said.getvalue(), "")
+        out = self.enterContext(open(path, "w"))
+        with (
+            self.assertRaises(ValueError),
+            contextlib.redirect_stdout(out),
+            console.log_file(path),
+        ):
+            raise ValueError("whoever catches it says it")
+        self.assertEqual(path.read_text(), "")
+
     def test_an_output_that_is_the_file_gets_lines_once(self):
         path = pathlib.Path(self.create_tempdir().full_path) / "train.log"
         self.addCleanup(setattr, console.log, "handlers", console.log.handlers)

@@ -217,25 +217,45 @@ class ProgramTest(parameterized.TestCase):
                 startup.parse_flags(words)
             self.assertEqual(values["config"].value.num_steps, 800)
 
+    def test_only_of_config_a_file_of_ours_is_found_from_anywhere(self):
+        ours, elsewhere = "experiments/configs/kv_quick.py", self.create_tempdir().full_path
+        words = ["train", "--config", f"{ours}:rmt", f"--config={ours}", "--out", ours]
+        with contextlib.chdir(elsewhere):
+            found = startup._with_found_config([*words, f"--out={ours}", ours])
+        self.assertEqual(found[2:4], [f"{CONFIG}:rmt", f"--config={CONFIG}"])
+        self.assertEqual(found[:2] + found[4:], [*words[:2], *words[4:], f"--out={ours}", ours])
+
     def test_modules_of_ones_own(self):
         folder = self.create_tempdir().full_path
         pathlib.Path(folder, "my_tasks.py").write_text(
             "from gradmem_jax.data.tasks import TASKS\nTASKS['mine'] = TASKS['babi']\n"
         )
+        config = pathlib.Path(folder, "my_config.py")
+        config.write_text(
+            "from experiments.configs import default\n"
+            "def get_config(): return default.get_config(task='mine')\n"
+        )
+        values, words = flags.FlagValues(), ["train", f"--config={config}"]
+        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
         self.addCleanup(TASKS.pop, "mine", None)
         with self.assertRaisesRegex(ValueError, "task='mine' is not known; .* GRADMEM_MODULES"):
             default.get_config(task="mine")
         with (
             mock.patch.object(sys, "path", [folder, *sys.path]),
-            mock.patch.dict(os.environ, {"GRADMEM_MODULES": "my_tasks"}),
+            mock.patch.dict(os.environ, {"GRADMEM_MODULES": "my_tasks, "}),
+            mock.patch.object(flags, "FLAGS", values),
         ):
-            startup._import_own_modules()
-        self.assertEqual(default.get_config(task="mine").task, "mine")
+            startup.parse_flags(words)
+        self.assertEqual(values["config"].value.task, "mine")
+
+    @parameterized.parameters("nowhere.at_all", ".x", "json, .x")
+    def test_modules_that_are_none(self, names):
         with (
-            mock.patch.dict(os.environ, {"GRADMEM_MODULES": "nowhere.at_all"}),
-            self.assertRaisesRegex(ValueError, "GRADMEM_MODULES=nowhere.at_all: No module named"),
+            mock.patch.dict(os.environ, {"GRADMEM_MODULES": names}),
+            self.assertRaises(SystemExit) as ended,
         ):
-            startup._import_own_modules()
+            startup.parse_flags(["train"])
+        self.assertRegex(str(ended.exception.code), "^error: GRADMEM_MODULES=[.n].*Name modules ")
 
     @parameterized.parameters(None, 3)
     def test_status(self, status):

@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 
 from experiments.configs import default
 from experiments.program.files import to_json
-from experiments.results import figures, finished_runs, page, paper_results
+from experiments.results import figures, finished_runs, groups, page, paper_results
 from gradmem_jax.methods import METHODS
 from tests.programs import start
 
@@ -132,6 +132,25 @@ class ReportTest(parameterized.TestCase):
         self.assertEqual(cells(text, "exact match, %")[1:], ["setting", "N = 4", "N = 8"])
         self.assertEqual(cells(text, "RMT, K = 1")[1:3], ["", "60.0 [100.0]"])
 
+    def test_settings_are_told_apart_where_what_is_printed_of_them_is_cut(self):
+        names = [f"model.{letter * 20}" for letter in "abcdefgh"]
+        configs = [make_config() for _ in range(4)]
+        for config, rate, text in zip(configs, (1, 2, 2, 2), "xxxy", strict=True):
+            config["optimizer"]["learning_rate"] = 0.001 * rate
+            config["model"] |= {name.removeprefix("model."): rate for name in names}
+            config["long"] = "x" * 200 + text + "x" * 200
+        runs = [
+            finished_runs.FinishedRun(f"run{i}", config, {}) for i, config in enumerate(configs)
+        ]
+        found = groups.settings(runs)
+        self.assertEqual(len(set(found.values())), 3, found)
+        self.assertEqual(found["run1"], found["run2"])
+        self.assertLessEqual(max(map(len, found.values())), 240)
+        (values,) = finished_runs.differences(runs[2:]).values()
+        self.assertLen(set(values), 2)
+        self.assertEndsWith(values[1], " (2)")
+        self.assertEqual(finished_runs.told_apart(["a", "a", "a (2)"]), ["a", "a (2)", "a (2) (2)"])
+
     def test_differences_that_are_no_setting_are_named(self):
         self.add("a", 0.2, **{"lm.remat": "block", "cpu_devices": 2})
         self.add("b", 0.4, **{"cpu_devices": 2})
@@ -141,7 +160,7 @@ class ReportTest(parameterized.TestCase):
         path.write_text(json.dumps(fields))
         text = self.report()
         self.assertRegex(cells(text, "GradMem, K = 2")[1], r"30\.0 ± 14\.1 \(2\)")
-        self.assertIn("- Runs of GradMem, K = 2, N = 4 differ in lm.remat ('block', 'none').", text)
+        self.assertIn("- Runs of GradMem, K = 2, N = 4 differ in lm.remat ('block', 'auto').", text)
         self.assertIn("- Several runs of GradMem, K = 2, N = 4 have the same seed.", text)
 
     def test_cost(self):
