@@ -39,7 +39,9 @@ class LlamaConfig(TransformerConfig):
         rotary_fraction: share of each head that is rotated, from its start.
         no_rope_layers: numbers of the layers, from 0, whose heads are not rotated.
         window: how many tokens attention sees, the newest one included; memory and control tokens
-            count as tokens, so those far behind them do not see them. None is all of them.
+            count as tokens, so those far behind them do not see them. None is all of them. It
+            goes by positions and takes them to have no gaps: those of no more tokens than this
+            are not looked at.
         window_layers: numbers of the layers, from 0, with this window; none named means all layers.
         window_rope_base: `rope_base` of these layers, whose frequencies are not stretched; None
             has them be as the others.
@@ -274,7 +276,7 @@ def _reach(inputs: AttentionInputs) -> Any:
 
 
 def _hides(window: Any, reach: Any) -> bool:
-    """Whether a window may hide any of so many tokens."""
+    """Whether a window may hide any of so many tokens, whose positions have no gaps."""
     return window is not None and (is_traced(window) or is_symbolic(reach) or reach > window)
 
 

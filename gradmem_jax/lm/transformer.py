@@ -242,7 +242,7 @@ class Transformer(LanguageModel):
         Args:
             embeddings: [B, S, d].
             positions: int [S] or [B, S]; by default they go on from the cache, or from 0. With a
-                cache only the default works.
+                cache only the default works. Where a window is, they must have no gaps.
             mask: bool, broadcastable to [B, 1, S, S], true where a query sees a key; causal by
                 default.
             cache: keys and values of earlier tokens, with a capacity for S more.

@@ -14,12 +14,15 @@ from flax.traverse_util import flatten_dict
 
 from gradmem_jax import (
     RMT,
+    FullContext,
+    FullContextConfig,
     GradMem,
     GradMemConfig,
     KVPrefix,
     KVPrefixConfig,
     LlamaConfig,
     RMTConfig,
+    generate,
     load_pretrained,
 )
 from gradmem_jax.lm.families import make_lm
@@ -87,6 +90,24 @@ class RelativesMemoryTest(parameterized.TestCase):
         memory, logits, after, before = run(params)
         chex.assert_tree_all_finite((memory, logits))
         self.assertLess(after, before)
+
+    def test_contexts_of_different_lengths_under_a_window(self):
+        """The shorter one, padded, is read with its cache as alone."""
+        lm = load("mistral")
+        model = FullContext(FullContextConfig(lm=lm.config, pad_id=0))
+        params, contexts = {"lm": lm.params}, IDS[:, :19].copy()
+        contexts[1, 10:] = 0
+
+        @jax.jit
+        def answers(contexts, queries):
+            memory, _ = model.write_memory(params, contexts)
+            ids = generate(model, params, memory, queries, 12)
+            return model.read_memory(params, memory, queries), ids
+
+        logits, ids = (x[1:] for x in answers(contexts, QUERIES))
+        alone, alone_ids = answers(contexts[1:, :10], QUERIES[1:])
+        np.testing.assert_allclose(logits, alone, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(ids, alone_ids)
 
     @parameterized.parameters("mistral", "gemma3")
     def test_a_window_counts_memory_and_tokens_alike(self, name):
