@@ -35,7 +35,7 @@ SPLIT = MeshConfig(data=2, fsdp=4)
 
 
 def tiny_work(mesh=SPLIT):
-    return Work("tiny", small_model(), batch_shapes(16, 9, 5, 2), mesh)
+    return Work("tiny", small_model(num_write_steps=1), batch_shapes(16, 9, 5, 2), mesh)
 
 
 class PlanTest(parameterized.TestCase):
