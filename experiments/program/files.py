@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from gradmem_jax.checks import require, require_local
+from gradmem_jax.foreign_text import shown
 from gradmem_jax.storage import reading
 from gradmem_jax.storage.writing import write_text
 
@@ -51,7 +52,7 @@ def find_files(pattern: str) -> list[str]:
     """
     require_local("file", pattern)
     found = [pattern] if os.path.exists(pattern) else _matching(pattern)
-    require(bool(found), f"there is no file {pattern}.")
+    require(bool(found), f"there is no file {shown(pattern)}; name one that exists.")
     return found
 
 

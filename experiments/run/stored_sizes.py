@@ -20,6 +20,7 @@ MOST_STEPS = 10_000  # of one WRITE
 MOST_TOKENS = 2**22  # of a context
 _MOST_REPEATED = 3
 _SMALL = 2**16  # a size, such as a chunk's, that no machine minds
+_NO_LENGTHS = ("data.seed", "data.num_samples", "data.max_characters")  # of a context
 _NO_SIZES = ("max_positions", "pad_id")  # nothing is made of them
 
 
@@ -60,7 +61,7 @@ def check_task(task: Any) -> None:
     """Refuses a task whose contexts are too long, before one is made."""
     for name, value in _integers(task, "data."):
         require(
-            value <= MOST_TOKENS or name in ("data.seed", "data.num_samples"),
+            value <= MOST_TOKENS or name in _NO_LENGTHS,
             f"{name}={value} is more than {MOST_TOKENS}, the tokens that a context of a stored run "
             "may have; correct it in config.json.",
         )

@@ -205,7 +205,8 @@ def _exports(folder: pathlib.Path) -> Iterator[Case]:
 
     yield "export", opening(read, folder / "1"), True
     for name in (*marker["checksums"], EXPORTED):
-        mixed = pathlib.Path(shutil.copytree(folder / "1", folder / f"mixed {name[:4]}"))
+        place = folder / f"mixed {name}".replace("/", " ")
+        mixed = pathlib.Path(shutil.copytree(folder / "1", place))
         shutil.copy(folder / "2" / name, mixed / name)
         yield f"export: {name} of another one", opening(read, mixed), False
         for kind in _special(folder):

@@ -10,8 +10,10 @@ from absl.testing import absltest, parameterized
 
 from experiments.configs import default
 from experiments.program import files
+from experiments.run import stored_sizes
 from experiments.run.build import build
 from experiments.run.saved_run import SavedRun, check_paths
+from gradmem_jax.data.text_spans import TextSpansConfig
 from gradmem_jax.storage.params_file import save_params
 from tests.experiments.tiny_run import tiny_config
 
@@ -31,6 +33,9 @@ class SavedRunTest(parameterized.TestCase):
         shapes = jax.eval_shape(build(tiny_config()).target.model.init, jax.random.key(0))
         save_params(self.folder / "params.safetensors", jax.tree.map(_zeros, shapes))
         return SavedRun(self.folder)
+
+    def test_characters_of_a_text_are_no_length_of_contexts(self):
+        stored_sizes.check_task(TextSpansConfig(data_dir="texts", max_characters=10_000_000))
 
     def test_the_plan_is_that_of_the_configuration(self):
         config = tiny_config(
