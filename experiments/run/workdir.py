@@ -25,7 +25,7 @@ PARAMS, EXPORTED, LM = "params.safetensors", "exported.json", "lm"
 # What a run did before it had a field, where that is not the field's default.
 _BEGINS = "data.add_begin_token"
 _EARLIER = {_BEGINS: False}
-_REMAT = "lm.remat"
+_REMAT, _PRECISION = "lm.remat", "lm.matmul_precision"
 # Fields that may change when a run goes on.
 _MAY_CHANGE = (
     "num_steps",
@@ -93,6 +93,7 @@ def check_workdir(workdir: pathlib.Path, plan: RunPlan) -> None:
     )
     if steps:
         _say_new_rates(workdir, earlier, steps[-1], plan)
+        _say_new_precision(earlier, plan, jax.default_backend())
     if not hosts.is_first():
         return
     made_tokenizer = not (earlier.get("data.tokenizer_path") or earlier.get("pretrained"))
@@ -126,11 +127,33 @@ def _say_new_rates(
     )
 
 
+def _say_new_precision(earlier: Mapping[str, Any], plan: RunPlan, platform: str) -> None:
+    """Says that products of float32 were taken as the device does by default, and are not now."""
+    precision = files.flatten(plan.fields).get(_PRECISION)
+    if earlier and _PRECISION not in earlier and precision is not None and platform != "cpu":
+        log.warning(
+            "this run is from before %s; its products of float32 were taken as a %s does by "
+            'default, and go on at "%s".',
+            _PRECISION,
+            platform,
+            precision,
+        )
+
+
+def earlier_defaults(method: str, task: str, pretrained: bool) -> dict[str, Any]:
+    """What a run does, by whole name of a field, that its config.json does not have.
+
+    Raises:
+        ValueError: there is no such method or task.
+    """
+    default = files.flatten(files.to_json(get_config(method, task, pretrained).to_dict()))
+    return default | {name: value for name, value in _EARLIER.items() if name in default}
+
+
 def _different(earlier: dict[str, Any], plan: RunPlan) -> list[str]:
     """Whole names of the fields in which a plan is not what a run began with."""
-    defaults = get_config(plan.method, plan.task_name, bool(plan.start.pretrained)).to_dict()
-    default, current = files.flatten(files.to_json(defaults)), files.flatten(plan.fields)
-    default |= {name: value for name, value in _EARLIER.items() if name in default}
+    default = earlier_defaults(plan.method, plan.task_name, bool(plan.start.pretrained))
+    current = files.flatten(plan.fields)
     begin_id = getattr(plan.target.task.tokenizer, "begin_id", None)
     if current.get(_BEGINS) and begin_id is None:  # it does nothing with this tokenizer
         current[_BEGINS] = earlier.get(_BEGINS, default[_BEGINS])
