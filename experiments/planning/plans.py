@@ -122,5 +122,6 @@ def table(plans: Sequence[StepPlan]) -> str:
 
 def write_plans(out: pathlib.Path, plans: Sequence[StepPlan]) -> None:
     """Writes plans as JSON and as a table."""
-    files.write_json(files.with_ending(out, ".json"), [dataclasses.asdict(p) for p in plans])
+    rows = [dataclasses.asdict(plan) for plan in plans]
+    files.write_results(files.with_ending(out, ".json"), {"plans": rows})
     files.with_ending(out, ".md").write_text(table(plans) + "\n")

@@ -23,6 +23,7 @@ matplotlib.rcParams["text.parse_math"] = False  # names of others are no formula
 
 _LONGEST_NAME = 40
 _LEGEND_WIDTH = 36  # characters of a line
+_LEGEND_MARGIN = 0.2  # inches, above and below together
 _LINES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))  # and markers, ten colours each
 
 
@@ -57,9 +58,15 @@ def line_style(i: int, count: int) -> dict[str, Any]:
 
 
 def outside_legend(figure: Figure, drawn: Mapping[str, Any]) -> None:
-    """Puts the names of lines beside the panels, where none hides a line; long ones are broken."""
+    """Puts the names of lines beside the panels, where none hides a line; long ones are broken.
+
+    The figure grows to the height of the names.
+    """
     names = [textwrap.fill(name, _LEGEND_WIDTH) for name in drawn]
-    figure.legend(list(drawn.values()), names, loc="outside right upper", fontsize="small")
+    lines = list(drawn.values())
+    legend = figure.legend(lines, names, loc="outside right upper", fontsize="small")
+    height = legend.get_window_extent().height / figure.dpi + _LEGEND_MARGIN
+    figure.set_figheight(max(height, figure.get_figheight()))
 
 
 def exact_match_by_steps(

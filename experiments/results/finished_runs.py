@@ -7,12 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.configs.default import get_config
 from experiments.program import files
 from experiments.program.console import log
 from experiments.results.run_checks import check_config, check_metrics
 from experiments.run.saved_run import check_names
-from experiments.run.workdir import EXPORTED, is_run
+from experiments.run.workdir import EXPORTED, earlier_defaults, is_run
 from gradmem_jax.checks import require
 from gradmem_jax.data.tasks import SIZES, TASKS, size_name
 from gradmem_jax.foreign_text import one_line, shown
@@ -229,16 +228,16 @@ def task_name(config: Mapping[str, Any]) -> str:
 
 
 def all_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a configuration by whole name; those from after its time have their defaults.
+    """The fields of a configuration by whole name; those from after its time as a run had them.
 
     Of `init_from` it says only whether there is one: seeds of a chain start from others' seeds.
     """
     names = (config.get("method", "gradmem"), config.get("task", "kv_retrieval"))
     try:
-        default = get_config(*names, bool(config.get("pretrained"))).to_dict()
+        default = earlier_defaults(*names, bool(config.get("pretrained")))
     except ValueError:  # of a method or a task that is not here
         default = {}
-    fields = files.flatten(files.to_json(default)) | files.flatten(config)
+    fields = default | files.flatten(config)
     return fields | {"init_from": "another run" if fields.get("init_from") else "nothing"}
 
 

@@ -34,14 +34,24 @@ def read_events(path: pathlib.Path) -> Iterator[Event]:
             _require_whole(path, place, False)
 
 
-def drop_later(path: pathlib.Path, step: int) -> None:
+def drop_later(path: pathlib.Path, step: int, again: str | None = None) -> None:
     """Takes events of scalars after a step out of a file: a run that goes on will tell them again.
+
+    Args:
+        path: the file.
+        step: the last step whose events stay.
+        again: a group of scalars that is told again of that step too, such as "evaluation".
 
     Raises:
         ValueError: it is no file of events, or damaged.
     """
     events = list(read_events(path))
-    kept = [event for event in events if event.step <= step]
+
+    def stays(event: Event) -> bool:
+        groups = {value.tag.partition("/")[0] for value in event.summary.value}
+        return event.step < step or (event.step == step and again not in groups)
+
+    kept = [event for event in events if stays(event)]
     if len(kept) < len(events):
         records = b"".join(_record(event.SerializeToString()) for event in kept)
         write_file(path, lambda place: place.write_bytes(records))

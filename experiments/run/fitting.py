@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from experiments.program.console import log
+from gradmem_jax.checks import AUTOMATIC
 from gradmem_jax.memory.interface import MemoryModel
 
 _ROOM = 0.95  # of a device's memory, for one program
@@ -98,8 +99,8 @@ def compile_to_fit(
             if fits or (step is not None and at_end and is_last):
                 return Fitted(step, count, remat)
             log.info(
-                "%d parts of a batch, remat=%s: %.2f GiB, more than there is",
-                count,
+                "%s, remat=%s: %.2f GiB, more than there is",
+                "a batch" if count == AUTOMATIC else f"{count} parts of a batch",
                 remat,
                 needed / 2**30,
             )

@@ -28,14 +28,22 @@ class ScalarWriter:
     the program then waits for it for ever.
     """
 
-    def __init__(self, workdir: pathlib.Path, first_step: int) -> None:
-        """Opens a new event file of the run; earlier ones lose what is after `first_step`."""
+    def __init__(
+        self, workdir: pathlib.Path, first_step: int, evaluation_due: bool = False
+    ) -> None:
+        """Opens a new event file of the run; earlier ones lose what will be told again.
+
+        Args:
+            workdir: folder of the run.
+            first_step: steps that were done before.
+            evaluation_due: whether the last of them is still to be evaluated.
+        """
         folder = workdir / "tensorboard"
         require_no_link(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for path in _event_files(workdir):
             try:
-                drop_later(path, first_step)
+                drop_later(path, first_step, "evaluation" if evaluation_due else None)
             except ValueError as error:
                 log.warning("%s Until then steps may stand in the events twice.", error)
         ending = f".{secrets.token_hex(8)}"  # no file that is there is opened
@@ -103,9 +111,10 @@ class Progress:
         plan: RunPlan,
         first_step: int,
         write: bool = True,
+        evaluation_due: bool = False,
     ):
-        """Opens the events, which only a process with `write` has."""
-        self._writer = ScalarWriter(workdir, first_step) if write else None
+        """Opens the events, which only a process with `write` has; see `ScalarWriter`."""
+        self._writer = ScalarWriter(workdir, first_step, evaluation_due) if write else None
         self._plan, self._time_left = plan, TimeLeft(plan)
         self._last = (time.monotonic(), first_step)
 

@@ -115,6 +115,11 @@ class TrainingRun:
         return self._window.skipped
 
     @property
+    def evaluation_due(self) -> bool:
+        """Whether the step is to be evaluated before the next one."""
+        return self._host.evaluation_due
+
+    @property
     def seconds(self) -> float:
         """How long the run has been trained, all its starts together."""
         return self._host.seconds + time.monotonic() - self._started

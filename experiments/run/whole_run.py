@@ -89,7 +89,8 @@ def _train(
         first_step = run.step
         if hosts.is_first():
             record_start(workdir, first_step, devices.names)
-        with Progress(workdir, plan, run.step, write=hosts.is_first()) as progress:
+        write, due = hosts.is_first(), run.evaluation_due
+        with Progress(workdir, plan, first_step, write, due) as progress:
             run.train(steps, progress)
         if checkpoints.best_step() is None:
             raise NonFiniteError(

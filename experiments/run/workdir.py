@@ -27,7 +27,7 @@ PARAMS, EXPORTED, LM = "params.safetensors", "exported.json", "lm"
 
 # What a run did before it had a field, where that is not the field's default.
 _EARLIER: dict[str, Any] = {"data.add_begin_token": False}
-_REMAT = "lm.remat"
+_REMAT, _PRECISION = "lm.remat", "lm.matmul_precision"
 # Fields that may change when a run goes on.
 _MAY_CHANGE = (
     "num_steps",
@@ -123,6 +123,7 @@ def check_workdir(workdir: pathlib.Path, plan: RunPlan) -> None:
     )
     if steps:
         _say_new_rates(workdir, earlier, steps[-1], plan)
+        _say_new_precision(earlier, plan, jax.default_backend())
     if not hosts.is_first():
         return
     made_tokenizer = not (earlier.get("data.tokenizer_path") or earlier.get("pretrained"))
@@ -166,11 +167,33 @@ def _say_new_rates(
     )
 
 
+def _say_new_precision(earlier: Mapping[str, Any], plan: RunPlan, platform: str) -> None:
+    """Says that products of float32 were taken as the device does by default, and are not now."""
+    precision = files.flatten(plan.fields).get(_PRECISION)
+    if earlier and _PRECISION not in earlier and precision is not None and platform != "cpu":
+        log.warning(
+            "this run is from before %s; its products of float32 were taken as a %s does by "
+            'default, and go on at "%s".',
+            _PRECISION,
+            platform,
+            precision,
+        )
+
+
+def earlier_defaults(method: str, task: str, pretrained: bool) -> dict[str, Any]:
+    """What a run does, by whole name of a field, that its config.json does not have.
+
+    Raises:
+        ValueError: there is no such method or task.
+    """
+    default = files.flatten(files.to_json(get_config(method, task, pretrained).to_dict()))
+    return default | {name: value for name, value in _EARLIER.items() if name in default}
+
+
 def _different(earlier: dict[str, Any], plan: RunPlan) -> list[str]:
     """Whole names of the fields in which a plan is not what a run began with."""
-    defaults = get_config(plan.method, plan.task_name, bool(plan.start.pretrained)).to_dict()
-    default, current = files.flatten(files.to_json(defaults)), files.flatten(plan.fields)
-    default |= {name: value for name, value in _EARLIER.items() if name in default}
+    default = earlier_defaults(plan.method, plan.task_name, bool(plan.start.pretrained))
+    current = files.flatten(plan.fields)
     if (earlier.get(_REMAT), current.get(_REMAT)) == ("none", "auto"):  # the default was "none"
         current[_REMAT] = "none"
     return sorted(

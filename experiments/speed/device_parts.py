@@ -16,6 +16,7 @@ from experiments.speed import child_processes
 from experiments.speed.child_processes import Measured
 from experiments.speed.reference import Reference
 from experiments.speed.setting import Setting
+from gradmem_jax.checks import require
 
 _LEAST_SECONDS = 20  # that a part is begun with
 _SAVING_SECONDS = 20  # that a training run has to save itself
@@ -126,7 +127,16 @@ def measure_all(all_parts: Iterator[Part], out: pathlib.Path, seconds: float) ->
         all_parts: what is measured; the last has all the time that is left.
         out: folder of results.json and results.md.
         seconds: that all may take.
+
+    Raises:
+        ValueError: the folder has results already, and perhaps the training run of them.
     """
+    results = out / "results.json"
+    require(
+        not results.exists(),
+        f"--out={out} has results already; choose another folder, since its run would not train "
+        "again.",
+    )
     ends, found = time.monotonic() + seconds, list[Measured]()
     for part in all_parts:
         left = ends - time.monotonic()
@@ -136,7 +146,7 @@ def measure_all(all_parts: Iterator[Part], out: pathlib.Path, seconds: float) ->
         took = round(time.monotonic() - started, 1)
         found.append({"part": part.name, "took_seconds": took} | measured)
         child_processes.report(part.name, measured)
-        files.write_json(out / "results.json", found)
+        files.write_results(results, {"parts": found})
         (out / "results.md").write_text(table(found) + "\n")
     return found
 
@@ -173,7 +183,7 @@ def _train(flags: tuple[str, ...], workdir: pathlib.Path, seconds: float) -> Mea
             except subprocess.TimeoutExpired:
                 run.kill()
                 run.wait()
-    steps = [line for line in log.read_text().splitlines() if "ms/step" in line or "s/step" in line]
+    steps = [line for line in log.read_text().splitlines() if "s/step" in line]  # or ms/step
     if not steps:
         return {"error": f"no step was reported; see {log.name}"}
     return {"last_line": steps[-1].strip()}

@@ -49,6 +49,13 @@ class CurvesTest(absltest.TestCase):
         self.assertEqual(steps, (2, 4, 6))
         self.assertEqual(values, (0.5, 0.125, 0.0625))
 
+    def test_an_evaluation_that_is_due_again_is_told_once(self):
+        for due, times in ((False, 1), (True, 0)):
+            with Progress(self.workdir, PLAN, first_step=4, evaluation_due=due):
+                scalars = read_scalars(self.workdir)
+            self.assertLen(scalars.get("evaluation/exact_match", []), times)
+            self.assertLen(scalars["train/read_loss"], 2)
+
     def test_draws_a_panel_for_each_scalar(self):
         path = self.workdir / "curves.png"
         values = np.linspace(0, 1, 30)

@@ -18,7 +18,9 @@ class MeasureDeviceTest(parameterized.TestCase):
         self.out = pathlib.Path(self.create_tempdir().full_path)
 
     def results(self):
-        return json.loads((self.out / "results.json").read_text())
+        content = json.loads((self.out / "results.json").read_text())
+        self.assertEqual(content["version"], 1)
+        return content["parts"]
 
     def test_each_result_is_there_before_the_next_is_measured(self):
         limits = []
@@ -42,6 +44,8 @@ class MeasureDeviceTest(parameterized.TestCase):
         self.assertLen(table, 4)
         self.assertIn("loss 2.0", table[2])
         self.assertIn("ended / here", table[3])
+        with self.assertRaisesRegex(ValueError, "--out=.* has results already; choose another"):
+            device_parts.measure_all(iter([Part("a", self.fail)]), self.out, 100)
 
     def test_nothing_begins_without_time(self):
         found = device_parts.measure_all(iter([Part("a", self.fail)]), self.out, 5)

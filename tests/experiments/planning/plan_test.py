@@ -129,7 +129,9 @@ class PlanTest(parameterized.TestCase):
         topology = here(2**30)._replace(devices=jax.devices()[:1])
         work = plans.changed(tiny_work(MeshConfig()), ["remat=full", "dtype=bfloat16"], 4)
         plans.write_plans(out, list(plans.make_plans([work], topology, remedies=False)))
-        (found,) = json.loads(out.with_suffix(".json").read_text())
+        content = json.loads(out.with_suffix(".json").read_text())
+        self.assertEqual(content["version"], 1)
+        (found,) = content["plans"]
         self.assertEqual((found["work"], found["fits"]), ("tiny", True))
         want = {"remat": "full", "dtype": "bfloat16", "num_micro_batches": 4, "gather": "step"}
         want |= {"matmul_precision": "highest"}
@@ -167,7 +169,9 @@ class PlanTest(parameterized.TestCase):
         out = pathlib.Path(self.create_tempdir().full_path) / "plans"
         done = start("plan", "--work=kv_n4_k1", f"--topology={name}", f"--out={out}")
         self.assertEqual(done.returncode, 0, done.stderr[-2000:])
-        (found,) = json.loads(out.with_suffix(".json").read_text())
+        content = json.loads(out.with_suffix(".json").read_text())
+        self.assertEqual(content["version"], 1)
+        (found,) = content["plans"]
         self.assertTrue(found["fits"])
         self.assertLess(found["total"], 2**30)
         self.assertGreater(found["moved"], found["parameters"])

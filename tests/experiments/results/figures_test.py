@@ -15,6 +15,10 @@ NAMES = ("$x$", "$\\frac{", "\x1b[2J", "a\nb", "x" * 10**5, "", "{}%s", "\ud800"
 
 
 class NamesTest(absltest.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.addCleanup(plt.close, "all")
+
     def test_names_are_drawn_as_they_are(self):
         path = pathlib.Path(self.create_tempdir().full_path) / "figure.png"
         contexts = [StoredContext(name, 3, ((2.0, 1.0),), 0.5) for name in NAMES]
@@ -44,6 +48,19 @@ class NamesTest(absltest.TestCase):
         self.assertEqual(curves.axes[0].get_ylabel(), "read loss")
         self.assertEqual([axes.get_xlabel() for axes in growth.axes], ["", "", "K", "S"])
         self.assertEqual(growth.axes[0].yaxis.get_major_formatter()(0.01), "0.01")
+
+    def test_a_figure_has_room_for_the_names_of_many_lines(self):
+        saved = []
+        self.enterContext(mock.patch.object(figures.plt, "close", saved.append))
+        path = pathlib.Path(self.create_tempdir().full_path) / "figure.png"
+        for count in (1, 12, 60):
+            lines = {f"run {i}, optimizer.learning_rate={i}": {1: (0.5, 0.0)} for i in range(count)}
+            figures.panels(path, {"": lines}, x_label="x", y_label="y")
+        for figure in saved:
+            legend = figure.legends[0].get_window_extent()
+            self.assertGreaterEqual(legend.y0, 0)
+            self.assertLessEqual(legend.y1, figure.bbox.height)
+        self.assertEqual(saved[0].get_figheight(), 3.5)
 
 
 if __name__ == "__main__":

@@ -151,6 +151,12 @@ class ReportTest(parameterized.TestCase):
         self.assertEndsWith(values[1], " (2)")
         self.assertEqual(finished_runs.told_apart(["a", "a", "a (2)"]), ["a", "a (2)", "a (2) (2)"])
 
+    def test_a_run_of_before_a_field_had_what_runs_did_then(self):
+        config = to_json(default.get_config("gradmem", "babi", pretrained=True).to_dict())
+        self.assertTrue(finished_runs.all_fields(config)["data.add_begin_token"])
+        del config["data"]["add_begin_token"]
+        self.assertIs(finished_runs.all_fields(config)["data.add_begin_token"], False)
+
     def test_differences_that_are_no_setting_are_named(self):
         self.add("a", 0.2, **{"lm.remat": "block", "cpu_devices": 2})
         self.add("b", 0.4, **{"cpu_devices": 2})

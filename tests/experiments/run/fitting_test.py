@@ -10,6 +10,7 @@ from absl.testing import absltest, parameterized
 from experiments.program.console import log
 from experiments.run import fitting, whole_run
 from experiments.run.build import build
+from gradmem_jax.checks import AUTOMATIC
 from tests.experiments.tiny_run import tiny_config
 
 COUNTS = fitting.divisors(12)
@@ -82,8 +83,13 @@ class FittingTest(parameterized.TestCase):
 
         found = fitting.compile_to_fit(lower, COUNTS, ["none", "full"], 2**34)
         self.assertEqual(found[1:], (4, "none"))
-        with self.assertRaisesRegex(jax.errors.JaxRuntimeError, "RESOURCE_EXHAUSTED"):
+        no_room = self.assertRaisesRegex(jax.errors.JaxRuntimeError, "RESOURCE_EXHAUSTED")
+        with no_room, self.assertLogs(log, "INFO") as logs:
             fitting.compile_to_fit(lower, [1, 2], ["none", "full"], 2**34)
+        self.assertIn("2 parts of a batch, remat=full: ", logs.output[-1])
+        with no_room, self.assertLogs(log, "INFO") as logs:  # no device says how much there is
+            fitting.compile_to_fit(lower, [AUTOMATIC], ["none"], None)
+        self.assertIn(":a batch, remat=none: ", logs.output[0])
 
     def test_other_errors_are_errors(self):
         def lower(count, remat):

@@ -110,6 +110,16 @@ class RunFolderTest(parameterized.TestCase):
         if not said:
             self.assertEndsWith(logged.output[0], "it goes on with data.add_begin_token=False")
 
+    @parameterized.parameters(("cpu", False, 0), ("gpu", False, 1), ("tpu", True, 0))
+    def test_a_run_of_before_there_was_a_precision(self, platform, has_it, count):
+        plan = tiny_plan()
+        earlier = files.flatten(plan.fields)
+        if not has_it:
+            del earlier["lm.matmul_precision"]
+        with mock.patch.object(workdir.log, "warning") as warned:
+            workdir._say_new_precision(earlier, plan, platform)
+        self.assertLen(warned.mock_calls, count)
+
 
 if __name__ == "__main__":
     absltest.main()
