@@ -95,6 +95,8 @@ def read_gguf_tokenizer(
     require(pieces is not None, f"{path} holds no tokenizer.")
     require(_are_texts(pieces), damaged("tokenizer.ggml.tokens are no texts"))
     require(len(set(pieces)) == len(pieces), damaged("a piece stands twice"))
+    for key in ("model", "pre"):
+        require(isinstance(get(key, ""), str), damaged(f"tokenizer.ggml.{key} is no text"))
     split = _SPLITS.get(get("pre", "gpt-2")) if kind == "gpt2" else None
     for key, known in (("model", kind in ("gpt2", "llama")), ("pre", kind != "gpt2" or split)):
         if not known:

@@ -125,7 +125,7 @@ def _evaluate_part(
         metrics["write_loss_by_kind"] = sums / jnp.maximum(totals["kinds"], 1)
     if "query_segments" in batch:
         asked = jax.nn.one_hot(batch["query_segments"], context_ids.shape[1])
-        matches = (exact[..., None] * asked).sum(axis=(0, 1))
+        matches = (exact[..., None].astype(asked.dtype) * asked).sum(axis=(0, 1))
         metrics["exact_match_by_segment"] = matches / jnp.maximum(totals["segment_queries"], 1)
     return metrics
 
