@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments.answers.contexts import encode_context, read_contexts
-from experiments.answers.open_model import open_pretrained
+from experiments.answers.open_model import open_pretrained, token_embeddings
 from experiments.answers.write_traces import make_optimizer, trace_writes
 from experiments.program import console, files, startup
 from experiments.program.console import log
@@ -63,8 +63,7 @@ def main(_: Sequence[str]) -> None:
         scan_layers=True,
     )
     config = opened.model.config
-    scale = getattr(config.lm, "embedding_scale", 1.0)
-    embedding = scale * opened.params["lm"]["embedding"]
+    embedding = token_embeddings(config.lm, opened.params["lm"])
     optimizers = {text: make_optimizer(text, embedding) for text in _OPTIMIZERS.value}
     limit = config.lm.max_positions - opened.model.write_positions - 1
     (context,) = contexts

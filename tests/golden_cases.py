@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from gradmem_jax import GradMemConfig, LlamaConfig, RMTConfig
 from gradmem_jax.lm.gpt2 import GPT2Config
@@ -36,6 +36,18 @@ class Case(NamedTuple):
 def case_names(pattern: str) -> list[str]:
     """Names of the golden cases that match a glob pattern."""
     return sorted(path.name for path in GOLDEN.glob(pattern))
+
+
+def split_weights(folder: pathlib.Path) -> None:
+    """Puts the tensors of a model's one file into two, with their index."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    index: dict[str, str] = {}
+    for i, names in enumerate(np.array_split(sorted(tensors), 2)):
+        file = f"model-0000{i + 1}-of-00002.safetensors"
+        save_file({str(name): tensors[name] for name in names}, folder / file)
+        index |= dict.fromkeys(map(str, names), file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
 
 
 def linear(tensors: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:

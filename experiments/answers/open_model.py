@@ -23,6 +23,7 @@ from gradmem_jax.checks import (
 )
 from gradmem_jax.data.task import Tokenizer, ids_without_token
 from gradmem_jax.foreign_text import one_line, shown
+from gradmem_jax.lm.language_model import LMConfig
 from gradmem_jax.lm.pretrained.load import load_pretrained
 from gradmem_jax.memory.gradmem import GradMem, GradMemConfig
 from gradmem_jax.memory.interface import MemoryModel
@@ -270,8 +271,7 @@ def open_pretrained(
         f"num_memory_tokens={num_memory_tokens} leaves no room in the {lm.max_positions} positions "
         "of this model; take fewer.",
     )
-    scale = getattr(lm, "embedding_scale", 1.0)
-    embedding = scale * np.asarray(lm_params["embedding"], np.float64)  # as tokens come in
+    embedding = token_embeddings(lm, lm_params)
     optimizer = None
     if write_optimizer == "adam":
         optimizer = scaled_adam(rate, embedding)
@@ -292,6 +292,11 @@ def open_pretrained(
 def _as_asked(question: str) -> str:
     """The prompt of a model that was not trained on a form of questions."""
     return question
+
+
+def token_embeddings(lm: LMConfig, lm_params: Params) -> np.ndarray:
+    """Embeddings [V, d] of all tokens as they enter the model; Gemma multiplies those stored."""
+    return getattr(lm, "embedding_scale", 1.0) * np.asarray(lm_params["embedding"], np.float64)
 
 
 def scaled_adam(rate: float, embedding: np.ndarray) -> optax.GradientTransformation:

@@ -12,6 +12,7 @@ from experiments.planning.work import Work
 from experiments.program import files, formatting
 from experiments.program.console import log
 from gradmem_jax.checks import require
+from gradmem_jax.storage.writing import write_text
 
 # Of a language model, that flags may change.
 FIELDS = ("remat", "dtype", "matmul_precision", "gather", "attention")
@@ -124,4 +125,4 @@ def write_plans(out: pathlib.Path, plans: Sequence[StepPlan]) -> None:
     """Writes plans as JSON and as a table."""
     rows = [dataclasses.asdict(plan) for plan in plans]
     files.write_results(files.with_ending(out, ".json"), {"plans": rows})
-    files.with_ending(out, ".md").write_text(table(plans) + "\n")
+    write_text(files.with_ending(out, ".md"), table(plans) + "\n")

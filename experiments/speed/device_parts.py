@@ -17,6 +17,7 @@ from experiments.speed.child_processes import Measured
 from experiments.speed.reference import Reference
 from experiments.speed.setting import Setting
 from gradmem_jax.checks import require
+from gradmem_jax.storage.writing import write_text
 
 _LEAST_SECONDS = 20  # that a part is begun with
 _SAVING_SECONDS = 20  # that a training run has to save itself
@@ -147,7 +148,7 @@ def measure_all(all_parts: Iterator[Part], out: pathlib.Path, seconds: float) ->
         found.append({"part": part.name, "took_seconds": took} | measured)
         child_processes.report(part.name, measured)
         files.write_results(results, {"parts": found})
-        (out / "results.md").write_text(table(found) + "\n")
+        write_text(out / "results.md", table(found) + "\n")
     return found
 
 

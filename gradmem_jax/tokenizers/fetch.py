@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+from collections.abc import Callable
 
 from gradmem_jax.storage.hub import Repository, name_on_hub
 from gradmem_jax.storage.reading import LARGEST_JSON
@@ -29,15 +30,27 @@ def local_tokenizer(path: pathlib.Path) -> pathlib.Path:
     Raises:
         ValueError: it cannot be fetched.
     """
+
+    def fetch(repository: Repository) -> pathlib.Path:
+        config = repository.need("config.json", LARGEST_JSON)
+        fetch_files(repository)
+        return config.parent
+
+    return local(path, fetch)
+
+
+def local(path: pathlib.Path, fetch: Callable[[Repository], pathlib.Path]) -> pathlib.Path:
+    """Where something is on this machine, fetched if `path` is a name on a hub.
+
+    Args:
+        path: the name, or a path of this machine.
+        fetch: fetches what is needed of a model as Hugging Face stores it, and returns its folder.
+    """
     name = name_on_hub(path)
     if name is None:
         return path
     repository = Repository(name)
-    if name.file:
-        return fetch_gguf(repository)
-    config = repository.need("config.json", LARGEST_JSON)
-    fetch_files(repository)
-    return config.parent
+    return fetch_gguf(repository) if name.file else fetch(repository)
 
 
 def fetch_gguf(repository: Repository) -> pathlib.Path:

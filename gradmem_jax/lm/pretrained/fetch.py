@@ -10,9 +10,9 @@ from gradmem_jax.lm.pretrained.hugging_face import (
     files_of_index,
     read_config_file,
 )
-from gradmem_jax.storage.hub import Repository, name_on_hub
+from gradmem_jax.storage.hub import Repository
 from gradmem_jax.storage.reading import LARGEST_JSON
-from gradmem_jax.tokenizers.fetch import fetch_files, fetch_gguf
+from gradmem_jax.tokenizers.fetch import fetch_files, local
 
 _MOST_FILES = 1000  # of weights
 
@@ -23,11 +23,7 @@ def local_config(path: pathlib.Path) -> pathlib.Path:
     Raises:
         ValueError: it cannot be fetched.
     """
-    name = name_on_hub(path)
-    if name is None:
-        return path
-    repository = Repository(name)
-    return fetch_gguf(repository) if name.file else _fetch_config(repository)
+    return local(path, _fetch_config)
 
 
 def local_model(path: pathlib.Path, with_tokenizer: bool = True) -> pathlib.Path:
@@ -40,17 +36,21 @@ def local_model(path: pathlib.Path, with_tokenizer: bool = True) -> pathlib.Path
     Raises:
         ValueError: it cannot be fetched.
     """
-    name = name_on_hub(path)
-    if name is None:
-        return path
-    repository = Repository(name)
-    if name.file:
-        return fetch_gguf(repository)
-    folder = _fetch_config(repository)
-    read_config_file(folder / "config.json")  # and refuses it before weights are fetched
-    if with_tokenizer:
-        fetch_files(repository)
-    index = repository.get(INDEX, LARGEST_JSON)
+
+    def fetch(repository: Repository) -> pathlib.Path:
+        folder = _fetch_config(repository)
+        read_config_file(folder / "config.json")  # and refuses it before weights are fetched
+        if with_tokenizer:
+            fetch_files(repository)
+        _fetch_weights(repository)
+        return folder
+
+    return local(path, fetch)
+
+
+def _fetch_weights(repository: Repository) -> None:
+    """Fetches the safetensors of a model."""
+    name, index = repository.name, repository.get(INDEX, LARGEST_JSON)
     names = [WEIGHTS] if index is None else files_of_index(index)
     strange = [
         file for file in names if not file.endswith(".safetensors") or not file.isprintable()
@@ -62,7 +62,6 @@ def local_model(path: pathlib.Path, with_tokenizer: bool = True) -> pathlib.Path
     )
     for file in names:
         repository.need(file, hint="; weights are read from safetensors only")
-    return folder
 
 
 def _fetch_config(repository: Repository) -> pathlib.Path:

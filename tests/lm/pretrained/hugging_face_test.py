@@ -16,6 +16,7 @@ from gradmem_jax.lm.families import make_lm
 from gradmem_jax.lm.pretrained.hugging_face import read_config, write_config
 from gradmem_jax.lm.pretrained.load import Pretrained, load_pretrained, save_pretrained
 from gradmem_jax.tokenizers.text_tokenizer import word_tokenizer
+from tests.golden_cases import split_weights
 from tests.kills import killed
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
@@ -89,18 +90,11 @@ class HuggingFaceTest(parameterized.TestCase):
 
     def test_several_files(self):
         folder = self.copy("lm_llama")
-        tensors = load_file(folder / "model.safetensors")
-        (folder / "model.safetensors").unlink()
-        index = {}
-        for i, names in enumerate(np.array_split(sorted(tensors), 2)):
-            file = f"model-0000{i + 1}-of-00002.safetensors"
-            save_file({str(name): tensors[name] for name in names}, folder / file)
-            index |= dict.fromkeys(map(str, names), file)
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+        split_weights(folder)
         want = load_pretrained(GOLDEN / "lm_llama")
         got = load_pretrained(folder)
         jax.tree.map(np.testing.assert_array_equal, got.params, want.params)
-        (folder / file).unlink()
+        (folder / "model-00002-of-00002.safetensors").unlink()
         with self.assertRaisesRegex(ValueError, "lacks model-00002-of-00002.safetensors"):
             load_pretrained(folder)
 

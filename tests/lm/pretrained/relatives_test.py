@@ -16,6 +16,7 @@ from gradmem_jax.lm.families import make_lm
 from gradmem_jax.lm.pretrained.hugging_face import read_config, write_config
 from gradmem_jax.lm.pretrained.load import from_hugging_face, load_pretrained, save_pretrained
 from gradmem_jax.lm.rotary import RopeScaling
+from tests.golden_cases import split_weights
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
 FULL_CONTEXT = (FullContext, FullContextConfig)
@@ -108,14 +109,7 @@ class RelativesTest(parameterized.TestCase):
     @parameterized.parameters("lm_phi3", "lm_gemma3")
     def test_several_files(self, name):
         folder = self.copy(name)
-        tensors = load_file(folder / "model.safetensors")
-        (folder / "model.safetensors").unlink()
-        index = {}
-        for i, names in enumerate(np.array_split(sorted(tensors), 2)):
-            file = f"model-0000{i + 1}-of-00002.safetensors"
-            save_file({str(name): tensors[name] for name in names}, folder / file)
-            index |= dict.fromkeys(map(str, names), file)
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+        split_weights(folder)
         want = load_pretrained(GOLDEN / name).params
         jax.tree.map(np.testing.assert_array_equal, load_pretrained(folder).params, want)
 
