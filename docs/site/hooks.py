@@ -87,8 +87,11 @@ def _place(page: str, link: str) -> str | None:
 
 
 def _is_source(path: str | None) -> bool:
-    return path is not None and path != "README.md" and not path.startswith("docs/") or (
-        path is not None and path.startswith("docs/") and not path.endswith(_PAGES)
+    return (
+        path is not None
+        and path != "README.md"
+        and not path.startswith("docs/")
+        or (path is not None and path.startswith("docs/") and not path.endswith(_PAGES))
     )
 
 
@@ -184,5 +187,7 @@ def _draw_dollars(parts: list[str]) -> list[str]:
     def draw(found: re.Match[str]) -> str:
         return convert(html.unescape(found[2]), display="block" if found[1] == "$$" else "inline")
 
-    parts[::2] = [re.sub(r"(\$\$?)(?=\S)(.+?)(?<=\S)\1", draw, part, flags=re.S) for part in parts[::2]]
+    parts[::2] = [
+        re.sub(r"(\$\$?)(?=\S)(.+?)(?<=\S)\1", draw, part, flags=re.S) for part in parts[::2]
+    ]
     return parts
