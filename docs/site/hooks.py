@@ -22,6 +22,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = pathlib.Path(__file__).parents[2]
 _QUICK_START = ("Install", "Ask a trained model", "Use the library", "Train")  # of README.md
+_WITHOUT_MENU = "---\nhide: [navigation]\n---\n\n"
 _PAGES = (".md", ".ipynb", ".png")  # of docs/: they are on the site as they are
 _FENCED = re.compile(r"(^ *```.*?^ *```$)", re.M | re.S)
 _LINK = re.compile(r"(\]\()(?![a-z]+:)([^)#\s]+)((?:#[^)\s]*)?\))")
@@ -32,7 +33,7 @@ _CODE = re.compile(r"(<pre.*?</pre>|<code.*?</code>)", re.S)
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages that docs/ does not have, and completes the menu."""
-    readme = _outside_code(
+    readme = _WITHOUT_MENU + _outside_code(
         functools.partial(_LINK.sub, _from_docs), (ROOT / "README.md").read_text()
     )
     files.append(File.generated(config, "index.md", content=readme))
@@ -77,7 +78,9 @@ def _from_docs(link: re.Match[str]) -> str:
 
 def _quick_start(readme: str) -> str:
     sections = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", readme, re.M | re.S))
-    return "# Quick start\n\n" + "".join(f"## {name}\n{sections[name]}" for name in _QUICK_START)
+    return f"{_WITHOUT_MENU}# Quick start\n\n" + "".join(
+        f"## {name}\n{sections[name]}" for name in _QUICK_START
+    )
 
 
 def _place(page: str, link: str) -> str | None:
@@ -86,13 +89,9 @@ def _place(page: str, link: str) -> str | None:
     return path if not path.startswith("..") and (ROOT / path).exists() else None
 
 
-def _is_source(path: str | None) -> bool:
-    return (
-        path is not None
-        and path != "README.md"
-        and not path.startswith("docs/")
-        or (path is not None and path.startswith("docs/") and not path.endswith(_PAGES))
-    )
+def _is_source(path: str) -> bool:
+    """Whether the site has no page of a path in the repository, but its source."""
+    return path != "README.md" and not (path.startswith("docs/") and path.endswith(_PAGES))
 
 
 def _target(page: str, link: str) -> str | None:
