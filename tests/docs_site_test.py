@@ -47,6 +47,7 @@ class DocsSiteTest(absltest.TestCase):
 
     def test_nothing_is_loaded_from_elsewhere(self):
         for path in self.site.rglob("*.html"):
+            self.assertNotRegex(path.read_text(), r"import\(\s*['\"]https?:", path)
             for target in page(path).loads:
                 self.assertNotRegex(target, r"^(\w+:)?//", f"{path} loads {target}")
         for path in self.site.rglob("*.css"):

@@ -28,6 +28,8 @@ _FENCED = re.compile(r"(^ *```.*?^ *```$)", re.M | re.S)
 _LINK = re.compile(r"(\]\()(?![a-z]+:)([^)#\s]+)((?:#[^)\s]*)?\))")
 _HREF = re.compile(r'(href=")(?![a-z]+:)([^"#]+)((?:#[^"]*)?")')
 _MARKDOWN_CELL = re.compile(r'(<div class="[^"]*jp-RenderedMarkdown.*?</div>)', re.S)
+_SCRIPT = re.compile(r"<script.*?</script>", re.S)
+_LOADS = re.compile(r"<script[^>]* src=|MathJax|import\(")  # more scripts, from elsewhere
 _CODE = re.compile(r"(<pre.*?</pre>|<code.*?</code>)", re.S)
 
 
@@ -57,7 +59,7 @@ def on_page_content(text: str, page: Page, config: MkDocsConfig, files: Files) -
         return re.sub(
             r'<(div|span) class="arithmatex">\\[\[(](.*?)\\[\])]</\1>', _formula, text, flags=re.S
         )
-    text = re.sub(r'<script[^>]* src="https?:.*?</script>', "", text, flags=re.S)
+    text = _SCRIPT.sub(lambda script: "" if _LOADS.search(script[0]) else script[0], text)
     text = _HREF.sub(functools.partial(_to_html, page.file.src_uri), text)
     parts = _MARKDOWN_CELL.split(text)
     parts[1::2] = ["".join(_draw_dollars(_CODE.split(part))) for part in parts[1::2]]
