@@ -1,8 +1,9 @@
-"""Answers questions from a memory file of experiments.write; the contexts are not needed.
+r"""Answers questions from a memory file of experiments.write; the contexts are not needed.
 
 Every question is put to every memory of the file, or to those that --context names. Examples:
 
-  python -m experiments.ask --memory=notes.safetensors 'Where is Mary?' 'Where is John?'
+  python -m experiments.ask --memory=notes.safetensors 'Where is Mary?' \
+      'Where is John?'
   python -m experiments.ask --memory=notes.safetensors --interactive
 
 The model that wrote the file is opened by itself only if it lies in the file's folder: anybody may

@@ -5,8 +5,9 @@ r"""Measures training steps and inference of the paper's KV model, each in its o
 With a checkout of the official PyTorch code, and a Python that has torch and transformers, both are
 measured in turn and compared:
 
-  python -m experiments.benchmark --write_steps=2,5 --what=step,inference --reference=gradmem \
-      --reference_python=torch_env/bin/python --out=runs/benchmark.json
+  python -m experiments.benchmark --write_steps=2,5 --what=step,inference \
+      --reference=gradmem --reference_python=torch_env/bin/python \
+      --out=runs/benchmark.json
 """
 
 import sys

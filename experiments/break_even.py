@@ -5,8 +5,9 @@ r"""When a WRITE pays: one WRITE and N READs against a cached full context and N
 For every context length it measures the latency of a WRITE, of a READ, of the prefill that fills a
 key-value cache, and of a query to that cache; the rest is arithmetic. Sizes of SmolLM2 135M:
 
-  python -m experiments.break_even --out=runs/smollm2 --width=576 --num_layers=30 --num_heads=9 \
-      --num_kv_heads=3 --mlp_width=1536 --vocab_size=49152 --tied_head
+  python -m experiments.break_even --out=runs/smollm2 --width=576 \
+      --num_layers=30 --num_heads=9 --num_kv_heads=3 --mlp_width=1536 \
+      --vocab_size=49152 --tied_head
 """
 
 import dataclasses

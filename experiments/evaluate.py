@@ -1,9 +1,11 @@
-"""Evaluates a trained run with the context removed, over numbers of WRITE steps and sizes.
+r"""Evaluates a trained run with the context removed, over numbers of WRITE steps and sizes.
 
 Writes evaluation.json and evaluation.png into the run's folder. Example:
 
-  python -m experiments.evaluate --workdir=runs/kv_quick --num_write_steps=0,1,2,4,8
-  python -m experiments.evaluate --workdir=runs/qa1 --max_context_tokens=16,40,0
+  python -m experiments.evaluate --workdir=runs/kv_quick \
+      --num_write_steps=0,1,2,4,8
+  python -m experiments.evaluate --workdir=runs/qa1 \
+      --max_context_tokens=16,40,0
 """
 
 import dataclasses

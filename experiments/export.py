@@ -1,10 +1,12 @@
-"""Makes a small folder of a trained run, to keep or to share: parameters, configuration, tokens.
+r"""Makes a small folder of a trained run, to keep or to share: parameters, configuration, tokens.
 
 Without what only training needs it is a fraction of the run's size. write, ask, evaluate and
 --config.init_from take it in place of a run. Example:
 
-  python -m experiments.export --workdir=runs/kv_quick --out=runs/kv_model --dtype=float16
-  python -m experiments.write --model=runs/kv_model --context=pairs.txt --out=pairs.safetensors
+  python -m experiments.export --workdir=runs/kv_quick --out=runs/kv_model \
+      --dtype=float16
+  python -m experiments.write --model=runs/kv_model --context=pairs.txt \
+      --out=pairs.safetensors
 """
 
 import pathlib

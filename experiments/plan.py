@@ -1,11 +1,13 @@
-"""Says of training steps whether they fit a machine and what they cost, before one is paid for.
+r"""Says of training steps whether they fit a machine and what they cost, before one is paid for.
 
 XLA compiles the real steps for TPUs and NVIDIA GPUs that are not here; nothing runs. Steps are
 those of a run's configuration, for every length of its contexts, or of the catalogue in
 experiments/planning/catalogue.py. Where one does not fit, settings are sought that do. Examples:
 
-  python -m experiments.plan --config=experiments/configs/kv_paper.py:n32_k2 --topology=v5e:2x2
-  python -m experiments.plan --work='gpt2_*' --topology=h200:1,a100-80:8 --batch_sizes=16,64
+  python -m experiments.plan --config=experiments/configs/kv_paper.py:n32_k2 \
+      --topology=v5e:2x2
+  python -m experiments.plan --work='gpt2_*' --topology=h200:1,a100-80:8 \
+      --batch_sizes=16,64
 """
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,9 +1,10 @@
-"""Computes again, sample by sample, the step of a run that was not finite.
+r"""Computes again, sample by sample, the step of a run that was not finite.
 
 A run keeps the batch of such a step in its folder, and saves its state when it stops at it. The
 parameters are those of a checkpoint, by default of the one nearest to the step. Example:
 
-  python -m experiments.rerun --workdir=runs/n8 --batch=runs/n8/nonfinite_step_120.npz
+  python -m experiments.rerun --workdir=runs/n8 \
+      --batch=runs/n8/nonfinite_step_120.npz
 """
 
 import pathlib

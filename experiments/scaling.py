@@ -5,8 +5,9 @@ r"""How a training step grows: time, memory and compile time, one size changed a
 Writes a JSON file, the tables as Markdown and a figure. On a larger machine give the base and the
 values of your own:
 
-  python -m experiments.scaling --out=runs/scaling --batch_size=64 --width=768 --num_layers=12 \
-      --num_heads=12 --vary=context_tokens=256,1024,4096 --vary=write_steps=1,2,4,8,16
+  python -m experiments.scaling --out=runs/scaling --batch_size=64 --width=768 \
+      --num_layers=12 --num_heads=12 --vary=context_tokens=256,1024,4096 \
+      --vary=write_steps=1,2,4,8,16
 """
 
 import dataclasses

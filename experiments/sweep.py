@@ -4,8 +4,8 @@ Run again with the same flags, a stopped sweep goes on: finished runs are skippe
 A sweep can be split over processes and machines that share --root: chains of runs that start from
 each other stay together. Example, the first of two workers:
 
-  python -m experiments.sweep --sweep=experiments/sweeps/kv_small.py --root=runs/kv_small \
-      --index=0 --count=2
+  python -m experiments.sweep --sweep=experiments/sweeps/kv_small.py \
+      --root=runs/kv_small --index=0 --count=2
 """
 
 import pathlib

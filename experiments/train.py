@@ -1,11 +1,12 @@
-"""Trains a way of writing memory on a task and evaluates it with the context removed.
+r"""Trains a way of writing memory on a task and evaluates it with the context removed.
 
 Run again with the same --workdir, a stopped run goes on from its last checkpoint. SIGTERM,
 Ctrl-C and a closed terminal let it finish the steps in flight, save, and exit with status 75.
 
 Example:
   python -m experiments.train --workdir=runs/kv_quick
-  python -m experiments.train --config=experiments/configs/kv_paper.py:n8_k2 --workdir=runs/n8_k2
+  python -m experiments.train --config=experiments/configs/kv_paper.py:n8_k2 \
+      --workdir=runs/n8_k2
 
 --config.mesh arranges several devices, --distributed joins several processes: docs/devices.md.
 """

@@ -2,9 +2,10 @@ r"""Writes documents into memory, once; experiments.ask answers from the memory 
 
 The model is a run of experiments.train, or a pretrained language model as it is. Examples:
 
-  python -m experiments.write --model=runs/kv_quick --context=notes.txt --out=notes.safetensors
-  python -m experiments.write --model=models/smollm2 --context='docs/*.txt' --segment_tokens=256 \
-      --num_write_steps=200 --out=docs.safetensors --show
+  python -m experiments.write --model=runs/kv_quick --context=notes.txt \
+      --out=notes.safetensors
+  python -m experiments.write --model=models/smollm2 --context='docs/*.txt' \
+      --segment_tokens=256 --num_write_steps=200 --out=docs.safetensors --show
 """
 
 import pathlib

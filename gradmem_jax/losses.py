@@ -24,6 +24,13 @@ def token_losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
     Returns:
         [...], in nats.
+
+    Examples:
+        >>> from gradmem_jax.losses import token_losses
+        >>> logits = jnp.zeros((1, 2, 10))  # [B, S, V]
+        >>> losses = token_losses(logits, jnp.array([[3, -100]]))  # the second has no target
+        >>> [round(float(loss), 2) for loss in losses[0]]
+        [2.3, 0.0]
     """
     logits = logits.astype(at_least_float32(logits.dtype))
     log_normalizer = jax.nn.logsumexp(logits, axis=-1)

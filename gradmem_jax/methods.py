@@ -28,6 +28,12 @@ class Method(NamedTuple):
         config: the class of the model's configuration.
         lm: the class of its language model's configuration, when it is trained from scratch.
         pretrained_lm: what the configuration of a pretrained language model must be.
+
+    Examples:
+        >>> from gradmem_jax.methods import Method
+        >>> mine = Method(gradmem_jax.GradMem, gradmem_jax.GradMemConfig, lm=lm.GPT2Config)
+        >>> mine.lm.__name__  # METHODS["mine"] = mine, and it can be trained by that name
+        'GPT2Config'
     """
 
     model: type[MemoryModel]
@@ -48,4 +54,12 @@ METHODS = {
     "lact": Method(LayerMemory, LayerMemoryConfig, LaCTConfig, LaCTConfig),
     "full_context": Method(FullContext, FullContextConfig),
 }
+"""The ways of writing by name; a line of your own adds one.
+
+Examples:
+    >>> from gradmem_jax.methods import METHODS
+    >>> model_class, config_class = METHODS["rmt"][:2]
+    >>> model_class(config_class(lm=small)).config.num_memory_tokens
+    8
+"""
 BY_GRADIENT = tuple(n for n, method in METHODS.items() if issubclass(method.model, GradMem))

@@ -11,7 +11,15 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from gradmem_jax.checks import require
 
 PyTree = Any
-Params = dict[str, Any]  # nested: arrays by name, modules around them
+Params = dict[str, Any]
+"""Parameters: a nested dict, arrays by name in the modules around them.
+
+Examples:
+    >>> sorted(params)
+    ['initial_memory', 'lm', 'write_head']
+    >>> params["initial_memory"].shape  # [m, d]
+    (2, 8)
+"""
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:

@@ -230,8 +230,12 @@ class DocsTest(parameterized.TestCase):
 
     @parameterized.parameters(*PROGRAMS)
     def test_help_explains_every_flag(self, program):
-        text, source = start(program, "--help").stdout, PROGRAMS[program]
-        self.assertIn(text.split(".")[0].strip(), source)
+        done, source = start(program, "--help"), PROGRAMS[program]
+        text = done.stdout
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertLessEqual(text.count("\n"), 48)  # one screen
+        self.assertLessEqual(max(map(len, text.splitlines())), 80)
+        self.assertIn(" ".join(text.split(".")[0].split()), source)
         for module in re.findall(r"adopt_module_key_flags\((\w+)\)", source):
             source += next((ROOT / "experiments").rglob(f"{module}.py")).read_text()
         known = re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', source)

@@ -14,7 +14,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
-from experiments.program import console
+from experiments.program import console, help_text
 from gradmem_jax.checks import require, require_local
 from gradmem_jax.foreign_text import one_line, printable
 from gradmem_jax.storage.checkpoint import CheckpointError
@@ -89,6 +89,7 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
         if not isinstance(error.__cause__, ImportError):  # of such a module itself
             raise
         _refuse(str(error))
+    help_text.define_flags()
     arguments = _with_found_config(arguments)
     _check_config_file(arguments)
     try:

@@ -60,6 +60,12 @@ class KVRetrievalConfig:
         seed: samples are a function of (seed, split, index).
         split: "train" or "validation". No set of pairs ever occurs in both, whatever the seeds.
         num_samples: length of the stream.
+
+    Examples:
+        >>> from gradmem_jax.data.kv_retrieval import KVRetrievalConfig
+        >>> task = KVRetrievalConfig(num_pairs=4)
+        >>> task.context_length, task.query_length
+        (29, 9)
     """
 
     num_pairs: int = 4
@@ -184,6 +190,13 @@ class KVRetrievalSource:
         labels int32 [R, Q], the target's ids in their places, -100 elsewhere,
         value_mask bool [R, Q], true on the target's value symbols,
         query_segments int32 [R], the segment of each pair asked for, if there are several.
+
+    Examples:
+        >>> from gradmem_jax.data.kv_retrieval import KVRetrievalConfig, KVRetrievalSource
+        >>> task = KVRetrievalConfig(num_pairs=2)
+        >>> sample = KVRetrievalSource(task)[0]
+        >>> sample["context_ids"].shape, sample["query_ids"].shape  # [S], [R, Q]
+        ((15,), (1, 9))
     """
 
     def __init__(self, config: KVRetrievalConfig):

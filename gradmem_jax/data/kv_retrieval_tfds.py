@@ -87,6 +87,15 @@ def prepare(
 
     Raises:
         ValueError: a number of samples is not positive, or contexts have several segments.
+
+    Examples:
+        >>> from gradmem_jax.data.kv_retrieval import KVRetrievalConfig
+        >>> from gradmem_jax.data.kv_retrieval_tfds import prepare
+        >>> task = KVRetrievalConfig(num_pairs=2)
+        >>> builder = prepare(task, "data", num_train=4, num_validation=2)
+        Downloading and preparing dataset ...
+        >>> len(builder.as_data_source(split="train"))
+        4
     """
     require(task.num_segments == 1, "num_segments must be 1: contexts on disk have one segment.")
     require_integer("num_train", num_train, 1)

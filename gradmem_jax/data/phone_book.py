@@ -48,6 +48,12 @@ class PhoneBookConfig(PlainTexts):
             character.
         seed: samples are a function of (seed, split, index); no context is in two splits.
         num_samples: length of the stream.
+
+    Examples:
+        >>> from gradmem_jax.data.phone_book import PhoneBookConfig
+        >>> record = PhoneBookConfig(num_entries=4).source("train").record(0)
+        >>> len(record.context.splitlines())
+        4
     """
 
     num_entries: int = 8

@@ -55,6 +55,13 @@ def make_iterator(
 
     Raises:
         ValueError: wrong numbers, or fewer samples than one batch.
+
+    Examples:
+        >>> from gradmem_jax.data.kv_retrieval import KVRetrievalConfig, KVRetrievalSource
+        >>> from gradmem_jax.data.pipeline import make_iterator
+        >>> batches = make_iterator(KVRetrievalSource(KVRetrievalConfig(num_pairs=2)), batch_size=8)
+        >>> next(batches)["context_ids"].shape  # [B, S]
+        (8, 15)
     """
     require_integer("batch_size", batch_size, 1)
     require_integer("num_shards", num_shards, 1)

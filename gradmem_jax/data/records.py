@@ -32,6 +32,11 @@ class Record(NamedTuple):
         question: what is asked; empty for a text alone.
         answers: all reference answers; the first one is the training target.
         answer_starts: where in the context each answer stands, where that is known.
+
+    Examples:
+        >>> from gradmem_jax.data.records import Record
+        >>> Record("note 1", "Tea is hot .", "Tea is", ("hot",)).answers
+        ('hot',)
     """
 
     id: str
@@ -49,7 +54,13 @@ class Skipped(NamedTuple):
 
 
 class Records(NamedTuple):
-    """The records of a split, and those that were left out."""
+    """The records of a split, and those that were left out.
+
+    Examples:
+        >>> from gradmem_jax.data.records import Record, Records
+        >>> Records((Record("note 1", "Tea is hot .", "Tea is", ("hot",)),)).skipped
+        ()
+    """
 
     kept: tuple[Record, ...]
     skipped: tuple[Skipped, ...] = ()

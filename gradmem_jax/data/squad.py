@@ -45,6 +45,11 @@ class SquadConfig(QuestionTask):
             Dr, Mr, Mrs, Ms, St, Jr, Sr, No, vs.
         train_file: training file in `data_dir`, packed or not.
         test_file: development file.
+
+    Examples:
+        >>> from gradmem_jax.data.squad import SquadConfig
+        >>> SquadConfig(context="sentence", data_dir="data/squad").context
+        'sentence'
     """
 
     context: Literal["paragraph", "sentence"] = "paragraph"

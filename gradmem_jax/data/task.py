@@ -55,6 +55,13 @@ class Source(Protocol):
         labels int32 [R, Q], the target's ids in their places, -100 elsewhere,
         value_mask bool [R, Q], the targets that exact match looks at,
         and perhaps context_kinds int8 like context_ids, and query_segments int32 [R].
+
+    Examples:
+        >>> from gradmem_jax.data.kv_retrieval import KVRetrievalConfig, KVRetrievalSource
+        >>> from gradmem_jax.data.task import Source
+        >>> source: Source = KVRetrievalSource(KVRetrievalConfig(num_pairs=2))
+        >>> sorted(source[0])
+        ['context_ids', 'context_kinds', 'labels', 'query_ids', 'value_mask']
     """
 
     def __len__(self) -> int: ...
@@ -67,6 +74,13 @@ class Task(Protocol):
 
     Batches are padded to the smallest of `context_buckets` and `query_buckets` that hold them, so
     that no other shape is ever compiled.
+
+    Examples:
+        >>> from gradmem_jax.data.kv_retrieval import KVRetrievalConfig
+        >>> from gradmem_jax.data.task import Task
+        >>> task: Task = KVRetrievalConfig(num_pairs=2)
+        >>> task.context_buckets
+        (15,)
     """
 
     @property

@@ -17,6 +17,13 @@ TASKS = {
     "text_spans": TextSpansConfig,
     "wikitext": WikiTextConfig,
 }
+"""The tasks by name; a line of your own adds one.
+
+Examples:
+    >>> from gradmem_jax.data.tasks import TASKS
+    >>> TASKS["kv_retrieval"](num_pairs=8).num_pairs
+    8
+"""
 GENERATED = ("kv_retrieval", "phone_book")  # samples are made when asked for and never repeat
 
 

@@ -31,6 +31,11 @@ class TextSpansConfig(TextTask):
         query: what is asked before the target.
         max_characters: how much of a split is read, files in the order of their names; what is
             beyond is not used, which is logged.
+
+    Examples:
+        >>> from gradmem_jax.data.text_spans import TextSpansConfig
+        >>> TextSpansConfig(num_tokens=16, data_dir="data/pg19").num_tokens
+        16
     """
 
     num_tokens: int = 32

@@ -186,6 +186,20 @@ class QuestionTask(TextTask):
             may take away the answer.
         long_contexts: what becomes of longer ones: "skip" leaves them out and counts them, in
             evaluation too; "error" raises ValueError.
+
+    Examples:
+        >>> from gradmem_jax.data.records import Record, Records
+        >>> from gradmem_jax.data.text_task import QuestionTask
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Notes(QuestionTask):
+        ...     folder_name = "notes"
+        ...     records_name = "notes"
+        ...
+        ...     def read(self, folder, split):
+        ...         return Records((Record(f"{split} 0", "Tea is hot .", "Tea is", ("hot",)),))
+        >>> os.makedirs("notes", exist_ok=True)
+        >>> Notes(data_dir="notes").source("train").record(0).answers
+        ('hot',)
     """
 
     max_context_tokens: int | None = None

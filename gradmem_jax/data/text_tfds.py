@@ -74,6 +74,20 @@ def prepare(task: TextTask, data_dir: str | pathlib.Path, *, splits: Sequence[st
 
     Raises:
         ValueError: files are missing or damaged, or the task's cannot be downloaded.
+
+    Examples:
+        >>> from gradmem_jax.data.text_spans import TextSpansConfig
+        >>> from gradmem_jax.data.text_tfds import prepare
+        >>> for split in ("train", "validation", "test"):  # a folder of texts for each
+        ...     os.makedirs(f"stories/{split}", exist_ok=True)
+        ...     with open(f"stories/{split}/one.txt", "w") as file:
+        ...         _ = file.write("Mary went home . " * 9)
+        >>> task = TextSpansConfig(num_tokens=4, data_dir="stories")
+        >>> builder = prepare(task, "prepared")
+        Downloading and preparing dataset ...
+        >>> prepared = dataclasses.replace(task, data_dir=str(builder.data_path))
+        >>> len(prepared.source("train"))
+        9
     """
     for split in splits:
         require_choice("splits", split, SPLITS)

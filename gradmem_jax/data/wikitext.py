@@ -30,6 +30,12 @@ class WikiTextConfig(TextTask):
             name a file that is there, such as `wiki.valid.tokens`; no file serves two splits.
         validation_file: file of the validation split.
         test_file: file of the test split.
+
+    Examples:
+        >>> from gradmem_jax.data.wikitext import WikiTextConfig
+        >>> task = WikiTextConfig(context_length=128, target_length=64, data_dir="data/wikitext")
+        >>> task.context_length
+        128
     """
 
     context_length: int = 128

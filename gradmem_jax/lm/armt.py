@@ -56,7 +56,15 @@ class AssociativeFields(TransformerConfig):
 
 @dataclasses.dataclass(frozen=True)
 class AssociativeConfig(AssociativeFields, LlamaConfig):
-    """A Llama with an associative memory in every layer."""
+    """A Llama with an associative memory in every layer.
+
+    Examples:
+        >>> config = gradmem_jax.AssociativeConfig(
+        ...     vocab_size=10, width=8, num_layers=1, num_heads=2
+        ... )
+        >>> gradmem_jax.ARMTConfig(lm=config, num_memory_tokens=2).lm.num_heads
+        2
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -24,6 +24,12 @@ class KVCache(NamedTuple):
         keys: [L, B, Hkv, T, Dh], a capacity of T tokens a sample.
         values: [L, B, Hkv, T, Dh].
         length: int32 [B], how many of the T slots hold tokens of each sample.
+
+    Examples:
+        >>> empty = jnp.zeros((1, 2, 2, 8, 4))  # [L, B, Hkv, T, Dh]
+        >>> cache = lm.KVCache(keys=empty, values=empty, length=jnp.array([3, 5]))
+        >>> cache.keys.shape[3]  # tokens that it has room for
+        8
     """
 
     keys: jax.Array
@@ -39,6 +45,12 @@ class PartialAttention(NamedTuple):
         mean: [B, S, H, Dh], weighted mean of the values, float32 at least.
         log_sum_exp: [B, S, H], logarithm of the sum of exponentiated scores, float32 at
             least.
+
+    Examples:
+        >>> query = jnp.ones((1, 3, 2, 4))  # [B, S, H, Dh]
+        >>> found = lm.attend(query, query, query)
+        >>> found.mean.shape, found.log_sum_exp.shape
+        ((1, 3, 2, 4), (1, 3, 2))
     """
 
     query: jax.Array
@@ -51,6 +63,13 @@ class ReturnPartial(NamedTuple):
 
 
 PositionFn = Callable[[jax.Array, jax.Array], jax.Array]
+"""Of positions of queries and keys: whether one sees the other, or what is added to its score.
+
+Examples:
+    >>> def window(query: jax.Array, key: jax.Array) -> jax.Array:
+    ...     return query - key < 8
+    >>> mask: lm.PositionFn = window
+"""
 
 
 class ByPosition(NamedTuple):
@@ -65,6 +84,14 @@ class ByPosition(NamedTuple):
         mask: true where a query sees a key. It only takes keys away: no query sees a key behind it.
             A query that sees no key gets zeros.
         bias: what is added to the scores, which are scaled by the root of the head's width.
+
+    Examples:
+        >>> def window(query: jax.Array, key: jax.Array) -> jax.Array:
+        ...     return query - key < 2
+        >>> x = jnp.ones((1, 3, 2, 4))  # [B, S, H, Dh]
+        >>> by_position = lm.ByPosition(jnp.arange(3), mask=window)
+        >>> lm.attend(x, x, x, by_position=by_position).mean.shape
+        (1, 3, 2, 4)
     """
 
     positions: jax.Array
@@ -74,6 +101,14 @@ class ByPosition(NamedTuple):
 
 CachedKV = tuple[jax.Array, jax.Array]  # keys, values [B, Hkv, T, Dh]
 AttentionState = CachedKV | PartialAttention | ReturnPartial | None
+"""What a layer gets of earlier tokens, and returns; see `self_attention`.
+
+Examples:
+    >>> def number_of_cached_tokens(state: lm.AttentionState) -> int:
+    ...     return state[0].shape[2] if isinstance(state, tuple) else 0
+    >>> number_of_cached_tokens(None)
+    0
+"""
 
 
 class _Source(NamedTuple):
@@ -129,6 +164,12 @@ def attend(
 
     Raises:
         ValueError: a mask that is not bool, or a mask or bias of a wrong shape.
+
+    Examples:
+        >>> query = jax.random.normal(jax.random.key(0), (1, 3, 4, 8))  # [B, S, H, Dh]
+        >>> key = value = query[:, :, :2]  # [B, S, Hkv, Dh]
+        >>> lm.attend(query, key, value).mean.shape  # causal, without a mask
+        (1, 3, 4, 8)
     """
     batch_size, length, num_heads, _ = query.shape
     grouped = _group_heads(query, key.shape[2])
@@ -414,6 +455,13 @@ def append_to_cache(cache: KVCache, keys: jax.Array, values: jax.Array) -> KVCac
     """Puts keys and values [L, B, S, Hkv, Dh] of new tokens behind those of each sample.
 
     A cache of S slots holds nothing yet, since the new tokens would not fit behind.
+
+    Examples:
+        >>> empty = jnp.zeros((1, 2, 2, 8, 4))  # [L, B, Hkv, T, Dh]
+        >>> new = jnp.ones((1, 2, 3, 2, 4))  # [L, B, S, Hkv, Dh]
+        >>> cache = lm.KVCache(empty, empty, jnp.array([1, 0]))
+        >>> lm.append_to_cache(cache, new, new).length.tolist()
+        [4, 3]
     """
     num_samples, num_new = keys.shape[1:3]
     sample = jnp.arange(num_samples)[:, None]

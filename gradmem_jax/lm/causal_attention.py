@@ -39,6 +39,12 @@ def attention(
 
     Raises:
         ValueError: wrong shapes, dtypes or implementation.
+
+    Examples:
+        >>> query = jax.random.normal(jax.random.key(0), (1, 6, 4, 8))  # [B, S, H, D]
+        >>> key = value = query[:, :, :2]  # [B, S, Hkv, D]
+        >>> gradmem_jax.attention(query, key, value).shape
+        (1, 6, 4, 8)
     """
     require_choice("implementation", implementation, IMPLEMENTATIONS)
     shapes = f"query {query.shape}, key {key.shape}, value {value.shape}"

@@ -59,10 +59,15 @@ def register_lm(config_class: type[LMConfig], lm_class: Any = None) -> Any:
         ValueError: one of the classes is not of this kind, or the configuration has a language
             model already.
 
-    Example:
-        >>> @register_lm(WindowConfig)
-        ... class WindowLM(Transformer):
-        ...     layer_class = WindowLayer
+    Examples:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class DeepConfig(lm.LlamaConfig):
+        ...     num_layers: int = 12
+        >>> @gradmem_jax.register_lm(DeepConfig)
+        ... class DeepLM(lm.Llama):
+        ...     config: DeepConfig
+        >>> type(lm.make_lm(DeepConfig(vocab_size=10))).__name__
+        'DeepLM'
     """
     if lm_class is None:
         return lambda lm_class: register_lm(config_class, lm_class)
@@ -108,6 +113,11 @@ def make_lm(config: LMConfig) -> Any:
 
     Raises:
         ValueError: neither the configuration's class nor a base of it has a language model.
+
+    Examples:
+        >>> net = lm.make_lm(small)
+        >>> type(net).__name__, net.config == small
+        ('Llama', True)
     """
     bases = [base for base in type(config).__mro__ if base in _FAMILIES]
     require(

@@ -19,7 +19,13 @@ from gradmem_jax.lm.transformer import (
 
 @dataclasses.dataclass(frozen=True)
 class GPT2Config(TransformerConfig):
-    """A GPT-2 language model; positions are learned vectors, the head is the embedding."""
+    """A GPT-2 language model; positions are learned vectors, the head is the embedding.
+
+    Examples:
+        >>> config = gradmem_jax.GPT2Config(vocab_size=10, width=8, num_layers=1, num_heads=2)
+        >>> config.tied_head
+        True
+    """
 
     max_positions: int = 1024
     tied_head: bool = True
@@ -44,7 +50,13 @@ class GPT2Layer(nn.Module):
 
 
 class GPT2(Transformer):
-    """A GPT-2; see `Transformer`."""
+    """A GPT-2; see `Transformer`.
+
+    Examples:
+        >>> net = lm.GPT2(gradmem_jax.GPT2Config(vocab_size=10, width=8, num_layers=1, num_heads=2))
+        >>> net.config.max_positions
+        1024
+    """
 
     config: GPT2Config
     attends_apart: ClassVar[bool] = True

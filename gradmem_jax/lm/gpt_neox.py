@@ -27,6 +27,11 @@ class GPTNeoXConfig(TransformerConfig):
         rotary_fraction: share of each head that is rotated, from its start.
         parallel_residual: whether attention and MLP read the same stream, instead of the MLP
             reading what attention has added to it.
+
+    Examples:
+        >>> config = gradmem_jax.GPTNeoXConfig(vocab_size=10, width=16, num_layers=1, num_heads=2)
+        >>> config.rotary_fraction, config.parallel_residual
+        (0.25, True)
     """
 
     rope_base: float = 10_000.0
@@ -73,7 +78,13 @@ class GPTNeoXLayer(nn.Module):
 
 
 class GPTNeoX(Transformer):
-    """A GPT-NeoX; see `Transformer`."""
+    """A GPT-NeoX; see `Transformer`.
+
+    Examples:
+        >>> config = gradmem_jax.GPTNeoXConfig(vocab_size=10, width=16, num_layers=1, num_heads=2)
+        >>> lm.make_lm(config) == lm.GPTNeoX(config)
+        True
+    """
 
     config: GPTNeoXConfig
     attends_apart: ClassVar[bool] = True

@@ -41,6 +41,11 @@ class LaCTConfig(LlamaConfig):
         window_size: tokens that attention sees, the newest one included.
         inner_learning_rate: learning rate of a token at the start of training.
         muon: whether the gradient of a step is made orthogonal.
+
+    Examples:
+        >>> config = gradmem_jax.LaCTConfig(vocab_size=10, width=8, num_heads=2, chunk_size=16)
+        >>> gradmem_jax.LayerMemoryConfig(lm=config).lm.muon
+        True
     """
 
     keeps: ClassVar[str] = "fast weights"

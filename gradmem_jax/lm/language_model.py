@@ -55,6 +55,13 @@ class LMConfig:
             float32, as the official numbers are; "default" is the fastest: operands are rounded to
             bfloat16 on TPU, to TF32 on recent GPUs; "high" lies between. WRITE and READ follow it;
             a language model on its own follows `jax.default_matmul_precision`.
+
+    Examples:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class PlainConfig(lm.LMConfig):
+        ...     keeps = "nothing"
+        >>> PlainConfig(vocab_size=10, width=8).num_layers
+        4
     """
 
     keeps: ClassVar[str] = "keys and values"
@@ -117,7 +124,12 @@ _REMAT_POLICIES = {
 
 
 def kernel_init(config: LMConfig) -> nn.initializers.Initializer:
-    """Initialiser of every matrix but the embedding."""
+    """Initialiser of every matrix but the embedding.
+
+    Examples:
+        >>> lm.kernel_init(small)(jax.random.key(0), (8, 16)).shape
+        (8, 16)
+    """
     if config.init == "fan_in":
         return nn.initializers.lecun_normal()
     return nn.initializers.normal(config.init_std)
@@ -144,7 +156,14 @@ class Dense(nn.DenseGeneral):
 
 
 def dense(config: LMConfig, features: Any, name: str, **options: Any) -> Dense:
-    """A linear layer without bias, unless `options` say otherwise."""
+    """A linear layer without bias, unless `options` say otherwise.
+
+    Examples:
+        >>> layer = lm.dense(small, 16, "up")
+        >>> y, _ = layer.init_with_output(jax.random.key(0), jnp.ones((2, 8)))
+        >>> y.shape
+        (2, 16)
+    """
     options = {"use_bias": False, "kernel_init": kernel_init(config)} | options
     return Dense(features, dtype=config.dtype, param_dtype=config.param_dtype, name=name, **options)
 
@@ -223,13 +242,25 @@ class LayerNorm(RMSNorm):
 
 
 def rms_norm(config: LMConfig, name: str | None = None) -> RMSNorm:
-    """The norm in front of a layer's parts."""
+    """The norm in front of a layer's parts.
+
+    Examples:
+        >>> y, _ = lm.rms_norm(small).init_with_output(jax.random.key(0), 3 * jnp.ones((2, 8)))
+        >>> y.shape, round(float(y[0, 0]), 3)
+        ((2, 8), 1.0)
+    """
     c = config
     return RMSNorm(c.norm_epsilon, c.dtype, c.param_dtype, c.norm_offset, name=name)
 
 
 def layer_norm(config: LMConfig, name: str | None = None) -> LayerNorm:
-    """The norm of GPT-2 and GPT-NeoX."""
+    """The norm of GPT-2 and GPT-NeoX.
+
+    Examples:
+        >>> y, _ = lm.layer_norm(small).init_with_output(jax.random.key(0), jnp.ones((2, 8)))
+        >>> y.tolist()[0]
+        [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    """
     c = config
     return LayerNorm(c.norm_epsilon, c.dtype, c.param_dtype, c.norm_offset, name=name)
 
@@ -272,7 +303,16 @@ def swiglu(
     activation: Activation = "silu",
     use_bias: bool = False,
 ) -> jax.Array:
-    """The gated MLP of Llama, [B, S, d] to [B, S, d]; its parts are modules of the caller."""
+    """The gated MLP of Llama, [B, S, d] to [B, S, d]; its parts are modules of the caller.
+
+    Examples:
+        >>> class MLP(nn.Module):
+        ...     @nn.compact
+        ...     def __call__(self, x):
+        ...         return lm.swiglu(small, 16, x)
+        >>> MLP().init_with_output(jax.random.key(0), jnp.ones((1, 3, 8)))[0].shape  # [B, S, d]
+        (1, 3, 8)
+    """
     gate, up = (dense(config, hidden, name, use_bias=use_bias)(x) for name in ("gate", "up"))
     gated = _GATES[activation](gate, up)
     return dense(config, config.width, "down", use_bias=use_bias)(gated)
@@ -319,6 +359,11 @@ def project_to_logits(
     """Multiplies hidden states [..., d] by a head [d, V], and keeps the logits in float32 at least.
 
     The product is taken in the compute dtype; logits rounded to it would blur the loss.
+
+    Examples:
+        >>> hidden, head = jnp.ones((2, 8), jnp.bfloat16), jnp.ones((8, 10), jnp.bfloat16)
+        >>> lm.project_to_logits(hidden, head).dtype
+        dtype('float32')
     """
     dtype = at_least_float32(hidden.dtype)
     logits = jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=dtype)
@@ -335,6 +380,14 @@ class LanguageModel(nn.Module):
 
     Attributes:
         config: the model.
+
+    Examples:
+        >>> net = lm.make_lm(small)
+        >>> isinstance(net, lm.LanguageModel)
+        True
+        >>> variables = {"params": params["lm"]}
+        >>> net.apply(variables, context_ids, method="embed").shape  # [B, S, d]
+        (2, 5, 8)
     """
 
     config: Any

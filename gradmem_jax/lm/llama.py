@@ -55,6 +55,13 @@ class LlamaConfig(TransformerConfig):
         activation: of the MLP's gate; "gelu_tanh" is GELU as tanh approximates it.
         embedding_scale: what the embeddings of tokens are multiplied by; those of the memory are
             not.
+
+    Examples:
+        >>> config = gradmem_jax.LlamaConfig(
+        ...     vocab_size=32000, width=64, num_heads=4, num_kv_heads=2, window=256
+        ... )
+        >>> dataclasses.replace(config, dtype="bfloat16").num_kv_heads
+        2
     """
 
     num_kv_heads: int | None = None
@@ -281,7 +288,14 @@ def _hides(window: Any, reach: Any) -> bool:
 
 
 class Block(nn.Module):
-    """One layer: attention and MLP with their norms, each added to the residual stream."""
+    """One layer: attention and MLP with their norms, each added to the residual stream.
+
+    Examples:
+        >>> class Layers(lm.Llama):
+        ...     layer_class = lm.Block  # or a subclass of it
+        >>> Layers(small).layer_class.__name__
+        'Block'
+    """
 
     config: LlamaConfig
 
@@ -303,7 +317,16 @@ class Block(nn.Module):
 
 
 class Llama(Transformer):
-    """A Llama; see `Transformer`."""
+    """A Llama; see `Transformer`.
+
+    Examples:
+        >>> net = lm.Llama(small)
+        >>> variables = {"params": params["lm"]}
+        >>> x = net.apply(variables, context_ids, method="embed")  # [B, S, d]
+        >>> hidden, _ = net.apply(variables, x)
+        >>> net.apply(variables, hidden, method="unembed").shape  # [B, S, V]
+        (2, 5, 10)
+    """
 
     config: LlamaConfig
     attends_apart: ClassVar[bool] = True

@@ -26,6 +26,10 @@ class MambaConfig(LMConfig):
         dt_rank: rank of the projection that makes the time steps; None means d / 16, rounded up.
         chunk_size: tokens that the parallel scan takes at once; bounds memory, not the result.
         max_positions: there are none, so by default no sequence is too long.
+
+    Examples:
+        >>> gradmem_jax.MambaConfig(vocab_size=10, width=8, num_layers=1, state_size=4).state_size
+        4
     """
 
     keeps: ClassVar[str] = "a state"

@@ -32,6 +32,10 @@ class Mamba2Config(LMConfig):
         head_width: P, channels that share a decay; divides E.
         chunk_size: tokens that are taken at once, as in attention; bounds memory, not the result.
         max_positions: there are none, so by default no sequence is too long.
+
+    Examples:
+        >>> gradmem_jax.Mamba2Config(vocab_size=10, width=8, num_layers=1, head_width=4).head_width
+        4
     """
 
     keeps: ClassVar[str] = "a state"

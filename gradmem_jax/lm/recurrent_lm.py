@@ -17,6 +17,11 @@ class RecurrentLM(LanguageModel):
 
     `real` is bool [B, S]: padding, on the right only, leaves the state alone. A layer that gets no
     state starts from its own first one.
+
+    Examples:
+        >>> config = gradmem_jax.MambaConfig(vocab_size=10, width=8, num_layers=1)
+        >>> isinstance(lm.make_lm(config), lm.RecurrentLM)
+        True
     """
 
     def __call__(
@@ -51,6 +56,15 @@ def causal_convolution(
 
     Returns:
         [B, S, E], and the last k - 1 real inputs.
+
+    Examples:
+        >>> x = jnp.arange(4.0).reshape(1, 4, 1)  # [B, S, E]
+        >>> real = jnp.array([[True, True, True, False]])
+        >>> y, past = lm.causal_convolution(
+        ...     x, jnp.ones((2, 1)), jnp.zeros(1), past=jnp.zeros((1, 1, 1)), real=real
+        ... )
+        >>> y[0, :3, 0].tolist(), past.tolist()
+        ([0.0, 1.0, 3.0], [[[2.0]]])
     """
     length, size = x.shape[1], kernel.shape[0]
     inputs = jnp.concatenate([past.astype(x.dtype), x], axis=1)
@@ -89,6 +103,14 @@ def scan_chunks(
 
     Returns:
         Outputs [B, S, ...], and the state after the last token.
+
+    Examples:
+        >>> def sums(total, x):  # [B], [B, C]
+        ...     sums = total[:, None] + jnp.cumsum(x, axis=1)
+        ...     return sums[:, -1], sums
+        >>> outputs, total = lm.scan_chunks(sums, jnp.zeros(1), jnp.ones((1, 5)), chunk_size=2)
+        >>> outputs.tolist()
+        [[1.0, 2.0, 3.0, 4.0, 5.0]]
     """
     batch_size, length = jax.tree.leaves(inputs)[0].shape[:2]
     size, number = count_chunks(length, chunk_size)

@@ -48,6 +48,11 @@ class RopeScaling:
         long_factors: the same for calls beyond `original_positions` (longrope only).
         attention_factor: what turned queries and keys are multiplied by (yarn and longrope only);
             None is what the papers say.
+
+    Examples:
+        >>> scaling = gradmem_jax.RopeScaling(kind="yarn", factor=4.0, original_positions=2048)
+        >>> gradmem_jax.LlamaConfig(vocab_size=10, rope_scaling=scaling).rope_scaling.factor
+        4.0
     """
 
     kind: str = "llama3"
@@ -125,6 +130,10 @@ def rotary_frequencies(
         scaling: optional stretching, see `RopeScaling`.
         length: of a call, for a scaling that depends on it: an array [B] gives [B, 1, Dh / 2] of
             JAX's default type. None is a short one.
+
+    Examples:
+        >>> lm.rotary_frequencies(4, base=10000.0).tolist()  # [Dh / 2]
+        [1.0, 0.01]
     """
     dtype = jnp.result_type(float)
     exponents = -np.arange(0, head_width, 2, dtype=np.float64) / head_width
@@ -185,6 +194,12 @@ def rotate(x: jax.Array, positions: jax.Array, frequencies: Any, scale: Any = 1.
 
     Returns:
         [B, S, H, Dh], dtype of x.
+
+    Examples:
+        >>> x = jnp.ones((1, 3, 2, 4))  # [B, S, H, Dh]
+        >>> turned = lm.rotate(x, jnp.arange(3), lm.rotary_frequencies(4, base=10000.0))
+        >>> turned.shape, turned[0, 0, 0].tolist()  # nothing turns at position 0
+        ((1, 3, 2, 4), [1.0, 1.0, 1.0, 1.0])
     """
     width = 2 * frequencies.shape[-1]
     dtype = at_least_float32(x.dtype)

@@ -40,6 +40,13 @@ class TransformerConfig(LMConfig):
         gather: where parameters are split over devices (`mesh.fsdp`), "step" gathers all of them
             once a training step; "layer" has each layer gather its own when it runs, in the compute
             dtype: far less memory, but they are sent for every pass.
+
+    Examples:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class WindowConfig(lm.TransformerConfig):
+        ...     window: int = 16
+        >>> WindowConfig(vocab_size=10, width=8, num_heads=2).mlp_size  # 4 * width
+        32
     """
 
     not_in_read: ClassVar[tuple[str, ...]] = (*LMConfig.not_in_read, "attention", "gather")
@@ -89,6 +96,11 @@ class AttentionInputs(NamedTuple):
         mask: bool, broadcastable to [B, 1, S, S], true where a query sees a key; None is causal.
         cache_mask: bool [B, 1, S, E], true where a query sees one of the first E slots of a cache.
         layer: what a language model adds for its layers, see `Transformer.prepare`.
+
+    Examples:
+        >>> inputs = lm.AttentionInputs(positions=jnp.arange(5), mask=None, cache_mask=None)
+        >>> inputs.positions.shape  # [S]
+        (5,)
     """
 
     positions: jax.Array
@@ -164,6 +176,20 @@ def self_attention(
     Raises:
         ValueError: a mask, a bias or a soft cap where a `PartialAttention` is asked for or given,
             or a mask or bias of a wrong dtype or shape.
+
+    Examples:
+        >>> class Layer(nn.Module):
+        ...     config: lm.TransformerConfig
+        ...
+        ...     @nn.compact
+        ...     def __call__(self, x, inputs, state):
+        ...         y, new = lm.self_attention(self.config, x, inputs, state)
+        ...         return x + y, new
+        >>> x = jnp.ones((1, 3, 8))  # [B, S, d]
+        >>> inputs = lm.AttentionInputs(jnp.arange(3), None, None)
+        >>> (y, _), _ = Layer(small).init_with_output(jax.random.key(0), x, inputs, None)
+        >>> y.shape
+        (1, 3, 8)
     """
     c = config
     if isinstance(state, PartialAttention | ReturnPartial):
@@ -213,6 +239,12 @@ class Transformer(LanguageModel):
             `__call__` is this class's own and the layer's first use of x is a norm of each token
             and `self_attention` without mask and bias. A class says so for itself: subclasses do
             not inherit it.
+
+    Examples:
+        >>> class DeepLlama(lm.Transformer):
+        ...     layer_class = lm.Block
+        >>> DeepLlama(small).config.num_layers
+        1
     """
 
     attends_apart: ClassVar[bool] = False

@@ -34,6 +34,11 @@ class TTTLinearConfig(LMConfig):
         inner_learning_rate: base of the inner learning rates.
         rope_base: base of the rotary frequencies.
         max_positions: there are none, so by default no sequence is too long.
+
+    Examples:
+        >>> config = gradmem_jax.TTTLinearConfig(vocab_size=10, width=8, num_layers=1, num_heads=2)
+        >>> config.mini_batch_size
+        16
     """
 
     keeps: ClassVar[str] = "a state"

@@ -14,6 +14,11 @@ class EmbeddingCache(NamedTuple):
     Attributes:
         embeddings: [B, T, d], a capacity of T tokens a sample.
         length: int32 [B], how many of the T slots hold tokens of each sample.
+
+    Examples:
+        >>> cache = lm.EmbeddingCache(embeddings=jnp.zeros((2, 8, 4)), length=jnp.array([3, 5]))
+        >>> cache.embeddings.shape  # [B, T, d]
+        (2, 8, 4)
     """
 
     embeddings: jax.Array
@@ -29,6 +34,11 @@ class WithoutCache(nn.Module):
 
     Attributes:
         lm: the model.
+
+    Examples:
+        >>> net = lm.WithoutCache(lm.make_lm(small))
+        >>> net.lm.config.width
+        8
     """
 
     lm: Any

@@ -29,6 +29,13 @@ class ContextMemory(NamedTuple):
         values: [B, L, S, Hkv, Dh].
         last_hidden: [B, d], final hidden state of the last context token.
         length: int32 [B], tokens of each context.
+
+    Examples:
+        >>> model = gradmem_jax.FullContext(gradmem_jax.FullContextConfig(lm=small))
+        >>> params = jax.eval_shape(model.init, jax.random.key(0))  # shapes only
+        >>> memory, _ = jax.eval_shape(model.write_memory, params, context_ids)
+        >>> memory.keys.shape, memory.length.shape  # [B, L, S, Hkv, Dh], [B]
+        ((2, 1, 5, 2, 4), (2,))
     """
 
     keys: jax.Array
@@ -47,6 +54,10 @@ class FullContextConfig(MemoryConfig):
     There is one WRITE step, the forward pass over the context. With K = 0 the memory is empty. The
     WRITE loss that `inner_loss_weight` adds to the outer loss is the language model's own, of each
     token of the context from those before it.
+
+    Examples:
+        >>> gradmem_jax.FullContextConfig(lm=small).num_write_steps
+        1
     """
 
     has_write_loss: ClassVar[bool] = True
@@ -60,6 +71,13 @@ class FullContext(MemoryModel[ContextMemory]):
 
     Attributes:
         config: the model.
+
+    Examples:
+        >>> model = gradmem_jax.FullContext(gradmem_jax.FullContextConfig(lm=small))
+        >>> params = jax.jit(model.init)(jax.random.key(0))
+        >>> memory, _ = model.write_memory(params, context_ids)
+        >>> memory.values.shape  # [B, L, S, Hkv, Dh]
+        (2, 1, 5, 2, 4)
     """
 
     one_pass: ClassVar[bool] = True

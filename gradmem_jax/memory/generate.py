@@ -64,6 +64,15 @@ def generate(
         ValueError: wrong shapes, ids outside the vocabulary, too many tokens for the model, a
             negative temperature, one above 0 without a key, `top_k` below 1, or `top_p` outside
             (0, 1].
+
+    Examples:
+        >>> gradmem_jax.generate(model, params, memory, query_ids, max_new_tokens=3).shape  # [B, T]
+        (2, 3)
+        >>> drawn = gradmem_jax.generate(
+        ...     model, params, memory, query_ids, 3, temperature=1.0, key=jax.random.key(1)
+        ... )
+        >>> bool((drawn > 0).all())  # never padding
+        True
     """
     require_instance("model", model, MemoryModel)
     max_new_tokens = require_integer("max_new_tokens", max_new_tokens, 1)

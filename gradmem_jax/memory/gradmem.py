@@ -61,6 +61,12 @@ class GradMemConfig(PrefixConfig):
             grow with K; of one or two such steps the last one keeps its linearised gradient,
             unless `lm.remat` says that memory is short) or "reverse" (plain reverse over reverse).
             Both give the same numbers.
+
+    Examples:
+        >>> config = gradmem_jax.GradMemConfig(lm=small, num_write_steps=5, write_learning_rate=1.0)
+        >>> first_order = dataclasses.replace(config, gradient_mode="first")
+        >>> gradmem_jax.GradMem(first_order).config.num_write_steps
+        5
     """
 
     not_in_read: ClassVar[tuple[str, ...]] = (
@@ -105,6 +111,16 @@ class ProjectedMemory(NamedTuple):
         tokens: [B, m, d], memory tokens before the projection.
         kernel: [B, d, d], projected = tokens @ kernel + bias.
         bias: [B, d].
+
+    Examples:
+        >>> config = gradmem_jax.GradMemConfig(
+        ...     lm=small, num_memory_tokens=2, memory_projection="per_sample"
+        ... )
+        >>> model = gradmem_jax.GradMem(config)
+        >>> params = jax.eval_shape(model.init, jax.random.key(0))  # shapes only
+        >>> memory, _ = jax.eval_shape(model.write_memory, params, context_ids)
+        >>> memory.tokens.shape, memory.kernel.shape, memory.bias.shape
+        ((2, 2, 8), (2, 8, 8), (2, 8))
     """
 
     tokens: jax.Array
@@ -122,6 +138,15 @@ class WritePrediction(NamedTuple):
         logits: [B, S, V], position i predicts token i; float32 at least.
         hidden: [B, S, d], final hidden states that the logits are made of.
         labels: int [B, S], the context's ids, `losses.IGNORE` (-100) on padding.
+
+    Examples:
+        >>> from gradmem_jax.losses import token_losses
+        >>> def last_token_loss(prediction: gradmem_jax.WritePrediction, _) -> jax.Array:
+        ...     losses = token_losses(prediction.logits, prediction.labels)  # [B, S]
+        ...     return losses[:, -1]
+        >>> model = gradmem_jax.GradMem(model.config, write_loss=last_token_loss)
+        >>> model.write_memory(params, context_ids)[1].losses.shape  # [K, B]
+        (1, 2)
     """
 
     logits: jax.Array
@@ -148,11 +173,15 @@ class GradMem(PrefixMemory[Written]):
             `write_memory(loss_data=...)` was given. Sample b's loss depends on row b only, and on
             no array from outside that is differentiated: such arrays come as `loss_data`.
 
-    Example:
-        >>> model = GradMem(GradMemConfig(lm=LlamaConfig(vocab_size=70)))
-        >>> params = model.init(jax.random.key(0))
-        >>> memory, info = jax.jit(model.write_memory)(params, context_ids)
-        >>> logits = jax.jit(model.read_memory)(params, memory, query_ids)
+    Examples:
+        >>> config = gradmem_jax.GradMemConfig(lm=small, num_memory_tokens=2, num_write_steps=1)
+        >>> model = gradmem_jax.GradMem(config)
+        >>> params = jax.jit(model.init)(jax.random.key(0))
+        >>> memory, info = model.write_memory(params, context_ids)
+        >>> memory.shape, info.losses.shape  # [B, m, d], [K, B]
+        ((2, 2, 8), (1, 2))
+        >>> model.read_memory(params, memory, query_ids).shape  # [B, Q + 1, V]
+        (2, 3, 10)
     """
 
     config: GradMemConfig

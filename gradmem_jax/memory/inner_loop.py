@@ -38,6 +38,11 @@ class WriteInfo(NamedTuple):
         gradient_norms: [K, B] for each array of the memory, norm of its gradient before clipping;
             constants to the outer gradient.
         num_steps: int32 [B], updates made. Rows of steps that nobody evaluated are 0.
+
+    Examples:
+        >>> _, info = model.write_memory(params, context_ids, num_steps=2)
+        >>> info.losses.shape, info.num_steps.tolist()
+        ((2, 2), [2, 2])
     """
 
     losses: jax.Array

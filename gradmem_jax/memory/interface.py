@@ -105,6 +105,10 @@ def memory_floats(memory: Memory) -> int:
 
     Args:
         memory: a memory of B samples, or its shapes from `jax.eval_shape`.
+
+    Examples:
+        >>> gradmem_jax.memory_floats(memory)  # m * d
+        16
     """
     leaves = jax.tree.leaves(memory)
     require(
@@ -124,6 +128,10 @@ def kv_cache_floats(config: LMConfig, num_tokens: int) -> int:
 
     Raises:
         ValueError: the language model is not a Transformer.
+
+    Examples:
+        >>> gradmem_jax.kv_cache_floats(small, num_tokens=100)  # keys and values
+        1600
     """
     require(
         isinstance(config, TransformerConfig),
@@ -176,6 +184,12 @@ class MemoryModel(Generic[MemoryT]):
         num_write_parts: into how many parts, written one after the other, WRITE splits a batch. -1
             takes it whole, but on CPU in parts of some 500 tokens, which is faster.
         one_pass: whether WRITE reads a context once, so that K > 1 is no more than K = 1.
+
+    Examples:
+        >>> def memory_after(model: gradmem_jax.MemoryModel, params: gradmem_jax.Params, k: int):
+        ...     return model.write_memory(params, context_ids, num_steps=k)[0]
+        >>> memory_after(model, params, 2).shape  # [B, m, d]
+        (2, 2, 8)
     """
 
     one_pass: ClassVar[bool] = False

@@ -26,6 +26,13 @@ class KVMemory(NamedTuple):
     Attributes:
         keys: [B, L, m, Hkv, Dh], as they are compared, rotary embedding included.
         values: [B, L, m, Hkv, Dh].
+
+    Examples:
+        >>> model = gradmem_jax.KVPrefix(gradmem_jax.KVPrefixConfig(lm=small, num_memory_tokens=2))
+        >>> params = jax.eval_shape(model.init, jax.random.key(0))  # shapes only
+        >>> memory, _ = jax.eval_shape(model.write_memory, params, context_ids)
+        >>> memory.keys.shape  # [B, L, m, Hkv, Dh]
+        (2, 1, 2, 2, 4)
     """
 
     keys: jax.Array
@@ -41,6 +48,11 @@ class KVPrefixConfig(GradMemConfig):
 
     A prefix of keys has no output of its own, so learned vectors (`num_control_tokens`, at least
     one) stand behind it and predict the first token.
+
+    Examples:
+        >>> config = gradmem_jax.KVPrefixConfig(lm=small, write_learning_rate=1.0)
+        >>> config.num_control_tokens
+        1
     """
 
     model_name: ClassVar[str] = "KVPrefix"
@@ -67,7 +79,15 @@ class KVPrefixConfig(GradMemConfig):
 
 @dataclasses.dataclass(frozen=True)
 class KVPrefix(GradMem[KVMemory]):
-    """GradMem over keys and values; see `GradMem`."""
+    """GradMem over keys and values; see `GradMem`.
+
+    Examples:
+        >>> model = gradmem_jax.KVPrefix(gradmem_jax.KVPrefixConfig(lm=small, num_memory_tokens=2))
+        >>> params = jax.jit(model.init)(jax.random.key(0))
+        >>> memory, _ = model.write_memory(params, context_ids)
+        >>> memory.values.shape  # [B, L, m, Hkv, Dh]
+        (2, 1, 2, 2, 4)
+    """
 
     config: KVPrefixConfig
 

@@ -26,6 +26,11 @@ class LayerMemoryConfig(MemoryConfig):
 
     Attributes:
         memory_init_std: deviation of the normal distribution that learned vectors start from.
+
+    Examples:
+        >>> fast = gradmem_jax.LaCTConfig(vocab_size=10, width=8, num_layers=1, num_heads=2)
+        >>> gradmem_jax.LayerMemoryConfig(lm=fast, num_write_steps=1).lm.chunk_size
+        64
     """
 
     lm_keeps: ClassVar[str] = "fast weights"
@@ -48,6 +53,11 @@ class ARMTConfig(LayerMemoryConfig):
 
     Attributes:
         num_memory_tokens: m.
+
+    Examples:
+        >>> config = gradmem_jax.AssociativeConfig(vocab_size=10, width=8, num_heads=2)
+        >>> gradmem_jax.ARMTConfig(lm=config, num_memory_tokens=2).num_memory_tokens
+        2
     """
 
     lm_keeps: ClassVar[str] = "associations"
@@ -74,6 +84,16 @@ class LayerMemory(MemoryModel):
 
     Attributes:
         config: the model.
+
+    Examples:
+        >>> config = gradmem_jax.AssociativeConfig(
+        ...     vocab_size=10, width=8, num_layers=1, num_heads=2
+        ... )
+        >>> model = gradmem_jax.LayerMemory(gradmem_jax.ARMTConfig(lm=config, num_memory_tokens=2))
+        >>> params = jax.jit(model.init)(jax.random.key(0))
+        >>> memory, _ = model.write_memory(params, context_ids)
+        >>> gradmem_jax.memory_floats(memory)  # of a sample
+        3456
     """
 
     config: LayerMemoryConfig

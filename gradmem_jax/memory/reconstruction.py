@@ -24,6 +24,11 @@ class Reconstruction(NamedTuple):
         accuracy: [B], share of context tokens that `ids` has in their places.
         token_accuracy: [B], share of context tokens that are the most likely one, given the memory
             and the true tokens before them.
+
+    Examples:
+        >>> shown = gradmem_jax.reconstruct(model, params, memory, context_ids)
+        >>> shown.ids.shape, shown.accuracy.shape, shown.token_accuracy.shape
+        ((2, 5), (2,), (2,))
     """
 
     ids: jax.Array
@@ -54,6 +59,11 @@ def reconstruct(
 
     Raises:
         ValueError: wrong shapes, ids outside the vocabulary, or no room to decode.
+
+    Examples:
+        >>> shown = gradmem_jax.reconstruct(model, params, memory, context_ids)
+        >>> shown.ids.shape  # [B, S]
+        (2, 5)
     """
     require_instance("model", model, MemoryModel)
     c = model.config

@@ -20,6 +20,14 @@ class StateMemory(NamedTuple):
     Attributes:
         state: states of the layers, leaves [B, L, ...].
         last_hidden: [B, d], final hidden state of the last context token.
+
+    Examples:
+        >>> config = gradmem_jax.MambaConfig(vocab_size=10, width=8, num_layers=1)
+        >>> model = gradmem_jax.StateSpace(gradmem_jax.StateSpaceConfig(lm=config))
+        >>> params = jax.eval_shape(model.init, jax.random.key(0))  # shapes only
+        >>> memory, _ = jax.eval_shape(model.write_memory, params, context_ids)
+        >>> memory.last_hidden.shape  # [B, d]
+        (2, 8)
     """
 
     state: Any
@@ -34,6 +42,11 @@ class StateSpaceConfig(MemoryConfig):
     """A recurrent language model whose state is the memory.
 
     There is one WRITE step, the pass over the context. With K = 0 the memory is the first state.
+
+    Examples:
+        >>> config = gradmem_jax.MambaConfig(vocab_size=10, width=8, num_layers=1)
+        >>> gradmem_jax.StateSpaceConfig(lm=config).num_write_steps
+        1
     """
 
     lm_keeps: ClassVar[str] = "a state"
@@ -45,6 +58,14 @@ class StateSpace(MemoryModel[StateMemory]):
 
     Attributes:
         config: the model.
+
+    Examples:
+        >>> config = gradmem_jax.MambaConfig(vocab_size=10, width=8, num_layers=1)
+        >>> model = gradmem_jax.StateSpace(gradmem_jax.StateSpaceConfig(lm=config))
+        >>> params = jax.jit(model.init)(jax.random.key(0))
+        >>> memory, _ = model.write_memory(params, context_ids)
+        >>> gradmem_jax.memory_floats(memory)  # of a sample
+        312
     """
 
     one_pass: ClassVar[bool] = True

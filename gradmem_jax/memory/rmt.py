@@ -39,6 +39,11 @@ class RMTConfig(PrefixConfig):
             "proj_rw" (one in WRITE, another, the identity at the start, in READ).
         memory_residual: from the second pass on the new memory is the old one plus the layer
             norm of the pass's output.
+
+    Examples:
+        >>> config = gradmem_jax.RMTConfig(lm=small, num_write_steps=2, memory_residual=True)
+        >>> gradmem_jax.RMT(config).config.num_write_steps
+        2
     """
 
     write_head: bool = False
@@ -66,6 +71,13 @@ class RMT(PrefixMemory[jax.Array]):
 
     Attributes:
         config: the model.
+
+    Examples:
+        >>> model = gradmem_jax.RMT(gradmem_jax.RMTConfig(lm=small, num_memory_tokens=2))
+        >>> params = jax.jit(model.init)(jax.random.key(0))
+        >>> memory, _ = model.write_memory(params, context_ids)
+        >>> memory.shape  # [B, m, d]
+        (2, 2, 8)
     """
 
     config: RMTConfig

@@ -41,6 +41,12 @@ def write_context(
 
     Raises:
         ValueError: what `write_memory` refuses.
+
+    Examples:
+        >>> segments = jnp.array([[[1, 2, 3], [4, 5, 0]], [[6, 7, 0], [0, 0, 0]]])  # [B, T, S]
+        >>> memory, info = gradmem_jax.write_context(model, params, segments)
+        >>> memory.shape, info.losses.shape  # [B, m, d], [T, K, B]
+        ((2, 2, 8), (2, 1, 2))
     """
     require_instance("model", model, MemoryModel)
     ids = as_array("context_ids", context_ids, "int ids of shape [B, S] or [B, T, S]")

@@ -21,6 +21,11 @@ class WarmStartConfig(GradMemConfig):
 
     Attributes:
         num_forward_passes: how often RMT reads the context before the gradient steps.
+
+    Examples:
+        >>> config = gradmem_jax.WarmStartConfig(lm=small, num_forward_passes=2, num_write_steps=1)
+        >>> gradmem_jax.WarmStart(config).config.num_forward_passes
+        2
     """
 
     model_name: ClassVar[str] = "WarmStart"
@@ -36,7 +41,15 @@ class WarmStartConfig(GradMemConfig):
 
 @dataclasses.dataclass(frozen=True)
 class WarmStart(GradMem[jax.Array]):
-    """GradMem after a forward write with the same parameters; see `GradMem`."""
+    """GradMem after a forward write with the same parameters; see `GradMem`.
+
+    Examples:
+        >>> config = gradmem_jax.WarmStartConfig(lm=small, num_memory_tokens=2)
+        >>> model = gradmem_jax.WarmStart(config)
+        >>> params = jax.jit(model.init)(jax.random.key(0))
+        >>> model.write_memory(params, context_ids, num_steps=0)[0].shape  # forward passes only
+        (2, 2, 8)
+    """
 
     config: WarmStartConfig
 

@@ -53,6 +53,11 @@ class MeshConfig:
         data: copies of the parameters, each with its own part of the batch.
         fsdp: parts of parameters and optimizer state; each has its own part of the batch too.
         tensor: parts of attention heads, MLP and vocabulary that work on the same samples.
+
+    Examples:
+        >>> from gradmem_jax.parallel.sharding import MeshConfig
+        >>> MeshConfig(fsdp=4, tensor=2)  # data: all devices that are left
+        MeshConfig(data=-1, fsdp=4, tensor=2)
     """
 
     data: int = -1
@@ -79,6 +84,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
     Raises:
         ValueError: their number is not the product of the axes.
+
+    Examples:
+        >>> from gradmem_jax.parallel.sharding import MeshConfig, make_mesh
+        >>> dict(make_mesh(MeshConfig(data=1), jax.devices()[:1]).shape)
+        {'data': 1, 'fsdp': 1, 'tensor': 1}
     """
     devices = jax.devices() if devices is None else devices
     shape = {name: getattr(config, name) for name in AXES}
@@ -148,12 +158,26 @@ def undivided(tree: PyTree, mesh: Mesh) -> list[str]:
 
 
 def shardings(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Returns the NamedSharding of every array of parameters, optimizer state or `TrainState`."""
+    """Returns the NamedSharding of every array of parameters, optimizer state or `TrainState`.
+
+    Examples:
+        >>> from gradmem_jax.parallel.sharding import MeshConfig, make_mesh, shardings
+        >>> mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+        >>> shardings(params, mesh)["initial_memory"].spec
+        P(None, None)
+    """
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), partition(tree, mesh))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of arrays [B, ...]."""
+    """Returns the sharding of arrays [B, ...].
+
+    Examples:
+        >>> from gradmem_jax.parallel.sharding import MeshConfig, batch_sharding, make_mesh
+        >>> mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+        >>> jax.device_put(context_ids, batch_sharding(mesh)).shape
+        (2, 5)
+    """
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
@@ -179,6 +203,11 @@ def place(tree: PyTree, shardings: PyTree) -> PyTree:
     Args:
         tree: arrays, the same in all processes.
         shardings: one for all of them, or a tree like theirs.
+
+    Examples:
+        >>> from gradmem_jax.parallel.sharding import MeshConfig, make_mesh, place, shardings
+        >>> mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+        >>> placed = place(params, shardings(params, mesh))
     """
 
     def put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:

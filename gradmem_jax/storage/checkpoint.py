@@ -60,6 +60,14 @@ def open_checkpoints(
         ValueError: `create` is false, and the directory is missing or has a damaged checkpoint;
             or it is true, and there are links where files are to be written.
         CheckpointError: at the end, if one could not be written.
+
+    Examples:
+        >>> from gradmem_jax.storage.checkpoint import open_checkpoints, save
+        >>> from gradmem_jax.training.step import init_state
+        >>> with open_checkpoints("checkpoints") as checkpoints:
+        ...     save(checkpoints, 1, init_state(params, optax.sgd(0.1)), {}, {"score": 0.5})
+        ...     checkpoints.all_steps()
+        [1]
     """
     path = orbax_path(directory)
     directory = pathlib.Path(path)
@@ -172,6 +180,12 @@ def save(
 
     Raises:
         CheckpointError: this one, or the one before, could not be written.
+
+    Examples:
+        >>> from gradmem_jax.storage.checkpoint import open_checkpoints, save
+        >>> from gradmem_jax.training.step import init_state
+        >>> with open_checkpoints("checkpoints") as checkpoints:
+        ...     save(checkpoints, 1, init_state(params, optax.sgd(0.1)), {}, {"score": 0.5})
     """
     with _writing(checkpoints):
         _read_back(checkpoints)
@@ -309,6 +323,15 @@ def restore_params(
 
     Raises:
         ValueError: there is no such checkpoint, or it cannot be read.
+
+    Examples:
+        >>> from gradmem_jax.storage.checkpoint import open_checkpoints, restore_params, save
+        >>> from gradmem_jax.training.step import init_state
+        >>> with open_checkpoints("checkpoints") as checkpoints:
+        ...     save(checkpoints, 1, init_state(params, optax.sgd(0.1)), {}, {"score": 0.5})
+        >>> step, restored = restore_params("checkpoints")
+        >>> step, sorted(restored) == sorted(params)
+        (1, True)
     """
 
     def read(checkpoints: ocp.CheckpointManager, step: int, shapes: Any) -> tuple[int, Any]:

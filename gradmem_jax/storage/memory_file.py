@@ -58,6 +58,9 @@ def save_memory(
     Raises:
         ValueError: the memory is not one of this model, is not finite, or is traced; or there are
             not as many contexts.
+
+    Examples:
+        >>> gradmem_jax.save_memory("memory.safetensors", memory, model, params)
     """
     require_instance("model", model, MemoryModel)
     require_instance("path", path, str | os.PathLike)
@@ -97,6 +100,13 @@ def read_header(path: str | pathlib.Path) -> Header:
 
     Raises:
         ValueError: the file is missing, damaged, or no memory.
+
+    Examples:
+        >>> from gradmem_jax.storage.memory_file import read_header
+        >>> gradmem_jax.save_memory("memory.safetensors", memory, model, params)
+        >>> header = read_header("memory.safetensors")
+        >>> [context.name for context in header.contexts]
+        ['0', '1']
     """
     with open_arrays(path, "memory") as file:
         return parse_header(path, file.metadata() or {})
@@ -125,6 +135,11 @@ def load_memory(
     Raises:
         ValueError: the file is missing or damaged, the range is empty, or the memory was written
             by a model of another configuration or with other parameters.
+
+    Examples:
+        >>> gradmem_jax.save_memory("memory.safetensors", memory, model, params)
+        >>> gradmem_jax.load_memory("memory.safetensors", model, params, slice(0, 1)).shape
+        (1, 2, 8)
     """
     require_instance("model", model, MemoryModel)
     require_instance("contexts", contexts, slice)

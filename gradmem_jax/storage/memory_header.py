@@ -26,6 +26,11 @@ class StoredContext:
         num_tokens: its length without padding; None if the writer did not say.
         write_losses: WRITE loss before each step in nats a token, a row for each segment.
         final_loss: loss of all its tokens given the stored memory.
+
+    Examples:
+        >>> from gradmem_jax.storage.memory_header import StoredContext
+        >>> contexts = [StoredContext("monday.txt", num_tokens=5), StoredContext("tuesday.txt")]
+        >>> gradmem_jax.save_memory("memory.safetensors", memory, model, params, contexts=contexts)
     """
 
     name: str

@@ -44,6 +44,9 @@ def save_params(path: str | pathlib.Path, params: Params, dtype: str | None = No
     Raises:
         ValueError: the parameters are traced, empty, not finite or no nested dict of arrays, or do
             not fit into `dtype`.
+
+    Examples:
+        >>> gradmem_jax.save_params("params.safetensors", params, dtype="float16")
     """
     require_instance("path", path, str | os.PathLike)
     require_instance("params", params, dict)
@@ -81,6 +84,11 @@ def load_params(path: str | pathlib.Path) -> Params:
     Raises:
         ValueError: the file is missing, damaged, another kind of file, has numbers that are not
             finite, or such of 64 bits, which JAX takes only if `jax_enable_x64` is set.
+
+    Examples:
+        >>> gradmem_jax.save_params("params.safetensors", params)
+        >>> sorted(gradmem_jax.load_params("params.safetensors")) == sorted(params)
+        True
     """
     with open_arrays(path, "file of parameters") as file:
         metadata = _read_metadata(path, file)

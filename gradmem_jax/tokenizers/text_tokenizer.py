@@ -57,6 +57,13 @@ class TextTokenizer:
         watch: what of its work is watched, if it is a stranger's.
         begin_id: the id that texts begin with, if the model was trained so; see `encode_start`.
             If it is `pad_id` too, it is not put in front: what fills contexts stands for nothing.
+
+    Examples:
+        >>> from gradmem_jax.tokenizers.text_tokenizer import word_tokenizer
+        >>> tokenizer = word_tokenizer(["Mary went home ."])
+        >>> ids = tokenizer.encode("Mary went home .")
+        >>> tokenizer.decode(ids), tokenizer.vocab_size
+        ('Mary went home .', 7)
     """
 
     backend: tokenizers.Tokenizer
@@ -255,6 +262,11 @@ def word_tokenizer(texts: Iterable[str], lowercase: bool = False) -> TextTokeniz
     Args:
         texts: where the words come from; ids follow their alphabet, not their order.
         lowercase: whether upper case is dropped.
+
+    Examples:
+        >>> from gradmem_jax.tokenizers.text_tokenizer import word_tokenizer
+        >>> word_tokenizer(["Tea is hot ."]).encode("hot Tea").tolist()
+        [5, 4]
     """
     backend = tokenizers.Tokenizer(models.WordLevel({UNKNOWN: 0}, unk_token=UNKNOWN))
     if lowercase:
@@ -270,7 +282,13 @@ def word_tokenizer(texts: Iterable[str], lowercase: bool = False) -> TextTokeniz
 
 
 def character_tokenizer(texts: Iterable[str]) -> TextTokenizer:
-    """Makes a tokenizer whose ids are the characters of some texts, in alphabetical order."""
+    """Makes a tokenizer whose ids are the characters of some texts, in alphabetical order.
+
+    Examples:
+        >>> from gradmem_jax.tokenizers.text_tokenizer import character_tokenizer
+        >>> character_tokenizer(["abc"]).encode("cab").tolist()
+        [5, 3, 4]
+    """
     characters = sorted(set("".join(texts)))
     vocabulary = {name: i for i, name in enumerate([PAD, END, UNKNOWN, *characters])}
     backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
@@ -363,6 +381,12 @@ def load_tokenizer(path: str | pathlib.Path, *, pad_token: str = "") -> TextToke
 
     Raises:
         ValueError: there is no tokenizer, or it is damaged.
+
+    Examples:
+        >>> from gradmem_jax.tokenizers.text_tokenizer import load_tokenizer, word_tokenizer
+        >>> word_tokenizer(["Tea is hot ."]).backend.save("tokenizer.json")
+        >>> load_tokenizer("tokenizer.json").encode("Tea is hot .").dtype
+        dtype('int32')
     """
     path = local_tokenizer(require_path("path", path))
     require(os.path.exists(path), f"there is no tokenizer {path}; give a file or a folder.")

@@ -53,6 +53,13 @@ def evaluate_batch(
         step), write_loss_by_kind [num_kinds] and, with query_segments, exact_match_by_segment [T].
         And what to weight them with over batches: the totals of `batch_totals`, tokens,
         kinds [num_kinds] and segment_queries [T].
+
+    Examples:
+        >>> from gradmem_jax.training.evaluation import evaluate_batch
+        >>> batch = {"context_ids": context_ids, "query_ids": query_ids, "labels": query_ids}
+        >>> means, totals = evaluate_batch(model, params, batch, jnp.int32(1), max_steps=2)
+        >>> means["exact_match"].shape
+        ()
     """
     return _jit_evaluation(mesh)(
         model, params, dict(batch), num_steps, max_steps=max_steps, num_kinds=num_kinds

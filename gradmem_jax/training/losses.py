@@ -68,6 +68,13 @@ def loss_and_metrics(
         The loss, and means over the batch: loss, read_loss, write_loss (see `outer_write_loss`),
         exact_match, token_accuracy, write_gradient_norm (of the whole memory, over the steps), and
         write_gradient_norm_1 to _K, of each step, or of the first `MOST_NORMS`.
+
+    Examples:
+        >>> from gradmem_jax.training.losses import loss_and_metrics
+        >>> batch = {"context_ids": context_ids, "query_ids": query_ids, "labels": query_ids}
+        >>> loss, metrics = jax.jit(loss_and_metrics, static_argnums=0)(model, params, batch)
+        >>> loss.shape, sorted(metrics)[:3]
+        ((), ['exact_match', 'loss', 'read_loss'])
     """
     totals = totals or batch_totals(batch)
     context_ids = batch["context_ids"]

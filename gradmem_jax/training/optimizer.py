@@ -43,6 +43,11 @@ class OptimizerConfig:
         weight_decay: decoupled weight decay of the matrices, not of biases, norm scales, `A_log` of
             Mamba and learned write learning rates; with Muon, of the linear layers.
         clip_norm: the gradient is scaled down to this global norm; None does not clip.
+
+    Examples:
+        >>> from gradmem_jax.training.optimizer import OptimizerConfig
+        >>> OptimizerConfig(learning_rate=3e-4, warmup_steps=10, schedule="cosine").name
+        'adamw'
     """
 
     name: Name = "adamw"
@@ -100,7 +105,14 @@ def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Returns the outer optimizer."""
+    """Returns the outer optimizer.
+
+    Examples:
+        >>> from gradmem_jax.training.optimizer import OptimizerConfig, make_optimizer
+        >>> from gradmem_jax.training.step import init_state
+        >>> optimizer = make_optimizer(OptimizerConfig(name="muon", learning_rate=1e-3))
+        >>> state = init_state(params, optimizer)
+    """
     rate = learning_rate_schedule(config)
     if config.name == "muon":
         optimizer = muon(

@@ -37,6 +37,12 @@ class TrainState(NamedTuple):
         step: int32 scalar, steps done.
         params: parameters of the model.
         optimizer_state: state of the optax transformation, of trained parameters only.
+
+    Examples:
+        >>> from gradmem_jax.training.step import init_state
+        >>> state = init_state(params, optax.adamw(1e-3))
+        >>> int(state.step), state.params is params
+        (0, True)
     """
 
     step: jax.Array
@@ -47,7 +53,14 @@ class TrainState(NamedTuple):
 def init_state(
     params: Params, optimizer: optax.GradientTransformation, frozen: Sequence[str] = ()
 ) -> TrainState:
-    """Makes the state of step 0 of parameters; see `make_train_step` for `frozen`."""
+    """Makes the state of step 0 of parameters; see `make_train_step` for `frozen`.
+
+    Examples:
+        >>> from gradmem_jax.training.step import init_state
+        >>> state = init_state(params, optax.adamw(1e-3), frozen=["^lm/"])
+        >>> int(state.step)
+        0
+    """
     return TrainState(jnp.int32(0), params, optimizer.init(split_params(params, frozen)[0]))
 
 
@@ -144,6 +157,16 @@ def make_train_step(
             `split_params`.
         mesh: see `loss_gradient`; None computes on the devices where the arrays are.
         seed: what dropout is a function of, beside the step.
+
+    Examples:
+        >>> from gradmem_jax.training.step import init_state, make_train_step
+        >>> optimizer = optax.adamw(1e-3)
+        >>> state = init_state(params, optimizer)
+        >>> step = jax.jit(make_train_step(model, optimizer), donate_argnums=0)
+        >>> batch = {"context_ids": context_ids, "query_ids": query_ids, "labels": query_ids}
+        >>> state, metrics = jax.eval_shape(step, state, batch)  # or step(state, batch)
+        >>> state.params["initial_memory"].shape, "read_loss" in metrics
+        ((2, 8), True)
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -195,6 +218,15 @@ def jit_train_step(
         num_micro_batches: see `loss_gradient`.
         frozen: see `make_train_step`.
         seed: see `make_train_step`.
+
+    Examples:
+        >>> from gradmem_jax.parallel.sharding import MeshConfig, make_mesh, place, shardings
+        >>> from gradmem_jax.training.step import init_state, jit_train_step
+        >>> mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+        >>> optimizer = optax.adamw(1e-3)
+        >>> state = init_state(params, optimizer)
+        >>> state = place(state, shardings(state, mesh))
+        >>> step = jit_train_step(model, optimizer, state, mesh)  # of (state, batch)
     """
     where = shardings(state, mesh)
     return jax.jit(

@@ -92,7 +92,7 @@ class ProgramsTest(absltest.TestCase):
     def test_help_shows_examples_as_they_are_typed(self):
         text = start("train", "--help").stdout
         self.assertIn("metrics.json (required).", " ".join(text.split()))
-        self.assertIn("--root=runs/kv_small \\\n", start("sweep", "--help").stdout)
+        self.assertIn("kv_small.py \\\n      --root", start("sweep", "--help").stdout)
 
 
 if __name__ == "__main__":

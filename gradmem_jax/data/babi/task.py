@@ -65,6 +65,11 @@ class BabiConfig(QuestionTask):
             A story of task 2 answers the questions of task 1 too, one of task 3 those of 1 and 2.
         ask_holders: whether the others may ask who has a thing ("Who has the milk?", perhaps
             "nobody"): no question of the tasks, but half of the way to where a thing is.
+
+    Examples:
+        >>> from gradmem_jax.data.babi.task import BabiConfig
+        >>> BabiConfig(qa=2, data_dir="data/babi").folder_name
+        'babi'
     """
 
     qa: int = 1

@@ -51,6 +51,11 @@ class Pretrained(NamedTuple):
         config: the model.
         params: its parameters as numpy arrays, the "lm" part of a memory model's parameters.
         tokenizer: its tokenizer, if it came with one.
+
+    Examples:
+        >>> pretrained = gradmem_jax.Pretrained(small, params["lm"])
+        >>> pretrained.config.vocab_size, pretrained.tokenizer is None
+        (10, True)
     """
 
     config: LMConfig
@@ -90,6 +95,12 @@ def load_pretrained(
         ValueError: a file is missing or damaged, the model is none that can be computed here, or
             its tensors are not those of its configuration, not finite, or too large for
             `param_dtype`. Weights are read last.
+
+    Examples:
+        >>> gradmem_jax.save_pretrained("my_lm", gradmem_jax.Pretrained(small, params["lm"]))
+        >>> loaded = gradmem_jax.load_pretrained("my_lm", max_positions=64)
+        >>> config = gradmem_jax.GradMemConfig(lm=loaded.config, num_memory_tokens=2)
+        >>> writer_params = gradmem_jax.GradMem(config).init(jax.random.key(0), loaded.params)
     """
     stored = _open(local_model(require_path("path", path), with_tokenizer=tokenizer is None))
     config = _change(stored.config, changes)
@@ -117,7 +128,13 @@ def _own(stored: StoredModel) -> TextTokenizer | None:
 
 
 def load_config(path: str | pathlib.Path, **changes: Any) -> LMConfig:
-    """Reads the configuration only, as `load_pretrained` does; config.json needs no weights."""
+    """Reads the configuration only, as `load_pretrained` does; config.json needs no weights.
+
+    Examples:
+        >>> gradmem_jax.save_pretrained("my_lm", gradmem_jax.Pretrained(small, params["lm"]))
+        >>> gradmem_jax.load_config("my_lm", dtype="bfloat16").width
+        8
+    """
     path = _find(local_config(require_path("path", path)))
     config = read_config_file(path / "config.json") if path.is_dir() else _open(path).config
     return _change(config, changes)
@@ -134,6 +151,11 @@ def save_pretrained(directory: str | pathlib.Path, pretrained: Pretrained) -> No
     Raises:
         ValueError: Hugging Face has no such models, or the parameters are not those of the
             configuration.
+
+    Examples:
+        >>> gradmem_jax.save_pretrained("my_lm", gradmem_jax.Pretrained(small, params["lm"]))
+        >>> sorted(os.listdir("my_lm"))
+        ['config.json', 'model.safetensors']
     """
     directory = require_path("directory", directory)
     require_instance("pretrained", pretrained, Pretrained)

@@ -1,0 +1,134 @@
+"""What --help says, on one screen, and --helpfull, which adds what flags take and what fields are.
+
+Flags stand as they are typed, with their default.
+"""
+
+import pathlib
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from experiments.program import console
+
+WIDTH = 80
+_COLUMN = 28  # where the explanation of a flag begins
+_ROOT = f"{pathlib.Path(__file__).parents[2]}/"
+_OF_LIBRARIES = ("absl.app", "absl.logging", "absl.flags")  # those that a program has a use for
+
+
+class _HelpFlag(flags.BooleanFlag):
+    """A flag that prints a text and ends the process."""
+
+    def __init__(self, name: str, text: str, render: Callable[[], str], short: str | None) -> None:
+        super().__init__(name, False, text, short_name=short, allow_override=True)
+        self._render = render
+
+    def parse(self, argument: str | bool) -> None:
+        """Prints the text if the flag is set."""
+        super().parse(argument)
+        if self.value:
+            console.say(self._render())
+            sys.exit(0)
+
+
+def define_flags() -> None:
+    """Has --help and --helpfull say what this module makes, in place of what absl does."""
+    for name, text, render, short in (
+        ("help", "Show this help.", short_help, "?"),
+        ("helpshort", "Show this help.", short_help, None),
+        (
+            "helpfull",
+            "Show all flags, and the fields of --config.",
+            full_help,
+            None,
+        ),
+    ):
+        flags.DEFINE_flag(_HelpFlag(name, text, render, short), flags.FLAGS, "absl.app")
+
+
+def short_help() -> str:
+    """A program's docstring and its own flags."""
+    lines = [*_docstring(), "", *_flags(_own(), with_limits=False), ""]
+    return "\n".join([*lines, "--helpfull says more of them."])
+
+
+def full_help() -> str:
+    """The same with what flags take, the fields of --config, and flags of libraries."""
+    lines = [*_docstring(), "", *_flags(_own(), with_limits=True)]
+    config = flags.FLAGS["config"].value if "config" in flags.FLAGS else None
+    if isinstance(config, ConfigDict):
+        lines += ["", "Fields of this --config, explained in experiments/configs/default.py:", ""]
+        lines += [f"  --config.{field}={value}" for field, value in _fields(config)]
+    of_modules = flags.FLAGS.flags_by_module_dict()
+    theirs = [flag for module in _OF_LIBRARIES for flag in of_modules.get(module, [])]
+    lines += ["", "Of libraries:", "", *_flags(theirs, with_limits=False)]
+    return "\n".join(lines)
+
+
+def _own() -> list[flags.Flag]:
+    return flags.FLAGS.get_key_flags_for_module(sys.argv[0])
+
+
+def _docstring() -> list[str]:
+    """That of the program, its prose as wide as the screen and its commands as they are."""
+    lines: list[str] = []
+    prose: list[str] = []
+    for line in [*(sys.modules["__main__"].__doc__ or "").strip().splitlines(), ""]:
+        if line and not line.startswith(" "):
+            prose.append(line)
+            continue
+        lines += [*textwrap.wrap(" ".join(prose), WIDTH), line]
+        prose = []
+    return lines[:-1]
+
+
+def _flags(some: Iterable[flags.Flag], with_limits: bool) -> list[str]:
+    """Lines on flags, in the order of their names."""
+    ordered = sorted(some, key=lambda flag: flag.name)
+    return [line for flag in ordered for line in _flag(flag, with_limits)]
+
+
+def _flag(flag: flags.Flag, with_limits: bool) -> Iterator[str]:
+    default = _default(flag)
+    left = f"  --{'[no]' if flag.boolean else ''}{flag.name}"
+    text = (flag.help or "").split(";\n")[0]  # behind it absl says that a flag may be repeated
+    fits = " " not in default and len(left) + 1 + len(default) < _COLUMN - 1
+    if default and not flag.boolean and fits:
+        left, default = f"{left}={default}", ""
+    if default:
+        text = f"{text} Default: {default}."
+    if with_limits and flag.parser.syntactic_help:
+        text = f"{text} ({flag.parser.syntactic_help})"
+    wrapped = textwrap.wrap(text, WIDTH - _COLUMN, break_on_hyphens=False, break_long_words=False)
+    if len(left) >= _COLUMN - 1:
+        yield left
+        left = ""
+    for line in wrapped:
+        yield f"{left:{_COLUMN}}{line}"
+        left = ""
+
+
+def _default(flag: flags.Flag) -> str:
+    """A default as it is typed, "" if there is none to speak of."""
+    value = flag.default_unparsed
+    if value is None or value is False or value == "":
+        return ""
+    if flag.boolean:
+        return "yes"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return (" " if isinstance(flag, flags.MultiFlag) else ",").join(map(str, value))
+    return str(value).removeprefix(_ROOT)
+
+
+def _fields(config: ConfigDict, before: str = "") -> Iterator[tuple[str, object]]:
+    """All fields of a configuration, those of groups as group.field."""
+    for name, value in sorted(config.items()):
+        if isinstance(value, ConfigDict):
+            yield from _fields(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value
