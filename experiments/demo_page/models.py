@@ -99,6 +99,22 @@ class PageModel:
         return f"{what}, trained on {self.task} with K = {self.num_write_steps}. {size}"
 
 
+def model_paths(paths: Sequence[str] = ()) -> list[str]:
+    """The models that are named, or else those of the repository.
+
+    Raises:
+        ValueError: there is none, or one of them is not there.
+    """
+    paths = list(paths) or [str(path) for path in sorted(FOLDER.iterdir()) if is_run(path)]
+    require(bool(paths), f"{FOLDER} has no models; name one with --model.")
+    for path in paths:
+        require(
+            os.path.exists(path) or hub.name_on_hub(path) is not None,
+            f"there is no model {path}; name a run's workdir or a model's files.",
+        )
+    return paths
+
+
 class Models:
     """Models by the names that the page lists."""
 
@@ -111,13 +127,7 @@ class Models:
         Raises:
             ValueError: there is none, or the first one cannot be opened.
         """
-        paths = list(paths) or [str(path) for path in sorted(FOLDER.iterdir()) if is_run(path)]
-        require(bool(paths), f"{FOLDER} has no models; name one with --model.")
-        for path in paths:
-            require(
-                os.path.exists(path) or hub.name_on_hub(path) is not None,
-                f"there is no model {path}; name a run's workdir or a model's files.",
-            )
+        paths = model_paths(paths)
         short = [pathlib.Path(path).name for path in paths]
         self._paths = {
             (name if short.count(name) == 1 else path): path

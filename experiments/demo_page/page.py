@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from experiments.demo_page import drawing
 from experiments.demo_page.models import PageModel
 from experiments.demo_page.traces import Trace
-from experiments.demo_page.work import LARGEST_UPLOAD, News, Work, read_text
+from experiments.demo_page.work import LARGEST_UPLOAD, News, Work, read_text, refusal
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # it is read when gradio is imported
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -327,7 +327,8 @@ def _show(panel: Panel, work: Work, files: str | pathlib.Path, news: News) -> tu
     save = gr.update(interactive=False)
     if news.is_done:
         save = gr.update(value=work.save(trace, files), interactive=True)
-    step = gr.update(maximum=max(trace.num_steps, 1), value=trace.last, interactive=trace.last > 0)
+    most = max(trace.last if news.is_done else trace.num_steps, 1)
+    step = gr.update(maximum=most, value=trace.last, interactive=trace.last > 0)
     on = gr.update(interactive=news.is_done)
     view = drawing.view(trace, trace.last)
     return trace, news.status, step, view, buttons[0], on, buttons[2], save
@@ -352,8 +353,8 @@ def _when_model_changes(
         yield f'<p class="gm-quiet">Opening {drawing.escape(name)} …</p>', *nothing
         try:
             found = work.model(name)
-        except ValueError as error:
-            yield drawing.status(str(error), "error"), *nothing
+        except Exception as error:
+            yield refusal(error), *nothing
             return
         texts, asked = found.examples
         row = [_about(found), asked[0], _samples(asked), ""]

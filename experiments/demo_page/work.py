@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -11,10 +12,13 @@ from experiments.demo_page import drawing, traces
 from experiments.demo_page.asking import Answers, question_notes
 from experiments.demo_page.models import Models, PageModel
 from experiments.demo_page.traces import Trace, Traces
+from experiments.program.console import log
+from experiments.program.startup import is_refusal
 from gradmem_jax.checks import require
 from gradmem_jax.storage import reading
 
 LARGEST_UPLOAD = 64 * reading.MEBIBYTE
+_MOST_SAVED = 64  # files to download
 _LARGEST_TEXT = reading.MEBIBYTE
 
 
@@ -39,6 +43,7 @@ class Work:
         """Takes the models."""
         self.models = models
         self._traces, self._answers = Traces(), Answers()
+        self._saved: list[pathlib.Path] = []
         self._busy = threading.Lock()
 
     def model(self, name: str, num_memory_tokens: int | None = None) -> PageModel:
@@ -77,8 +82,8 @@ class Work:
                     return
                 is_done = trace.last == num_steps
                 yield News(_progress(trace), trace, is_done)
-        except ValueError as error:
-            yield News(drawing.status(str(error), "error"), is_done=True)
+        except Exception as error:
+            yield News(refusal(error), is_done=True)
 
     def ask(self, question: str, asked: list[tuple[str, Trace | None, int]]) -> str:
         """Asks memories, each with a name and a step; returns the answers as HTML."""
@@ -92,8 +97,8 @@ class Work:
                 ]
             notes = question_notes(known[0][1], question)
             return drawing.status(_sentence(notes), "warning") + drawing.answers(found)
-        except ValueError as error:
-            return drawing.status(str(error), "error")
+        except Exception as error:
+            return refusal(error)
 
     def load(self, path: str, name: str, num_memory_tokens: int | None) -> News:
         """Reads a memory file that was uploaded, and deletes it."""
@@ -103,17 +108,19 @@ class Work:
                 trace = traces.load(path, model)
             said = f"Loaded the memory of {trace.context.name}. {trace.notes}"
             return News(drawing.status(said), trace, True)
-        except ValueError as error:
-            return News(drawing.status(_without_folder(str(error), path), "error"), None, True)
+        except Exception as error:
+            return News(refusal(error, path), None, True)
         finally:
             os.unlink(path)
 
     def save(self, trace: Trace, folder: str | pathlib.Path) -> str:
         """Writes the memory of a trace to a file in a folder of its own; returns its path."""
-        inside = tempfile.mkdtemp(dir=folder)
-        path = pathlib.Path(inside) / "memory.safetensors"
+        path = pathlib.Path(tempfile.mkdtemp(dir=folder)) / "memory.safetensors"
         with self._busy:
             traces.save(path, trace)
+            self._saved.append(path)
+            while len(self._saved) > _MOST_SAVED:
+                shutil.rmtree(self._saved.pop(0).parent, ignore_errors=True)
         return str(path)
 
 
@@ -122,8 +129,8 @@ def read_text(path: str) -> tuple[str | None, str]:
     try:
         text = reading.read_text(path, "text", _LARGEST_TEXT)
         return text.rstrip("\r\n"), ""
-    except ValueError as error:
-        return None, drawing.status(_without_folder(str(error), path), "error")
+    except Exception as error:
+        return None, refusal(error, path)
     finally:
         os.unlink(path)
 
@@ -145,6 +152,16 @@ def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}{'.' if text and not text.endswith('.') else ''}"
 
 
-def _without_folder(message: str, path: str) -> str:
-    """A message about a file by its name: where uploads lie is nobody's business."""
-    return message.replace(path, pathlib.Path(path).name)
+def refusal(error: Exception, upload: str = "") -> str:
+    """A line that says why something was not done; what is no refusal is told to the log alone.
+
+    Args:
+        error: what was raised.
+        upload: the file that was read, which the line calls by its name: where uploads lie is
+            nobody's business.
+    """
+    if not is_refusal(error):
+        log.error("the page failed", exc_info=error)
+        return drawing.status("This failed here; the log of the server says why.", "error")
+    text = str(error).replace(upload, pathlib.Path(upload).name) if upload else str(error)
+    return drawing.status(text, "error")
