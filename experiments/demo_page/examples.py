@@ -20,10 +20,10 @@ _BY_TASK = {
         (
             "Mary went to the kitchen. Mary got the milk there. John moved to the office. "
             "Mary travelled to the garden.",
-            "John took the milk. John went to the bathroom. Sandra moved to the hallway. John "
-            "dropped the milk. John journeyed to the garden. Mary went to the hallway.",
-            "John picked up the apple. Sandra went to the bedroom. John moved to the office. John "
-            "put down the apple. Sandra took the milk. Sandra travelled to the bathroom.",
+            "John took the milk. John went to the bathroom. John dropped the milk. John journeyed "
+            "to the garden. Mary went to the hallway.",
+            "Sandra went to the bedroom. John moved to the office. Sandra took the milk. Sandra "
+            "travelled to the bathroom. Mary moved to the garden.",
         ),
         ("Where is the milk?", "Who has the milk?", "Where is John?"),
     ),

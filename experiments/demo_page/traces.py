@@ -220,11 +220,11 @@ def _descend(
     model: Any = opened.model
     memory, _ = model.write_memory(opened.params, ids, memory=memory, num_steps=0)
     state = model.init_update(memory)
-    for _ in range(num_steps):
-        new, state, losses = program(_step, model)(opened.params, memory, state, ids)
+    step = program(_step, model)  # behind the last step too: another program would take longer
+    for _ in range(num_steps + 1):
+        new, state, losses = step(opened.params, memory, state, ids)
         yield memory, losses
         memory = new
-    yield memory, program(_token_losses, model)(opened.params, memory, ids)
 
 
 def _step(

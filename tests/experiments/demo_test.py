@@ -1,0 +1,235 @@
+"""The page of experiments.demo: what it computes, and the page itself in a browser."""
+
+import importlib.util
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+import unittest
+
+import jax
+import numpy as np
+import optax
+from absl.testing import parameterized
+
+from experiments.answers.answering import answer, choose_contexts, open_memories
+from experiments.answers.open_model import OpenModel, open_model
+from experiments.demo_page import drawing, traces
+from experiments.demo_page.models import FOLDER, Models, PageModel
+from experiments.demo_page.traces import Traces
+from experiments.demo_page.work import Work, read_text
+from gradmem_jax import RMT, GradMem, RMTConfig
+from gradmem_jax.lm.pretrained.load import Pretrained, save_pretrained
+from gradmem_jax.memory.programs import program
+from gradmem_jax.storage.memory_file import read_header
+from gradmem_jax.tokenizers.text_tokenizer import word_tokenizer
+from tests.small import numpy_params, small_model
+
+MODEL = FOLDER / "babi_qa2"
+ANSWERS = (
+    ("garden", "Mary", "office"),
+    ("bathroom", "nobody", "garden"),
+    ("bathroom", "Sandra", "office"),
+)
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+MISSING = [name for name in ("gradio", "playwright") if importlib.util.find_spec(name) is None]
+
+
+def pretrained(folder):
+    """A tiny random model of words, as Hugging Face stores it."""
+    tokenizer = word_tokenizer(["the cat sat on a mat and saw dogs run home"])
+    model = small_model(lm={"vocab_size": tokenizer.vocab_size, "max_positions": 64})
+    lm = numpy_params(lambda: model.init(jax.random.key(0)))["lm"]
+    save_pretrained(folder, Pretrained(model.config.lm, lm, tokenizer))
+
+
+def setUpModule():
+    """What all tests share: the shipped model, opened and compiled once."""
+    global work, model
+    work = Work(Models([str(MODEL)]))
+    model = work.model("babi_qa2")
+
+
+def written(text, num_steps=2, start=None):
+    (*_, last) = work.write("babi_qa2", None, text, num_steps, start)
+    assert last.is_done and last.trace is not None, last.status
+    return last
+
+
+def assert_close(one, other):
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def asked(trace, question, step=2):
+    """The answers on the page, in their order."""
+    return re.findall(r'gm-said">([^<]*)<', work.ask(question, [("", trace, step)]))
+
+
+class WorkTest(parameterized.TestCase):
+    def test_examples_are_answered_from_memory(self):
+        for text, answers in zip(model.examples.texts, ANSWERS, strict=True):
+            trace = written(text).trace
+            self.assertEqual(
+                tuple(asked(trace, question)[0] for question in model.examples.questions), answers
+            )
+
+    @parameterized.named_parameters(
+        ("gradient", small_model()),
+        ("adam", small_model(optax.adam(0.1, eps_root=1e-8))),
+        ("clipped", small_model(clip_norm=0.01, learned_write_learning_rate="token")),
+        ("rmt", RMT(RMTConfig(lm=small_model().config.lm, num_memory_tokens=2))),
+    )
+    def test_steps_are_those_of_write_memory(self, small):
+        tokenizer = word_tokenizer(["the cat sat on a mat"])
+        params = numpy_params(lambda: small.init(jax.random.key(0)))
+        opened = OpenModel(small, params, tokenizer, tokenizer.end_id, str, {})
+        (*_, trace) = Traces().write(PageModel(("", None), opened, "", True), "the cat sat", 3)
+        ids = np.tile(trace.texts[0].ids, (4, 1))
+        memory, info = small.write_memory(params, ids, num_steps=np.arange(4))
+        losses = jax.jit(small.write_token_losses)(params, memory, ids)
+        for k, step in enumerate(trace.steps):
+            assert_close(step.memory[0], memory[k])
+            assert_close(step.losses[0], losses[k])
+        if isinstance(small, GradMem):
+            assert_close(trace.write_losses[:-1], info.losses[:, -1])
+
+    def test_nothing_is_done_twice(self):
+        text = model.examples.texts[0]
+        trace = written(text).trace
+        again = [x.trace for x in work.write("babi_qa2", None, text, 2) if x.trace]
+        self.assertEqual(again, [trace])
+        first, second = (work._answers.ask(trace, 2, "Where is John?") for _ in range(2))
+        self.assertIs(first, second)
+
+    def test_texts_of_similar_lengths_share_what_is_compiled(self):
+        written(model.examples.texts[0])
+        step = program(traces._step, model.opened.model)
+        before = step._cache_size()
+        written(model.examples.texts[1])
+        self.assertEqual(step._cache_size(), before)
+
+    def test_control_and_full_context_stand_beside(self):
+        trace = written(model.examples.texts[0]).trace
+        page = work.ask("Where is the milk?", [("", trace, 2)])
+        sources = ("Memory after 2 of 2 steps", "K = 0, nothing written", "Whole text before")
+        self.assertSequenceEqual(sorted(sources, key=page.index), sources)
+        self.assertIn("never from a whole text", page)
+        other = written(model.examples.texts[1]).trace
+        self.assertEqual(asked(trace, "Who has the milk?")[1], asked(other, "Who has the milk?")[1])
+        self.assertEqual(asked(trace, "Where is John?", 0)[0], asked(trace, "Where is John?", 0)[1])
+        shares = [one.likely for one in work._answers.ask(trace, 2, "Where is the milk?")]
+        self.assertEqual([len(x) for x in shares], [5, 5, 5])
+        self.assertBetween(sum(share for _, share in shares[1]), 0.5, 1)
+
+    def test_writing_on(self):
+        start = written(model.examples.texts[0]).trace
+        trace = written("Mary dropped the milk.", 2, start).trace
+        opened = model.opened
+        memory, _ = opened.model.write_memory(opened.params, start.texts[0].ids[None])
+        memory, _ = opened.model.write_memory(
+            opened.params, trace.texts[1].ids[None], memory=memory
+        )
+        assert_close(trace.steps[-1].memory, memory)
+        self.assertEqual([len(x) for x in trace.steps[0].losses], [24, 5])
+        self.assertEqual(trace.context.num_tokens, 29)
+        self.assertLen(trace.context.write_losses, 2)
+
+    @parameterized.parameters(
+        (" ", 2, "There is no text to write."),
+        ("Mary " * 3000, 2, "has 3000 tokens, the model takes at most 2016 in one WRITE; shorten"),
+        ("x" * 3_000_000, 2, "has 3000000 characters"),
+        ("Mary", 99, "K is at most 8 here."),
+        ("a [PAD]", 2, "holds the padding token"),
+    )
+    def test_refuses(self, text, num_steps, message):
+        (*_, last) = work.write("babi_qa2", None, text, num_steps)
+        self.assertIsNone(last.trace)
+        self.assertTrue(last.is_done)
+        self.assertIn('gm-error" role="alert"', last.status)
+        self.assertIn(message, last.status)
+        self.assertNotIn("--", last.status)  # flags are of programs
+
+    def test_unknown_words_are_named(self):
+        last = written(f"The dragon went to the kitchen. {model.examples.texts[0]}")
+        self.assertIn("The model does not know &#x27;The&#x27;, &#x27;dragon&#x27;;", last.status)
+        page = work.ask("Where is the dragon?", [("", last.trace, 2)])
+        self.assertIn("The model does not know &#x27;dragon&#x27;;", page)
+        self.assertIn("Ask something.", work.ask(" ", [("", last.trace, 2)]))
+        self.assertIn("no memory to ask yet", work.ask("Where is John?", [("", None, 0)]))
+
+    def test_what_is_typed_is_escaped(self):
+        text = '<script>alert(1)</script> "><img src=x onerror=alert(1)>'
+        last = written(f"{text} Mary is there.")
+        question = "<b onclick='x'>?"
+        pages = [
+            last.status,
+            drawing.view(last.trace, 2),
+            work.ask(question, [(text, last.trace, 2)]),
+        ]
+        for page in pages:
+            self.assertNotRegex(page, "<script|<img src=x|<b onclick")
+        self.assertIn("&lt;", pages[1])
+
+    def test_colours_change_from_step_to_step(self):
+        trace = written(model.examples.texts[0]).trace
+        colours = [re.findall(r"--loss:(\d+)%", drawing.view(trace, k)) for k in range(3)]
+        self.assertLen(colours[0], 24)
+        means = [np.mean(list(map(int, row))) for row in colours]
+        self.assertGreater(means[0], 2 * means[1])
+        far = [drawing.moved(trace, k) for k in range(3)]
+        self.assertEqual(far[0].max(), 0)
+        self.assertGreater(far[1].min(), 0)
+
+    def test_memory_files(self):
+        trace = written(model.examples.texts[0]).trace
+        folder = pathlib.Path(self.create_tempdir().full_path)
+        path = work.save(trace, folder)
+        opened = open_model(str(MODEL))
+        header = read_header(path)
+        chosen = choose_contexts(path, header, "*")
+        ((_, memory),) = open_memories(path, opened, header, chosen, 1)  # as experiments.ask
+        self.assertEqual(answer(opened, memory, ["Where is the milk?"], 4), [["garden"]])
+        damaged = folder / "damaged.safetensors"
+        damaged.write_bytes(pathlib.Path(path).read_bytes()[:-100])
+        loaded = work.load(path, "babi_qa2", None)
+        self.assertFalse(os.path.exists(path))
+        self.assertEqual(asked(loaded.trace, "Where is the milk?")[:2], ["garden", "office"])
+        self.assertIn("no text in it", drawing.view(loaded.trace, 0))
+        on = written("Mary dropped the milk.", 2, loaded.trace).trace
+        self.assertEqual(on.context.num_tokens, 29)
+        refused = work.load(str(damaged), "babi_qa2", None)
+        self.assertIsNone(refused.trace)
+        self.assertIn("damaged.safetensors", refused.status)
+        self.assertNotIn(str(folder), refused.status)
+
+    def test_memory_of_another_model(self):
+        with tempfile.TemporaryDirectory() as name:
+            pretrained(pathlib.Path(name) / "words")
+            here = Work(Models([str(pathlib.Path(name) / "words"), str(MODEL)]))
+            (*_, last) = here.write("words", 3, "the cat", 1)
+            self.assertEqual(last.trace.steps[0].memory.shape[1], 3)
+            path = here.save(last.trace, name)
+            self.assertIn("another configuration", here.load(path, "babi_qa2", None).status)
+            (*_, last) = here.write("babi_qa2", None, "Mary", 1, last.trace)
+            self.assertIn("of another model", last.status)
+
+    def test_text_files(self):
+        path = pathlib.Path(self.create_tempdir().full_path) / "a.txt"
+        path.write_bytes("\ufeffMary went.\r\n".encode())
+        self.assertEqual(read_text(str(path)), ("Mary went.", ""))
+        path.write_bytes(b"\xff\xfe")
+        text, status = read_text(str(path))
+        self.assertIsNone(text)
+        self.assertIn("a.txt is not UTF-8 text", status)
+        self.assertFalse(path.exists())
+
+    def test_what_fails_is_for_the_log(self):
+        with (
+            unittest.mock.patch.object(traces, "encode", side_effect=RuntimeError("secret")),
+            self.assertLogs("experiments", "ERROR"),
+        ):
+            (*_, last) = work.write("babi_qa2", None, "Mary is there.", 1)
+        self.assertIn("failed here", last.status)
+        self.assertNotIn("secret", last.status)
+        self.assertTrue(last.is_done)
