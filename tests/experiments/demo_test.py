@@ -1,23 +1,31 @@
 """The page of experiments.demo: what it computes, and the page itself in a browser."""
 
+import contextlib
+import gc
 import importlib.util
 import os
 import pathlib
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 import unittest
+import unittest.mock
+import urllib.request
 
 import jax
 import numpy as np
 import optax
-from absl.testing import parameterized
+import pytest
+from absl.testing import absltest, parameterized
 
 from experiments.answers.answering import answer, choose_contexts, open_memories
 from experiments.answers.open_model import OpenModel, open_model
 from experiments.demo_page import drawing, traces
 from experiments.demo_page.models import FOLDER, Models, PageModel
 from experiments.demo_page.traces import Traces
+from experiments.demo_page.space import write_space
 from experiments.demo_page.work import Work, read_text
 from gradmem_jax import RMT, GradMem, RMTConfig
 from gradmem_jax.lm.pretrained.load import Pretrained, save_pretrained
@@ -233,3 +241,134 @@ class WorkTest(parameterized.TestCase):
         self.assertIn("failed here", last.status)
         self.assertNotIn("secret", last.status)
         self.assertTrue(last.is_done)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed (event loop|<socket):ResourceWarning")  # Gradio's
+@unittest.skipIf(MISSING, f"the page needs {MISSING}: pip install -e '.[demo]' playwright")
+@unittest.skipIf(CHROMIUM is None, "there is no Chromium: apt-get install chromium")
+class PageTest(absltest.TestCase):
+    """The page in a browser; one server and one browser for all tests."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        from playwright.sync_api import sync_playwright
+
+        from experiments.demo_page.page import serve
+
+        stack = contextlib.ExitStack()
+        cls.addClassCleanup(gc.collect)  # what Gradio leaves open, while nobody minds
+        cls.addClassCleanup(stack.close)
+        cls.address = stack.enter_context(serve(work, "127.0.0.1", 0))
+        player = stack.enter_context(sync_playwright())
+        cls.browser = player.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        stack.callback(cls.browser.close)
+
+    def open(self, **options):
+        """A page of its own, all whose requests are watched."""
+        page = self.browser.new_page(viewport={"width": 1280, "height": 900}, **options)
+        self.addCleanup(page.close)
+        page.set_default_timeout(30_000)
+        self.requests = []
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.goto(self.address)
+        page.wait_for_selector("#write-1")
+        return page
+
+    def colours(self, page):
+        """The colours of the tokens as they are painted, when they stand still."""
+        page.wait_for_timeout(500)
+        script = "found => found.map(x => getComputedStyle(x).backgroundColor)"
+        return page.locator("#view-1 .gm-text span").evaluate_all(script)
+
+    def test_write_look_back_ask_save_and_load(self):
+        page = self.open()
+        page.click("#write-1")
+        page.wait_for_selector('#view-1 [data-step="2"]')
+        after = self.colours(page)
+        self.assertLen(after, 24)
+        page.fill("#step-1 input[type=number]", "0")
+        page.press("#step-1 input[type=number]", "Enter")
+        page.wait_for_selector('#view-1 [data-step="0"]')
+        self.assertNotEqual(self.colours(page), after)
+        page.fill("#step-1 input[type=number]", "2")
+        page.press("#step-1 input[type=number]", "Enter")
+        page.wait_for_selector('#view-1 [data-step="2"]')
+        self.assertEqual(self.colours(page), after)
+        page.click("#ask")
+        page.wait_for_selector("#answers .gm-said")
+        self.assertEqual(
+            page.locator("#answers .gm-said").all_inner_texts(), ["garden", "office", "office"]
+        )
+        self.assertLen(page.locator("#answers li").all(), 15)
+        with page.expect_download() as download:
+            page.click("#save-1")
+        path = str(pathlib.Path(self.create_tempdir().full_path) / "memory.safetensors")
+        download.value.save_as(path)
+        page.fill("#text-1 textarea", "John moved to the office.")
+        page.click("#write-1")
+        page.wait_for_function("document.querySelectorAll('#view-1 .gm-text span').length == 6")
+        self.upload(page, "#load-1", path)
+        page.wait_for_selector("#view-1 .gm-view:not(:has(.gm-text))")
+        page.click("#ask")
+        page.wait_for_function("document.querySelectorAll('#answers article').length == 2")
+        self.assertEqual(page.locator("#answers .gm-said").first.inner_text(), "garden")
+        self.only_from_here()
+
+    def upload(self, page, button, path):
+        with page.expect_file_chooser() as chooser:
+            page.click(button)
+        chooser.value.set_files(path)
+
+    def only_from_here(self):
+        """Nothing was asked of other hosts."""
+        self.assertNotEmpty(self.requests)
+        outside = [x for x in self.requests if not x.startswith((self.address, "data:", "blob:"))]
+        self.assertEmpty(outside)
+        self.assertStartsWith(self.address, "http://127.0.0.1:")
+
+    def test_what_is_wrong_is_said(self):
+        page = self.open()
+        folder = pathlib.Path(self.create_tempdir().full_path)
+        damaged, binary = folder / "damaged.safetensors", folder / "binary.txt"
+        damaged.write_bytes(b"\x08" + bytes(100))
+        binary.write_bytes(b"\xff\xfe\xfd")
+        page.click("#ask")
+        page.wait_for_selector("#answers .gm-error >> text=write a text first")
+        page.fill("#text-1 textarea", "Mary " * 3000)
+        page.click("#write-1")
+        page.wait_for_selector("#status-1 .gm-error >> text=3000 tokens")
+        text = f"dragon <img src=http://192.0.2.1/x> {model.examples.texts[0][:60]}"
+        page.fill("#text-1 textarea", text)
+        page.click("#write-1")
+        page.wait_for_selector("#status-1 .gm-warning >> text=does not know")
+        self.assertIn("'dragon'", page.inner_text("#status-1"))
+        self.assertIn("<img src", page.inner_text("#view-1"))
+        self.upload(page, "#load-1", damaged)
+        page.wait_for_selector("#status-1 .gm-error >> text=damaged.safetensors")
+        self.upload(page, "#upload-1", binary)
+        page.wait_for_selector("#status-1 .gm-error >> text=not UTF-8")
+        self.assertNotIn("Traceback", page.content())
+        self.only_from_here()
+
+    def test_two_texts_on_a_phone(self):
+        page = self.open(color_scheme="dark")
+        page.set_viewport_size({"width": 390, "height": 844})
+        page.check("#pair input")
+        for i in (1, 2):
+            page.click(f"#write-{i}")
+            page.wait_for_selector(f'#view-{i} [data-step="2"]')
+        page.click("#ask")
+        page.wait_for_function("document.querySelectorAll('#answers .gm-of').length == 2")
+        said = page.locator("#answers article:first-of-type .gm-said").all_inner_texts()
+        self.assertEqual(said, ["garden", "bathroom"])
+        wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        self.assertEqual(page.evaluate(wide), 0)
+        self.only_from_here()
+
+    def test_pages_may_load_nothing_from_elsewhere(self):
+        with urllib.request.urlopen(self.address) as answer:
+            policy = answer.headers["content-security-policy"]
+            content = answer.read().decode()
+        self.assertStartsWith(policy, "default-src 'self' ")
+        self.assertNotRegex(content, r"<(script|link)[^>]*(src|href)=.?https?://(?!127\.0\.0\.1)")
