@@ -18,6 +18,7 @@ from gradmem_jax.memory.interface import Memory
 
 _NEGATIVE, _POSITIVE = (47, 111, 179), (217, 119, 6)  # they show on white and on black
 _MOST_ROWS = 64  # memory vectors that are drawn
+_LONGEST_WORD = 30  # answers that are shown large
 _MOST_LABELS = 12  # bars with their numbers above
 
 
@@ -190,8 +191,9 @@ def _answer(one: Answer) -> str:
     )
     note = f'<p class="gm-quiet">{escape(one_line(one.note, 300))}</p>' if one.note else ""
     said = escape(one_line(one.text, 600)) or "–"
+    long = " gm-long" if len(one.text) > _LONGEST_WORD else ""
     return (
-        f'<article><header>{escape(one.source)}</header><p class="gm-said">{said}</p>'
+        f'<article><header>{escape(one.source)}</header><p class="gm-said{long}">{said}</p>'
         f"<ol>{rows}</ol>{note}</article>"
     )
 

@@ -92,7 +92,7 @@ class PageModel:
         """What it is, in a line."""
         model, lm = self.opened.model, self.opened.model.config.lm
         kind = type(lm).__name__.removesuffix("Config")
-        size = f"{kind}, {lm.num_layers} layers of width {lm.width}, {lm.vocab_size:,} tokens."
+        size = f"{kind}, width {lm.width}, layers: {lm.num_layers}, tokens: {lm.vocab_size:,}."
         if not self.is_trained:
             return f"{size} It never learned to write or to answer from memory."
         what = "GradMem" if type(model) is GradMem else type(model).__name__

@@ -382,8 +382,10 @@ def serve(work: Work, host: str, port: int) -> Iterator[str]:
     Raises:
         ValueError: the port is taken.
     """
-    with tempfile.TemporaryDirectory(prefix="gradmem_page_") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # uploads
+    with (
+        tempfile.TemporaryDirectory(prefix="gradmem_page_") as folder,
+        _environment("GRADIO_TEMP_DIR", folder),  # of uploads
+    ):
         page = build(work, folder)
         page.queue(max_size=32, api_open=False)
         try:
@@ -405,11 +407,27 @@ def serve(work: Work, host: str, port: int) -> Iterator[str]:
                 app_kwargs={"middleware": [Middleware(_OnlyFromHere)]},
             )
         except OSError as error:
-            raise ValueError(f"--port={port} of --host={host} cannot be used: {error}") from error
+            raise ValueError(
+                f"the page cannot be served at --host={host} --port={port}: another program has "
+                "the port, or this machine has no such address. Choose others; --port=0 finds one."
+            ) from error
         try:
             yield address
         finally:
             page.close(verbose=False)
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """Sets a variable of the environment in this block."""
+    earlier = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if earlier is not None:
+            os.environ[name] = earlier
 
 
 def _theme() -> gr.Theme:

@@ -7,9 +7,11 @@ import os
 import pathlib
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 import unittest.mock
 import urllib.request
@@ -24,14 +26,15 @@ from experiments.answers.answering import answer, choose_contexts, open_memories
 from experiments.answers.open_model import OpenModel, open_model
 from experiments.demo_page import drawing, traces
 from experiments.demo_page.models import FOLDER, Models, PageModel
-from experiments.demo_page.traces import Traces
 from experiments.demo_page.space import write_space
+from experiments.demo_page.traces import Traces
 from experiments.demo_page.work import Work, read_text
 from gradmem_jax import RMT, GradMem, RMTConfig
 from gradmem_jax.lm.pretrained.load import Pretrained, save_pretrained
 from gradmem_jax.memory.programs import program
 from gradmem_jax.storage.memory_file import read_header
 from gradmem_jax.tokenizers.text_tokenizer import word_tokenizer
+from tests.programs import environment
 from tests.small import numpy_params, small_model
 
 MODEL = FOLDER / "babi_qa2"
@@ -71,7 +74,7 @@ def assert_close(one, other):
 
 def asked(trace, question, step=2):
     """The answers on the page, in their order."""
-    return re.findall(r'gm-said">([^<]*)<', work.ask(question, [("", trace, step)]))
+    return re.findall(r"gm-said[^>]*>([^<]*)<", work.ask(question, [("", trace, step)]))
 
 
 class WorkTest(parameterized.TestCase):
@@ -351,6 +354,30 @@ class PageTest(absltest.TestCase):
         self.assertNotIn("Traceback", page.content())
         self.only_from_here()
 
+    def test_a_long_write_is_stopped(self):
+        descend = traces._descend
+
+        def slowly(*arguments):
+            for step in descend(*arguments):
+                time.sleep(0.3)
+                yield step
+
+        page = self.open()
+        page.fill("#steps-1 input[type=number]", "8")
+        page.fill("#text-1 textarea", model.examples.texts[0].replace("Mary", "Daniel"))
+        with unittest.mock.patch.object(traces, "_descend", slowly):
+            page.click("#write-1")
+            page.wait_for_selector('#view-1 [data-step="1"]')
+            self.assertTrue(page.is_disabled("#write-1"))
+            self.assertTrue(page.is_disabled("#save-1"))
+            page.click("#stop-1")
+            page.wait_for_selector("#status-1 >> text=Stopped")
+        page.wait_for_selector("#write-1:not([disabled])")
+        self.assertLess(page.locator("#view-1 .gm-bar").count(), 9)
+        page.click("#ask")
+        page.wait_for_selector("#answers >> text=/Memory after \\d of 8 steps/")
+        self.assertEqual(page.locator("#answers .gm-said").first.inner_text(), "garden")
+
     def test_two_texts_on_a_phone(self):
         page = self.open(color_scheme="dark")
         page.set_viewport_size({"width": 390, "height": 844})
@@ -372,3 +399,63 @@ class PageTest(absltest.TestCase):
             content = answer.read().decode()
         self.assertStartsWith(policy, "default-src 'self' ")
         self.assertNotRegex(content, r"<(script|link)[^>]*(src|href)=.?https?://(?!127\.0\.0\.1)")
+
+
+class SpaceTest(absltest.TestCase):
+    def write(self):
+        folder = pathlib.Path(self.create_tempdir().full_path) / "space"
+        write_space(folder, [str(MODEL)], "cc-by-3.0")
+        return folder
+
+    @unittest.skipIf("gradio" in MISSING, "a Space names the version of gradio that is installed")
+    def test_folder(self):
+        folder = self.write()
+        readme = (folder / "README.md").read_text()
+        (front,) = re.findall(r"\A---\n(.*?)^---\n", readme, re.M | re.S)
+        fields = dict(line.split(": ", 1) for line in front.splitlines())
+        self.assertEqual(fields["sdk"], "gradio")
+        self.assertEqual(fields["license"], "cc-by-3.0")
+        self.assertTrue((folder / fields["app_file"]).is_file())
+        self.assertLessEqual(len(fields["short_description"]), 60)  # the hub takes no more
+        pin = f"gradio=={fields['sdk_version']}"
+        self.assertIn(pin, (folder / "requirements.txt").read_text().splitlines())
+        for file in MODEL.iterdir():
+            copy = folder / "experiments/models/babi_qa2" / file.name
+            self.assertEqual(copy.read_bytes(), file.read_bytes())
+        for name in ("gradmem_jax/py.typed", "experiments/demo_page/page.css"):
+            self.assertTrue((folder / name).is_file())
+        with self.assertRaisesRegex(ValueError, "is not empty; name a new folder"):
+            write_space(folder, [str(MODEL)], "cc-by-3.0")
+        with self.assertRaisesRegex(ValueError, "no exported run; make one with"):
+            write_space(folder / "new", [str(folder)], "mit")
+        with self.assertRaisesRegex(ValueError, "is no id of a licence"):
+            write_space(folder / "new", [str(MODEL)], "mit\nsdk: docker")
+
+    @pytest.mark.slow
+    @unittest.skipIf("gradio" in MISSING, "gradio is not installed")
+    def test_app_starts_from_a_fresh_folder(self):
+        folder = self.write()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        changes = {"GRADIO_SERVER_PORT": str(port), "PYTHONPATH": "", "SPACE_ID": ""}
+        with subprocess.Popen(
+            [sys.executable, "app.py"],
+            cwd=folder,
+            env=environment(devices=1) | changes | {"GRADIO_SERVER_NAME": "127.0.0.1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as app:
+            self.addCleanup(app.kill)
+            address = f"http://127.0.0.1:{port}"
+            self.assertEqual(
+                app.stdout.readline(), f"open {address}/ in a browser; Ctrl-C ends this\n"
+            )
+            with urllib.request.urlopen(address) as answer:
+                self.assertIn("babi_qa2", answer.read().decode())
+            app.terminate()
+            self.assertEqual(app.wait(), 130)
+
+
+if __name__ == "__main__":
+    absltest.main()
