@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import importlib.util
+import json
 import os
 import pathlib
 import re
@@ -392,6 +393,27 @@ class PageTest(absltest.TestCase):
         wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
         self.assertEqual(page.evaluate(wide), 0)
         self.only_from_here()
+
+    def test_only_what_was_uploaded_is_read_and_deleted(self):
+        path = pathlib.Path(self.create_tempdir().full_path) / "a.txt"
+        path.write_text("Mary is there.")
+        with urllib.request.urlopen(f"{self.address}config") as answer:
+            events = json.load(answer)["dependencies"]
+        (first, *_) = (x for x in events if any("upload" in target for target in x["targets"]))
+        file = {"path": str(path), "meta": {"_type": "gradio.FileData"}}
+        call = {"data": [file], "fn_index": first["id"], "session_hash": "stranger"}
+        request = urllib.request.Request(
+            f"{self.address}gradio_api/queue/join",
+            json.dumps(call).encode(),
+            {"content-type": "application/json"},
+        )
+        urllib.request.urlopen(request).close()
+        where = f"{self.address}gradio_api/queue/data?session_hash=stranger"
+        with urllib.request.urlopen(where, timeout=10) as answer:
+            (done,) = (x for x in map(bytes.decode, answer) if "process_completed" in x)
+        self.assertIn('"success":false', done)
+        self.assertNotIn("Mary", done)
+        self.assertTrue(path.exists())
 
     def test_pages_may_load_nothing_from_elsewhere(self):
         with urllib.request.urlopen(self.address) as answer:
