@@ -137,9 +137,9 @@ def moved(trace: Trace, step: int) -> np.ndarray:
 
 
 def _memory(trace: Trace, step: int) -> str:
-    rows, first = (memory_rows(trace.steps[k].memory) for k in (step, 0))
+    rows, first, last = (memory_rows(trace.steps[k].memory) for k in (step, 0, -1))
     far, furthest = moved(trace, step), float(moved(trace, trace.last).max(initial=0))
-    scale = float(np.quantile(np.abs(first), 0.98)) or 1.0
+    scale = float(np.quantile(np.abs([first, last]), 0.98)) or 1.0
     drawn = rows[:_MOST_ROWS]
     maps = f"<figure>{_image(drawn, scale)}<figcaption>vectors</figcaption></figure>"
     if trace.last:
