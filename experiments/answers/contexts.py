@@ -93,15 +93,22 @@ def _read_lines(path: str, text: str) -> list[Context]:
     return contexts
 
 
-def warn_of_unknown(name: str, text: str, tokenizer: Tokenizer) -> None:
-    """Says which words of a text the model has never seen and cannot tell apart."""
+def unknown_words(text: str, tokenizer: Tokenizer) -> str:
+    """Says which words of a text the model has never seen and cannot tell apart, "" if none."""
     unknown = tokenizer.unknown(text)
-    if unknown:
-        words = dict.fromkeys(unknown)
-        some = ", ".join(map(shown, [*words][:_MAX_SHOWN]))
-        more = f" and {len(words) - _MAX_SHOWN} more" if len(words) > _MAX_SHOWN else ""
-        text = "%s: the model does not know %s%s; unknown words are all the same to it"
-        log.warning(text, one_line(name), some, more)
+    if not unknown:
+        return ""
+    words = dict.fromkeys(unknown)
+    some = ", ".join(map(shown, [*words][:_MAX_SHOWN]))
+    more = f" and {len(words) - _MAX_SHOWN} more" if len(words) > _MAX_SHOWN else ""
+    return f"the model does not know {some}{more}; unknown words are all the same to it"
+
+
+def warn_of_unknown(name: str, text: str, tokenizer: Tokenizer) -> None:
+    """Logs `unknown_words`."""
+    said = unknown_words(text, tokenizer)
+    if said:
+        log.warning("%s: %s", one_line(name), said)
 
 
 def encode_context(
@@ -111,6 +118,7 @@ def encode_context(
     pad_id: int,
     limit: int,
     segment_tokens: int | None = None,
+    if_too_long: str = "",
 ) -> np.ndarray:
     """Tokenises a context.
 
@@ -120,6 +128,7 @@ def encode_context(
         pad_id: the model's padding.
         limit: tokens that one WRITE of the model can take.
         segment_tokens: length of the segments that a longer context comes in.
+        if_too_long: what a message advises then; the flag of the programs by default.
 
     Returns:
         int32 [S], or [T, S] if the context comes in segments, the last one padded on the right.
@@ -133,10 +142,13 @@ def encode_context(
         f"--segment_tokens={longest}: the model takes 1 to {limit} tokens in one WRITE.",
     )
     characters = len(context.text)
+    remedy = if_too_long or (
+        f"write it segment after segment with --segment_tokens={limit} or less"
+    )
     require(
         segment_tokens is not None or characters <= limit * _LONGEST_TOKEN,
         f"{context.name} has {characters} characters, the model takes at most {limit} tokens in "
-        f"one WRITE; write it segment after segment with --segment_tokens={limit} or less.",
+        f"one WRITE; {remedy}.",
     )
     ids = starting_ids(tokenizer, context.text)
     warn_of_unknown(context.name, context.text, tokenizer)
@@ -150,7 +162,7 @@ def encode_context(
         require(
             len(ids) <= limit,
             f"{context.name} has {len(ids)} tokens, the model takes at most {limit} in one WRITE; "
-            f"write it segment after segment with --segment_tokens={limit} or less.",
+            f"{remedy}.",
         )
         return ids
     count = -(-len(ids) // segment_tokens)

@@ -220,8 +220,7 @@ def without_traceback(
         console.check()
         return status
     except (ValueError, CheckpointError) as error:
-        raised_in = pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-        if not any(raised_in.is_relative_to(folder) for folder in _OURS):
+        if not is_refusal(error):
             raise
         _refuse(str(error))
     except (RuntimeError, AssertionError) as error:
@@ -239,6 +238,14 @@ def without_traceback(
         sys.exit(1)
     except OSError as error:
         _refuse(_of_disk(error))
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether an error is one by which our own code refuses what it is given."""
+    if not isinstance(error, ValueError | CheckpointError):
+        return False
+    raised_in = pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    return any(raised_in.is_relative_to(folder) for folder in _OURS)
 
 
 def _of_disk(error: OSError) -> str:

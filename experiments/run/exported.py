@@ -78,6 +78,20 @@ def write_exported(
         ) from error
 
 
+def exported_files(folder: pathlib.Path) -> list[str]:
+    """The names of the files of an export.
+
+    Raises:
+        ValueError: it is none, or its files are of several exports.
+    """
+    require(
+        (folder / EXPORTED).is_file(),
+        f"{folder} is no exported run; make one with `python -m experiments.export`.",
+    )
+    read_step(folder)
+    return [name for name in (*_FILES, EXPORTED) if (folder / name).exists()]
+
+
 def read_step(folder: pathlib.Path) -> int:
     """The step of an export.
 

@@ -1,0 +1,295 @@
+"""Texts written into memory step by step, with the memory and the losses after each step."""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Hashable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.answers.contexts import Context, bucket, encode_context, unknown_words
+from experiments.answers.open_model import OpenModel
+from experiments.answers.writing import describe_sizes
+from experiments.demo_page.kept import Kept
+from experiments.demo_page.models import PageModel
+from experiments.demo_page.tokens import Token, split_tokens
+from gradmem_jax.checks import require, require_integer
+from gradmem_jax.losses import IGNORE, mean_per_sample
+from gradmem_jax.memory.gradmem import GradMem
+from gradmem_jax.memory.inner_loop import clip_gradient
+from gradmem_jax.memory.interface import Memory
+from gradmem_jax.memory.programs import program
+from gradmem_jax.storage.memory_file import StoredContext, load_memory, read_header, save_memory
+from gradmem_jax.trees import Params
+
+_MOST_TRACES = 16
+_TOO_LONG = "shorten it, or write its parts one after the other with Write on"
+
+
+class Text(NamedTuple):
+    """A text as a model takes it.
+
+    Attributes:
+        ids: int32 [S].
+        tokens: S of them, what each id stands for.
+    """
+
+    ids: np.ndarray
+    tokens: tuple[Token, ...]
+
+
+class Step(NamedTuple):
+    """What is there after some steps of a WRITE.
+
+    Attributes:
+        memory: of one sample, leaves [1, ...].
+        losses: of each text float [S], loss of its tokens given this memory.
+    """
+
+    memory: Memory
+    losses: tuple[np.ndarray, ...]
+
+
+@dataclasses.dataclass(eq=False)
+class Trace:
+    """A WRITE, step by step; it grows while it runs.
+
+    Attributes:
+        key: what tells it from others.
+        model: the model that writes.
+        texts: all that was written into this memory; the last one is written here.
+        num_steps: K.
+        control: the memory before anything was written.
+        earlier: what is known of the memory that this WRITE goes on from, if it does.
+        steps: those that are done, the first one before any update.
+        seconds: they took.
+        notes: what is to be said of the texts.
+        stored: what a file says of it, if it was loaded.
+    """
+
+    key: Hashable
+    model: PageModel
+    texts: tuple[Text, ...]
+    num_steps: int
+    control: Memory
+    earlier: StoredContext | None = None
+    steps: list[Step] = dataclasses.field(default_factory=list)
+    seconds: float = 0.0
+    notes: str = ""
+    stored: StoredContext | None = None
+
+    @property
+    def last(self) -> int:
+        """The number of the last step that is done."""
+        return len(self.steps) - 1
+
+    @property
+    def write_losses(self) -> list[float]:
+        """WRITE loss of the last text after each step, in nats a token."""
+        return [float(step.losses[-1].mean()) for step in self.steps if step.losses]
+
+    @property
+    def context(self) -> StoredContext:
+        """What its file says of it."""
+        if self.stored is not None:
+            return self.stored
+        count, rows = len(self.texts[-1].ids), (tuple(self.write_losses[:-1]),)
+        final = float(np.concatenate(self.steps[-1].losses).mean())
+        if self.earlier is None:
+            return StoredContext("text", count, rows, final)
+        before = self.earlier.num_tokens
+        whole = None if before is None else before + count
+        return StoredContext("text", whole, self.earlier.write_losses + rows, final)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Floats and bytes of the memory and of a key-value cache, see `describe_sizes`."""
+        return describe_sizes(self.model.opened, self.steps[0].memory, self.context)
+
+
+class Traces:
+    """All WRITEs of the page; none is done twice as long as it is kept."""
+
+    def __init__(self) -> None:
+        """Keeps none yet."""
+        self._kept: Kept[Trace] = Kept(_MOST_TRACES)
+
+    def write(
+        self, model: PageModel, text: str, num_steps: int, start: Trace | None = None
+    ) -> Iterator[Trace]:
+        """Writes a text, and yields its trace whenever another step is done.
+
+        Args:
+            model: the model.
+            text: the text.
+            num_steps: K.
+            start: whose last memory to write on; an empty memory by default.
+
+        Raises:
+            ValueError: the text is empty or too long, K is wrong, or `start` is of another model.
+        """
+        num_steps = require_integer("K", num_steps, 0)
+        require(num_steps <= model.most_steps, f"K is at most {model.most_steps} here.")
+        require(
+            start is None or start.model.key == model.key,
+            "this memory is of another model; write the text anew.",
+        )
+        before = None if start is None else (start.key, start.last)
+        key = (model.key, before, text, num_steps)
+        found = self._kept.get(key)
+        if found is not None:
+            yield found
+            return
+        encoded, notes = encode(model, text)
+        trace = _begin(key, model, encoded, num_steps, start)
+        trace.notes = notes
+        started = time.monotonic()
+        for step in _steps(trace, start):
+            trace.steps.append(step)
+            trace.seconds = time.monotonic() - started
+            if trace.last == num_steps:
+                self._kept.put(key, trace)
+            yield trace
+
+
+def encode(model: PageModel, text: str) -> tuple[Text, str]:
+    """Turns a text into ids; returns what is to be said of its words, too.
+
+    Raises:
+        ValueError: it is empty or too long.
+    """
+    require(bool(text.strip()), "There is no text to write.")
+    opened = model.opened
+    ids = encode_context(
+        Context("The text", text),
+        opened.tokenizer,
+        pad_id=opened.model.config.pad_id,
+        limit=model.limit,
+        if_too_long=_TOO_LONG,
+    )
+    tokens = split_tokens(opened.tokenizer, text, ids)
+    return Text(ids, tokens), unknown_words(text, opened.tokenizer)
+
+
+def _begin(
+    key: Hashable, model: PageModel, text: Text, num_steps: int, start: Trace | None
+) -> Trace:
+    """A trace without steps."""
+    if start is None:
+        return Trace(key, model, (text,), num_steps, empty_memory(model.opened, text.ids))
+    texts = (*start.texts, text)
+    return Trace(key, model, texts, num_steps, start.control, start.context)
+
+
+def empty_memory(opened: OpenModel, ids: np.ndarray) -> Memory:
+    """The memory of K = 0 for ids [S], of one sample."""
+    memory, _ = opened.model.write_memory(opened.params, _row(opened, ids), num_steps=0)
+    return jax.device_get(memory)
+
+
+def _row(opened: OpenModel, ids: np.ndarray) -> np.ndarray:
+    """Ids [S] as a batch of one, padded to one of few lengths."""
+    config = opened.model.config
+    longest = config.lm.max_positions - opened.model.write_positions
+    row = np.full((1, bucket(len(ids), longest)), config.pad_id, np.int32)
+    row[0, : len(ids)] = ids
+    return row
+
+
+def _steps(trace: Trace, start: Trace | None) -> Iterator[Step]:
+    """Writes the last text of a trace."""
+    opened = trace.model.opened
+    ids = [_row(opened, text.ids) for text in trace.texts]
+    first = None if start is None else jax.tree.map(jnp.asarray, start.steps[-1].memory)
+    write = _descend if isinstance(opened.model, GradMem) else _write_again
+    measure = program(_token_losses, opened.model)
+    for memory, losses in write(opened, ids[-1], first, trace.num_steps):
+        each = [measure(opened.params, memory, earlier) for earlier in ids[:-1]]
+        memory, rows = jax.device_get((memory, [*each, losses]))
+        pairs = zip(rows, trace.texts, strict=True)
+        yield Step(memory, tuple(row[0, : len(text.ids)] for row, text in pairs))
+
+
+def _descend(
+    opened: OpenModel, ids: np.ndarray, memory: Memory | None, num_steps: int
+) -> Iterator[tuple[Memory, jax.Array]]:
+    """Memory and token losses [1, S] after 0, 1, ... K gradient steps, each done once."""
+    model: Any = opened.model
+    memory, _ = model.write_memory(opened.params, ids, memory=memory, num_steps=0)
+    state = model.init_update(memory)
+    step = program(_step, model)  # behind the last step too: another program would take longer
+    for _ in range(num_steps + 1):
+        new, state, losses = step(opened.params, memory, state, ids)
+        yield memory, losses
+        memory = new
+
+
+def _step(
+    model: GradMem, params: Params, memory: Memory, state: Any, ids: jax.Array
+) -> tuple[Memory, Any, jax.Array]:
+    """One update of the memory, and the losses [1, S] of the tokens before it."""
+    labels = jnp.where(ids == model.config.pad_id, IGNORE, ids)
+    inputs = model.write_inputs(params, memory, ids)
+
+    def loss(memory: Memory) -> tuple[jax.Array, jax.Array]:
+        losses = model.context_token_losses(memory, inputs, labels)
+        return mean_per_sample(losses, labels).sum(), losses
+
+    (_, losses), gradient = jax.value_and_grad(loss, has_aux=True)(memory)
+    gradient = clip_gradient(gradient, model.config.clip_value, model.config.clip_norm)
+    rates = model.learning_rates(params, memory)
+    memory, state = model.update(memory, gradient, state, rates)
+    return memory, state, losses
+
+
+def _write_again(
+    opened: OpenModel, ids: np.ndarray, memory: Memory | None, num_steps: int
+) -> Iterator[tuple[Memory, jax.Array]]:
+    """The same of models that write in one way or another, by WRITEs of 0, 1, ... K steps."""
+    for count in range(num_steps + 1):
+        new, _ = opened.model.write_memory(
+            opened.params, ids, memory=memory, num_steps=np.array([count]), max_steps=num_steps
+        )
+        yield new, program(_token_losses, opened.model)(opened.params, new, ids)
+
+
+def _token_losses(model: Any, params: Params, memory: Memory, ids: jax.Array) -> jax.Array:
+    return model.write_token_losses(params, memory, ids)
+
+
+def save(path: str | pathlib.Path, trace: Trace) -> None:
+    """Writes the last memory of a trace to a file that experiments.ask reads."""
+    model = trace.model
+    save_memory(
+        path,
+        trace.steps[-1].memory,
+        model.opened.model,
+        model.opened.params,
+        contexts=[trace.context],
+        notes=model.opened.notes,
+        fingerprint=model.fingerprint,
+    )
+
+
+def load(path: str | pathlib.Path, model: PageModel) -> Trace:
+    """Reads the first memory of a file that this model wrote.
+
+    Raises:
+        ValueError: the file is damaged, none, or of another model.
+    """
+    header = read_header(path)
+    opened = model.opened
+    memory = load_memory(
+        path, opened.model, opened.params, slice(0, 1), fingerprint=model.fingerprint
+    )
+    stored = header.contexts[0]
+    some_token = np.array([(opened.model.config.pad_id + 1) % opened.model.config.lm.vocab_size])
+    control = empty_memory(opened, some_token)
+    trace = Trace((model.key, header.checksums[0]), model, (), 0, control, stored=stored)
+    trace.steps.append(Step(jax.device_get(memory), ()))
+    if len(header.contexts) > 1:
+        trace.notes = f"The file holds {len(header.contexts)} memories; this is the first one."
+    return trace
