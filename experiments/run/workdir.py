@@ -26,8 +26,8 @@ from gradmem_jax.training.optimizer import learning_rate_schedule
 PARAMS, EXPORTED, LM = "params.safetensors", "exported.json", "lm"
 
 # What a run did before it had a field, where that is not the field's default.
-_EARLIER: dict[str, Any] = {"data.add_begin_token": False}
-_REMAT, _PRECISION = "lm.remat", "lm.matmul_precision"
+_EARLIER: dict[str, Any] = {"data.add_begin_token": False, "lm.matmul_precision": "default"}
+_REMAT = "lm.remat"
 # Fields that may change when a run goes on.
 _MAY_CHANGE = (
     "num_steps",
@@ -123,7 +123,6 @@ def check_workdir(workdir: pathlib.Path, plan: RunPlan) -> None:
     )
     if steps:
         _say_new_rates(workdir, earlier, steps[-1], plan)
-        _say_new_precision(earlier, plan, jax.default_backend())
     if not hosts.is_first():
         return
     made_tokenizer = not (earlier.get("data.tokenizer_path") or earlier.get("pretrained"))
@@ -165,19 +164,6 @@ def _say_new_rates(
         three_digits(before),
         workdir,
     )
-
-
-def _say_new_precision(earlier: Mapping[str, Any], plan: RunPlan, platform: str) -> None:
-    """Says that products of float32 were taken as the device does by default, and are not now."""
-    precision = files.flatten(plan.fields).get(_PRECISION)
-    if earlier and _PRECISION not in earlier and precision is not None and platform != "cpu":
-        log.warning(
-            "this run is from before %s; its products of float32 were taken as a %s does by "
-            'default, and go on at "%s".',
-            _PRECISION,
-            platform,
-            precision,
-        )
 
 
 def earlier_defaults(method: str, task: str, pretrained: bool) -> dict[str, Any]:
