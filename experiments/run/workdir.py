@@ -35,6 +35,7 @@ _MAY_CHANGE = (
     "stop_at_exact_match",
     "skip_nonfinite",
     "save_every",
+    "log_to",
     "init_from",
     "init_checkpoint",
     "mesh",
