@@ -68,6 +68,19 @@ class ExportsOnHubTest(HubTest, parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "params.safetensors"):
             open_model("org/cut")
 
+    def test_a_card_names_the_base_with_its_licence(self):
+        save_model(self.folder / "lm")
+        (self.folder / "lm" / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+        self.hub.publish("org/lm", SECOND, self.folder / "lm")
+        run = SavedRun(self.folder / "run")
+        step, params = run.params()
+        _ = run.plan
+        run.fields["pretrained"] = f"org/lm@{SECOND}"
+        card = model_card(Export("tiny", run, step, params))
+        self.assertIn('\nlicense: "apache-2.0"\n', card)
+        self.assertIn('\nbase_model: "org/lm"\n', card)
+        self.assertIn("Of the weights: apache-2.0, as that of their base.", card)
+
     def test_evaluate_needs_a_place_for_results(self):
         done = start("evaluate", "--workdir=org/tiny", devices=1)
         self.assertRegex(done.stderr, "^error: --workdir=org/tiny is on a hub: say with --out")
