@@ -3,6 +3,7 @@
 import contextlib
 import pathlib
 import shutil
+import tempfile
 
 import chex
 import pytest
@@ -19,20 +20,25 @@ from tests.programs import ROOT, start
 
 
 class ExportsOnHubTest(HubTest, parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.made = pathlib.Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
+        random_run(cls.made / "run", tiny_config())
+        run = SavedRun(cls.made / "run")
+        step, params = run.params()
+        card = model_card(Export("tiny", run, step, params))
+        write_exported(cls.made / "out", params, step, run.fields, card=card)
+
     def setUp(self):
         super().setUp()
         self.folder = pathlib.Path(self.create_tempdir().full_path)
         self.enter_context(contextlib.chdir(self.folder))
         self.start_hub(self.folder / "cache")
-        random_run(self.folder / "run", tiny_config())
-        run = SavedRun(self.folder / "run")
-        step, params = run.params()
-        card = model_card(Export("tiny", run, step, params))
-        write_exported(self.folder / "out", params, step, run.fields, card=card)
-        self.hub.publish("org/tiny", FIRST, self.folder / "out")
+        self.hub.publish("org/tiny", FIRST, self.made / "out")
 
     def test_it_opens_as_by_its_path(self):
-        here, there = open_model("out"), open_model("org/tiny")
+        here, there = open_model(str(self.made / "out")), open_model("org/tiny")
         chex.assert_trees_all_equal(here.params, there.params)
         self.assertEqual(here.model.config, there.model.config)
         self.assertEqual(there.notes, {"model": f"org/tiny@{FIRST}", "options": {}})
@@ -62,7 +68,7 @@ class ExportsOnHubTest(HubTest, parameterized.TestCase):
         self.hub.publish("org/lm", SECOND, self.folder / "lm")
         self.assertIsNone(find_run("org/lm"))
         self.assertIsNone(find_run("lm"))
-        shutil.copytree("out", "cut")
+        shutil.copytree(self.made / "out", "cut")
         (self.folder / "cut" / "params.safetensors").unlink()
         self.hub.publish("org/cut", SECOND, self.folder / "cut")
         with self.assertRaisesRegex(ValueError, "params.safetensors"):
@@ -72,7 +78,7 @@ class ExportsOnHubTest(HubTest, parameterized.TestCase):
         save_model(self.folder / "lm")
         (self.folder / "lm" / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
         self.hub.publish("org/lm", SECOND, self.folder / "lm")
-        run = SavedRun(self.folder / "run")
+        run = SavedRun(self.made / "run")
         step, params = run.params()
         _ = run.plan
         run.fields["pretrained"] = f"org/lm@{SECOND}"
