@@ -76,13 +76,13 @@ class WandbWriter:
                 settings=wandb.Settings(silent=True, console="off", finish_timeout=_FINISH_SECONDS),
             )
             self._remember()
+            folder = os.path.dirname(self._run.dir)
+            where = f"`wandb sync {folder}`" if self._run.offline else self._run.url
+            log.info("scalars go to Weights & Biases: %s", where)
 
         self._try(lambda: start(None), "scalars are kept in the workdir to be sent later")
         if self._run is None:
             self._try(lambda: start("offline"), "nothing is kept")
-        if self._run is not None:
-            where = f"{self._run.dir}, for `wandb sync`" if self._run.offline else self._run.url
-            log.info("scalars go to Weights & Biases: %s", where)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes scalars by name, unless they were written before the run was stopped."""

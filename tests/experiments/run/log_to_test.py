@@ -167,7 +167,7 @@ class WandbTest(parameterized.TestCase):
     def test_a_damaged_place_begins_another_run(self, text):
         (self.folder / "wandb_run.json").write_text(text)
         fake = types.ModuleType("wandb")
-        fake.Settings, fake.init = mock.Mock(), mock.Mock()
+        fake.Settings, fake.init = mock.Mock(), mock.Mock(return_value=mock.Mock(dir="x"))
         with (
             mock.patch.dict(sys.modules, {"wandb": fake}),
             contextlib.closing(WandbWriter(RunToWrite(self.folder, {}, first_step=4))) as writer,
