@@ -20,13 +20,18 @@ from experiments.program.console import log
 from experiments.results import figures
 from experiments.run.curriculum import describe_task, resize
 from experiments.run.evaluation import evaluate_params, one_query, table
+from experiments.run.exports_on_hub import find_run
 from experiments.run.saved_run import SavedRun, check_paths
 from gradmem_jax.checks import AUTOMATIC, DTYPES, Dtype, require, require_count
 from gradmem_jax.data.task import Task
 from gradmem_jax.parallel import sharding
+from gradmem_jax.storage import hub
 
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run to evaluate (required).", required=True
+    "workdir",
+    None,
+    "Folder of the run to evaluate, or the name of an export on a hub (required).",
+    required=True,
 )
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "best", "best (by the run's config.best_metric), latest, or a step."
@@ -64,7 +69,12 @@ def _sizes(task_name: str, task: Task) -> dict[str, Task]:
 def main(_: Sequence[str]) -> None:
     """Runs the program."""
     console.set_up_logging()
-    run = SavedRun(pathlib.Path(_WORKDIR.value))
+    workdir = _WORKDIR.value
+    require(
+        hub.name_on_hub(workdir) is None or bool(_OUT.value),
+        f"--workdir={workdir} is on a hub: say with --out where results are to be written.",
+    )
+    run = SavedRun(find_run(workdir) or pathlib.Path(workdir))
     check_paths(run.folder, {"data.data_dir": run.fields["data"].get("data_dir")})
     out = files.with_ending(pathlib.Path(_OUT.value or run.folder / "evaluation"), ".json")
     files.output_file("out", out)
@@ -91,7 +101,7 @@ def main(_: Sequence[str]) -> None:
     }
     results: dict[str, Any] = {}
     report = {
-        "workdir": run.folder,
+        "workdir": hub.pinned(workdir),
         "step": step,
         "split": split,
         "dtype": model.config.lm.dtype,

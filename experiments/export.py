@@ -7,6 +7,8 @@ Without what only training needs it is a fraction of the run's size. write, ask,
       --dtype=float16
   python -m experiments.write --model=runs/kv_model --context=pairs.txt \
       --out=pairs.safetensors
+
+With --hub_layout the folder is a model repository of the Hugging Face hub, with a model card.
 """
 
 import pathlib
@@ -17,6 +19,8 @@ from absl import flags
 
 from experiments.program import console, files, startup
 from experiments.program.console import log
+from experiments.results.front_matter import check_license
+from experiments.results.model_card import Export, model_card
 from experiments.run.exported import write_exported
 from experiments.run.saved_run import SavedRun
 from experiments.run.workdir import EXPORTED, PARAMS
@@ -32,6 +36,13 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, or a step
 _DTYPE = flags.DEFINE_enum(
     "dtype", None, DTYPES, "What parameters are stored as; default: as trained, bit by bit."
 )
+_HUB_LAYOUT = flags.DEFINE_bool("hub_layout", False, "Write a model card, README.md, too.")
+_LICENSE = flags.DEFINE_string(
+    "license",
+    None,
+    "Of the weights, for the card: an identifier such as apache-2.0; default: that of the "
+    "pretrained language model, if its card says one.",
+)
 
 
 def main(_: Sequence[str]) -> None:
@@ -42,12 +53,30 @@ def main(_: Sequence[str]) -> None:
         not out.is_dir() or not any(out.iterdir()) or (out / EXPORTED).exists(),
         f"--out={out} has files that are no export; choose a folder of its own.",
     )
+    require(
+        _HUB_LAYOUT.value or _LICENSE.value is None,
+        f"--license={_LICENSE.value} goes into a model card; add --hub_layout.",
+    )
+    check_license(_LICENSE.value)
     step, params = run.params(_CHECKPOINT.value)
     fields = run.fields | {"init_from": ""}  # nobody else has that run
     pretrained = fields["pretrained"]
     lm = write_config(load_config(pretrained)) if pretrained else None
+    card = None
+    if _HUB_LAYOUT.value:
+        name = out.resolve().name
+        card = model_card(Export(name, run, step, params, _DTYPE.value, _LICENSE.value))
     files.output_folder("out", out)
-    write_exported(out, params, step, fields, tokenizer=run.tokenizer, lm=lm, dtype=_DTYPE.value)
+    write_exported(
+        out,
+        params,
+        step,
+        fields,
+        tokenizer=run.tokenizer,
+        lm=lm,
+        dtype=_DTYPE.value,
+        card=card,
+    )
     log.info(
         "step %d of %s: %d parameters, %.0f KiB in %s",
         step,

@@ -32,7 +32,8 @@ from gradmem_jax.foreign_text import one_line
 _MODEL = flags.DEFINE_string(
     "model",
     None,
-    "Workdir of a run, or files or name (org/name@revision) of a pretrained language model "
+    "Workdir of a run, files of a pretrained language model, or name of an export or such a "
+    "model on a hub, org/name@revision "
     "(required).",
     required=True,
 )

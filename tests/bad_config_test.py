@@ -120,6 +120,7 @@ class BadConfigTest(parameterized.TestCase):
         ("method", ("nothing",)),
         ("task", ("nothing",)),
         ("frozen", (("^nothing/",), ("(",), (".*",))),
+        ("log_to", ((3,), (None,))),
         ("final_num_write_steps", ((-1,), (0.5,), ("2",))),
         ("model.write_learning_rate", (0.0, -1.0, np.nan, np.inf)),
         ("model.clip_norm", (0.0, -1.0, np.nan)),

@@ -18,8 +18,10 @@ from absl.testing import absltest, parameterized
 import gradmem_jax.lm
 from docs import figures
 from experiments.configs import default
+from experiments.run import log_to
 from experiments.run.build import build
 from experiments.run.build_model import build_model, build_task
+from experiments.run.scalar_writer import RunToWrite
 from experiments.sweeps.sweep_file import select
 from gradmem_jax.data.squad import SquadConfig
 from gradmem_jax.data.tasks import TASKS
@@ -173,6 +175,14 @@ class DocsTest(parameterized.TestCase):
         names = self.run_page("accelerators.md")
         self.assertEqual(names["hessian_product"].shape, (2, 40, 8, 16))
         self.assertTrue(np.isfinite(names["hessian_product"]).all())
+
+    def test_python_code_of_training(self):
+        self.addCleanup(log_to.WRITERS.pop, "lines", None)
+        self.run_page("training.md")
+        writer = log_to.open_writers(("lines",), RunToWrite(pathlib.Path.cwd(), {}, first_step=0))
+        writer.write(2, {"train/loss": 0.5})
+        writer.close()
+        self.assertEqual(pathlib.Path("scalars.txt").read_text(), "2 {'train/loss': 0.5}\n")
 
     def test_python_code_of_own_models(self):
         self.addCleanup(METHODS.pop, "gradmem_window", None)

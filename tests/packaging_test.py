@@ -17,7 +17,10 @@ OUR_OWN = {"gradmem_jax", "experiments", "tests"}
 # It runs in an environment and a checkout of the official code, whose module it imports.
 REFERENCE_RUNNER = "experiments/speed/reference_runner.py"
 OFFICIAL_CODE = "grad_memgpt"
-HUB = "gradmem_jax/storage/hub.py"
+OPTIONAL = {  # what is imported only where a user asks for it, and its extra
+    "gradmem_jax/storage/hub.py": "hub",
+    "experiments/run/wandb_writer.py": "wandb",
+}
 
 
 # All that `import gradmem_jax` may import: it must not take a second, nor touch a device.
@@ -102,10 +105,9 @@ class ImportsTest(parameterized.TestCase):
             return self.extras["reference"] | distribution_names(OFFICIAL_CODE)
         if path.startswith("tests/"):
             return clone.union({"docs"}, *self.extras.values())  # and docs/figures.py
-        if path == HUB:
-            return core | self.extras["hub"]
         is_core = path.startswith("gradmem_jax/") and not path.startswith("gradmem_jax/data/")
-        return core if is_core else clone
+        more = self.extras[OPTIONAL[path]] if path in OPTIONAL else set()
+        return (core if is_core else clone) | more
 
     @parameterized.parameters("gradmem_jax", "experiments", "tests")
     def test_all_are_declared(self, folder):

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.run.exports_on_hub import find_run
 from experiments.run.saved_run import SavedRun
-from experiments.run.workdir import is_run
 from gradmem_jax.checks import (
     require,
     require_choice,
@@ -74,25 +74,25 @@ def open_model(path: str, options: Mapping[str, Any] | None = None) -> OpenModel
     """Opens a finished run by `open_run`, or another model by `open_pretrained`.
 
     Args:
-        path: the workdir of a run, or what `load_pretrained` reads; of a name on a hub the notes
-            keep the commit.
+        path: the workdir of a run, an export among them, or what `load_pretrained` reads; of a
+            name on a hub the notes keep the commit.
         options: keyword arguments of the function that opens it; None for none.
 
     Raises:
         ValueError: there is no such model, or an option is wrong or not one of its kind.
     """
-    folder, options = pathlib.Path(hub.pinned(path)), options or {}
+    place, options = pathlib.Path(hub.pinned(path)), {**(options or {})}
     require(
-        os.path.exists(folder) or hub.name_on_hub(folder) is not None,
+        os.path.exists(place) or hub.name_on_hub(place) is not None,
         f"there is no model {path}; name a run's workdir or a model's files.",
     )
-    foreign = [f"--{FLAGS.get(name, name)}" for name in _foreign(path, options)]
-    require(not foreign, f"{path} is {_kind(path)}: leave out {', '.join(foreign)}.")
-    opened: OpenModel = (open_run if is_run(path) else open_pretrained)(folder, **options)
-    options = {**options}
-    if not is_run(path):  # files of before this option have none
+    run = find_run(place)
+    foreign = [f"--{FLAGS.get(name, name)}" for name in _foreign(run, options)]
+    require(not foreign, f"{path} is {_kind(run)}: leave out {', '.join(foreign)}.")
+    opened = open_pretrained(place, **options) if run is None else open_run(run, **options)
+    if run is None:  # files of before this option have none
         options.setdefault("add_begin_token", True)
-    return opened._replace(notes={"model": whole_place(folder), "options": options})
+    return opened._replace(notes={"model": whole_place(place), "options": options})
 
 
 def whole_place(path: str | pathlib.Path) -> str:
@@ -145,12 +145,14 @@ def reopen_model(
         os.path.exists(path) or hub.name_on_hub(path) is not None,
         f"there is no model {path}; say with --model where the one that wrote {memory} is now.",
     )
+    path = hub.pinned(path)
+    run = find_run(path)
     require(
-        not _foreign(path, options),
-        f"{memory} was written with {shown(options)}, and {path} is {_kind(path)}, which takes no "
+        not _foreign(run, options),
+        f"{memory} was written with {shown(options)}, and {path} is {_kind(run)}, which takes no "
         "such options; name the model that wrote it with --model.",
     )
-    if not is_run(path):
+    if run is None:
         options.setdefault("add_begin_token", False)
     return open_model(path, options)
 
@@ -188,13 +190,14 @@ def _is_inside(path: str, folder: str | pathlib.Path) -> bool:
         return False
 
 
-def _kind(path: str) -> str:
-    return "a run, configured by its config.json" if is_run(path) else "a pretrained language model"
+def _kind(run: pathlib.Path | None) -> str:
+    """What `find_run` found, in words."""
+    return "a run, configured by its config.json" if run else "a pretrained language model"
 
 
-def _foreign(path: str, options: Mapping[str, Any]) -> list[str]:
+def _foreign(run: pathlib.Path | None, options: Mapping[str, Any]) -> list[str]:
     """The options that a model of this kind does not have."""
-    known = ("checkpoint_name",) if is_run(path) else PRETRAINED_OPTIONS
+    known = ("checkpoint_name",) if run else PRETRAINED_OPTIONS
     return [name for name in options if name not in known]
 
 

@@ -57,11 +57,22 @@ def fields_of(config_class: type, leave_out: tuple[str, ...] = ()) -> ConfigDict
     return fields
 
 
-def _require_known(field: str, name: object, known: Mapping[str, object]) -> None:
+def require_known(field: str, name: object, known: Mapping[str, object], hint: str = "") -> None:
+    """Refuses a name that is not in a registry, and says how to add to it.
+
+    Args:
+        field: what has the name.
+        name: the name.
+        known: the registry.
+        hint: what else may help.
+
+    Raises:
+        ValueError: it is not there.
+    """
     require(
         isinstance(name, str) and name in known,
         f"{field}={shown(name)} is not known; choose one of {tuple(known)}, or name the module "
-        f"that adds it in the environment variable GRADMEM_MODULES.",
+        f"that adds it in the environment variable GRADMEM_MODULES.{hint}",
     )
 
 
@@ -89,8 +100,8 @@ def get_config(
         pretrained: whether the language model is read from `config.pretrained`, so that
             `config.lm` has those fields only that a checkpoint leaves open.
     """
-    _require_known("method", method, METHODS)
-    _require_known("task", task, TASKS)
+    require_known("method", method, METHODS)
+    require_known("task", task, TASKS)
     config = ConfigDict()
     config.method = method
     config.task = task
@@ -106,6 +117,8 @@ def get_config(
     config.cpu_devices = 1 if pretrained else AUTOMATIC
     config.mesh = fields_of(MeshConfig)  # how devices are arranged; -1: all that are left
     config.log_every = 50  # steps between progress lines, and between curriculum decisions
+    # Where scalars go: names of experiments/run/log_to.py, such as "tensorboard" and "wandb".
+    config.log_to = ("tensorboard",)
     config.evaluate_every = 500  # steps between evaluations, each with a checkpoint
     config.save_every = 0  # steps between checkpoints beside those; 0: none
     config.num_eval_samples = 5000

@@ -11,6 +11,7 @@ from experiments.answers.open_model import OpenModel, open_model
 from experiments.demo_page.examples import Examples, examples_of
 from experiments.demo_page.kept import Kept
 from experiments.program import files
+from experiments.run.exports_on_hub import find_run
 from experiments.run.workdir import is_run
 from gradmem_jax.checks import require
 from gradmem_jax.lm.transformer import TransformerConfig
@@ -153,17 +154,17 @@ class Models:
         """
         require(name in self._paths, "there is no such model; choose one of the list.")
         path = self._paths[name]
-        has_own = is_run(path)
-        key = (path, None if has_own else num_memory_tokens)
+        run = find_run(path)
+        key = (path, num_memory_tokens if run is None else None)
         found = self._open.get(key)
         if found is not None:
             return found
         options: dict[str, Any] = {}
-        if not has_own and num_memory_tokens is not None:
+        if run is None and num_memory_tokens is not None:
             options["num_memory_tokens"] = num_memory_tokens
         opened = open_model(path, options)
         task, was_pretrained = "", True
-        if has_own:
-            fields = files.read_json(pathlib.Path(path) / "config.json")
+        if run is not None:
+            fields = files.read_json(run / "config.json")
             task, was_pretrained = fields["task"], bool(fields["pretrained"])
         return self._open.put(key, PageModel(key, opened, task, was_pretrained))

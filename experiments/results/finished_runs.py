@@ -39,6 +39,7 @@ NO_SETTING = (
     "num_micro_batches",
     "mesh",
     "log_every",
+    "log_to",
     "save_every",
     "skip_nonfinite",
     "num_eval_samples",

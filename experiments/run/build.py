@@ -64,6 +64,7 @@ def build(config: ConfigDict, stored: Shapes | None = None) -> RunPlan:
         batch_size=config.batch_size,
         num_micro_batches=config.num_micro_batches,
         log_every=config.log_every,
+        log_to=tuple(config.log_to),
         evaluate_every=config.evaluate_every,
         save_every=config.save_every,
         num_eval_samples=config.num_eval_samples,
@@ -89,7 +90,8 @@ def _check_run(config: ConfigDict) -> None:
     _check_integers("curriculum.num_pairs", config.curriculum.num_pairs, 1)
     _check_integers("curriculum.max_context_tokens", config.curriculum.max_context_tokens, 0)
     _check_integers("curriculum.num_write_steps", config.curriculum.num_write_steps, 0)
-    require_instance("frozen", config.frozen, tuple[str, ...])
+    for name in ("frozen", "log_to"):
+        require_instance(name, config[name], tuple[str, ...])
     for name in ("pretrained", "init_from", "init_checkpoint", "final_split"):
         require_instance(name, config[name], str)
         require_local(name, config[name])

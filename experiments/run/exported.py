@@ -17,13 +17,14 @@ from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer
 from gradmem_jax.trees import Params
 
 _LM_CONFIG = f"{LM}/config.json"
-_FILES = (
+FILES = (
     PARAMS,
     "tokenizer.json",
     "tokenizer_config.json",
     _LM_CONFIG,
     "config.json",
 )  # those that exported.json vouches for
+README = "README.md"
 _REPORTS = ("evaluation.json", "evaluation.png")
 
 
@@ -36,6 +37,7 @@ def write_exported(
     tokenizer: Any = None,
     lm: Mapping[str, Any] | None = None,
     dtype: str | None = None,
+    card: str | None = None,
 ) -> None:
     """Writes an export in one step: whatever happens, there is the older one, this one, or none.
 
@@ -47,6 +49,7 @@ def write_exported(
         tokenizer: the run's; written if it is one of text.
         lm: config.json of the pretrained language model, if there is one.
         dtype: what parameters are stored as; see `save_params`.
+        card: the README.md; None for none.
 
     Raises:
         ValueError: see `save_params` and `write_files`; or the disk takes no more.
@@ -61,14 +64,16 @@ def write_exported(
         writers[_LM_CONFIG] = lambda path: files.write_json(path, lm)
         fields["pretrained"] = LM
     writers["config.json"] = lambda path: files.write_json(path, fields)
-    names = tuple(writers)
+    names = tuple(writers)  # README.md is not among them: people may write on
+    if card is not None:
+        writers[README] = lambda path: path.write_text(card, encoding="utf-8")
 
     def write_marker(path: pathlib.Path) -> None:
         checksums = {name: _checksum(path.parent / name) for name in names}
         files.write_json(path, {"step": step, "dtype": dtype, "checksums": checksums})
 
     writers[EXPORTED] = write_marker
-    older = [name for name in (*_FILES, *_REPORTS) if name not in writers]
+    older = [name for name in (*FILES, *_REPORTS, README) if name not in writers]
     try:
         write_files(out, writers, remove=older)
     except OSError as error:
@@ -110,7 +115,7 @@ def read_step(folder: pathlib.Path) -> int:
         f"{path} has checksums={shown(checksums)} instead of a text for each file; export the run "
         "again.",
     )
-    found = {name: _checksum(folder / name) for name in _FILES if (folder / name).exists()}
+    found = {name: _checksum(folder / name) for name in FILES if (folder / name).exists()}
     wrong = [
         name
         for name in sorted({*found, *checksums})

@@ -75,6 +75,7 @@ class RunPlan:
     batch_size: int
     num_micro_batches: int
     log_every: int
+    log_to: tuple[str, ...]
     evaluate_every: int
     save_every: int
     num_eval_samples: int

@@ -1,88 +1,17 @@
-"""Progress lines of a run and its TensorBoard events, and these read back."""
+"""Progress lines of a run, and its scalars to whatever keeps them."""
 
 import pathlib
-import secrets
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
-
 from experiments.program.console import log
 from experiments.program.formatting import brief, minutes, three_digits
 from experiments.program.memory_in_use import memory_in_use
-from experiments.run.events import drop_later, read_events
+from experiments.run.log_to import open_writers
 from experiments.run.plan import RunPlan
+from experiments.run.scalar_writer import RunToWrite
 from experiments.run.time_left import TimeLeft
-from gradmem_jax.storage.writing import require_no_link
-
-Points = list[tuple[int, float]]
-
-
-class ScalarWriter:
-    """Appends scalars to an event file of its own, each on the disk when `write` returns.
-
-    The SummaryWriter of tensorboardX writes in a thread; a full disk ends that thread unheard, and
-    the program then waits for it for ever.
-    """
-
-    def __init__(
-        self, workdir: pathlib.Path, first_step: int, evaluation_due: bool = False
-    ) -> None:
-        """Opens a new event file of the run; earlier ones lose what will be told again.
-
-        Args:
-            workdir: folder of the run.
-            first_step: steps that were done before.
-            evaluation_due: whether the last of them is still to be evaluated.
-        """
-        folder = workdir / "tensorboard"
-        require_no_link(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in _event_files(workdir):
-            try:
-                drop_later(path, first_step, "evaluation" if evaluation_due else None)
-            except ValueError as error:
-                log.warning("%s Until then steps may stand in the events twice.", error)
-        ending = f".{secrets.token_hex(8)}"  # no file that is there is opened
-        self._file = EventsWriter(str(folder / "events"), ending)
-        if first_step:  # a TensorBoard that is open forgets them too
-            start = SessionLog(status=SessionLog.START)
-            self._file.write_event(
-                Event(wall_time=time.time(), step=first_step + 1, session_log=start)
-            )
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes scalars by name; raises OSError if the disk takes no more."""
-        summary = Summary(
-            value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        )
-        self._file.write_event(Event(wall_time=time.time(), step=step, summary=summary))
-        self._file.flush()
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
-
-
-def _event_files(workdir: pathlib.Path) -> list[pathlib.Path]:
-    return sorted((workdir / "tensorboard").glob("events.out.tfevents.*"))
-
-
-def read_scalars(workdir: pathlib.Path) -> dict[str, Points]:
-    """Returns (step, value) by name of all scalars of a run, later writings of a step last.
-
-    Raises:
-        ValueError: an event file is damaged.
-    """
-    points: dict[str, dict[int, float]] = {}
-    for path in _event_files(workdir):
-        for event in read_events(path):
-            for value in event.summary.value:
-                points.setdefault(value.tag, {})[event.step] = value.simple_value
-    return {tag: sorted(steps.items()) for tag, steps in points.items()}
 
 
 def _rates_and_norms(metrics: Mapping[str, float]) -> str:
@@ -103,7 +32,7 @@ def _rates_and_norms(metrics: Mapping[str, float]) -> str:
 
 
 class Progress:
-    """Prints a line every window and keeps TensorBoard events; a context manager."""
+    """Prints a line every window and keeps scalars where `log_to` says; a context manager."""
 
     def __init__(
         self,
@@ -113,8 +42,17 @@ class Progress:
         write: bool = True,
         evaluation_due: bool = False,
     ):
-        """Opens the events, which only a process with `write` has; see `ScalarWriter`."""
-        self._writer = ScalarWriter(workdir, first_step, evaluation_due) if write else None
+        """Opens the writers of scalars, which only a process with `write` has.
+
+        Args:
+            workdir: folder of the run.
+            plan: of the run.
+            first_step: steps that were done before.
+            write: whether this process writes.
+            evaluation_due: whether the last of them is still to be evaluated.
+        """
+        run = RunToWrite(workdir, plan.fields, first_step, evaluation_due)
+        self._writer = open_writers(plan.log_to, run) if write else None
         self._plan, self._time_left = plan, TimeLeft(plan)
         self._last = (time.monotonic(), first_step)
 
@@ -165,6 +103,6 @@ class Progress:
         self.scalars("train", step, {**metrics, **memory, "seconds_per_step": seconds})
 
     def scalars(self, group: str, step: int, values: Mapping[str, float]) -> None:
-        """Writes TensorBoard scalars."""
+        """Writes scalars of a group, "train" or "evaluation"."""
         if self._writer is not None:
             self._writer.write(step, {f"{group}/{name}": value for name, value in values.items()})

@@ -13,6 +13,7 @@ from experiments.run.compiled_steps import CompiledSteps
 from experiments.run.devices import Devices, find_devices
 from experiments.run.final_report import final_report, show_answers
 from experiments.run.initial_state import state_shapes
+from experiments.run.log_to import check_writers
 from experiments.run.nonfinite import NonFiniteError
 from experiments.run.plan import RunPlan
 from experiments.run.progress import Progress
@@ -43,6 +44,7 @@ def train(plan: RunPlan, workdir: pathlib.Path) -> dict[str, Any]:
         CheckpointError: a checkpoint could not be written or read.
     """
     orbax_path(workdir / "checkpoints")
+    check_writers(plan.log_to)
     devices = find_devices(plan)
     if hosts.is_first():
         files.output_folder("workdir", workdir)

@@ -25,9 +25,11 @@ from gradmem_jax.training.optimizer import learning_rate_schedule
 # language model, whose parameters are among those of the run.
 PARAMS, EXPORTED, LM = "params.safetensors", "exported.json", "lm"
 
-# What a run did before it had a field, where that is not the field's default.
-_EARLIER: dict[str, Any] = {"data.add_begin_token": False}
-_REMAT, _PRECISION = "lm.remat", "lm.matmul_precision"
+# What a run did before it had a field, where that is not the field's default: what it read, and how
+# exactly it computed, which an evaluation need not repeat.
+EARLIER_INPUT: dict[str, Any] = {"data.add_begin_token": False}
+_EARLIER = EARLIER_INPUT | {"lm.matmul_precision": "default"}
+_REMAT = "lm.remat"
 # Fields that may change when a run goes on.
 _MAY_CHANGE = (
     "num_steps",
@@ -35,6 +37,7 @@ _MAY_CHANGE = (
     "stop_at_exact_match",
     "skip_nonfinite",
     "save_every",
+    "log_to",
     "init_from",
     "init_checkpoint",
     "mesh",
@@ -123,7 +126,6 @@ def check_workdir(workdir: pathlib.Path, plan: RunPlan) -> None:
     )
     if steps:
         _say_new_rates(workdir, earlier, steps[-1], plan)
-        _say_new_precision(earlier, plan, jax.default_backend())
     if not hosts.is_first():
         return
     made_tokenizer = not (earlier.get("data.tokenizer_path") or earlier.get("pretrained"))
@@ -165,19 +167,6 @@ def _say_new_rates(
         three_digits(before),
         workdir,
     )
-
-
-def _say_new_precision(earlier: Mapping[str, Any], plan: RunPlan, platform: str) -> None:
-    """Says that products of float32 were taken as the device does by default, and are not now."""
-    precision = files.flatten(plan.fields).get(_PRECISION)
-    if earlier and _PRECISION not in earlier and precision is not None and platform != "cpu":
-        log.warning(
-            "this run is from before %s; its products of float32 were taken as a %s does by "
-            'default, and go on at "%s".',
-            _PRECISION,
-            platform,
-            precision,
-        )
 
 
 def earlier_defaults(method: str, task: str, pretrained: bool) -> dict[str, Any]:

@@ -31,8 +31,13 @@ def ids_without_token(tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:
 
 
 def starting_ids(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """Returns the ids of a text that nothing stands before, int32 [n]; see `encode_start`."""
-    return np.asarray(getattr(tokenizer, "encode_start", tokenizer.encode)(text), np.int32)
+    """Returns the ids of a text that nothing stands before, int32 [n]; see `encode_start`.
+
+    There are none if the text has none: a token of beginning alone stands for nothing.
+    """
+    ids = np.asarray(getattr(tokenizer, "encode_start", tokenizer.encode)(text), np.int32)
+    num_begin = len(getattr(tokenizer, "begin_ids", ()))
+    return ids if len(ids) > num_begin else ids[:0]
 
 
 def text_of(tokenizer: Tokenizer, ids: Any) -> str:

@@ -8,7 +8,8 @@ import numpy as np
 from absl.testing import absltest
 
 from experiments.results import figures
-from experiments.run.progress import Progress, read_scalars
+from experiments.run.progress import Progress
+from experiments.run.tensorboard_writer import read_scalars
 from tests.experiments.tiny_run import tiny_plan
 from tests.programs import start
 

@@ -22,6 +22,7 @@ from experiments.run.devices import find_devices
 from experiments.run.evaluation import evaluate_params, one_query
 from experiments.run.nonfinite import NonFiniteError, load_batch
 from experiments.run.stage import RunningStage
+from experiments.run.tensorboard_writer import read_scalars
 from gradmem_jax.storage import checkpoint
 from gradmem_jax.training import optimizer
 from tests.experiments.tiny_run import target_stage, tiny_config
@@ -98,7 +99,7 @@ class TrainTest(parameterized.TestCase):
             for row in (fields, *fields.get("starts", []), *evaluations):
                 for field in row:
                     self.assertIn(f"`{field}`", page)
-        scalars = progress.read_scalars(self.folder / "run")
+        scalars = read_scalars(self.folder / "run")
         rates = optimizer.learning_rate_schedule(build(config).optimizer)
         want = [(step, np.float32(rates(step - 1))) for step in (2, 4, 6, 8)]
         np.testing.assert_allclose(scalars["train/learning_rate"], want)
@@ -148,7 +149,7 @@ class TrainTest(parameterized.TestCase):
         self.assertEqual([task for task, _ in lines], ["N = 1"] * 4)
         slow = [rate for _, rate in lines if re.fullmatch(r"(\d,|\d\d\d).* s", rate)]
         self.assertEmpty(slow)
-        rates = dict(progress.read_scalars(self.folder / "run")["train/learning_rate"])
+        rates = dict(read_scalars(self.folder / "run")["train/learning_rate"])
         self.assertAlmostEqual(rates[8], 1e-2 * 7 / 100, places=7)  # every step was an update
 
     def test_killed_and_resumed_is_bit_identical(self):

@@ -145,7 +145,11 @@ class WriteAskTest(parameterized.TestCase):
         plan = build(tiny_config(init_from=str(out)))
         chex.assert_trees_all_equal(dict(initial_state.start_params(plan)), run)
 
-        self.assertEqual(start("export", *arguments, "--dtype=float16").returncode, 0)
+        for_hub = ("--dtype=float16", "--hub_layout", "--license=cc-by-4.0")
+        self.assertEqual(start("export", *arguments, *for_hub).returncode, 0)
+        card = (out / "README.md").read_text()
+        self.assertRegex(card, '^---\nlibrary_name: "gradmem_jax"\nlicense: "cc-by-4.0"\n')
+        self.assertRegex(card, r"# exported\n(.*\n)*- parameters: .*, stored as float16\n")
         half = open_model(str(out), {"checkpoint_name": "1"}).params
         chex.assert_trees_all_close(half, run, rtol=1e-3, atol=1e-6)
         with self.assertRaisesRegex(ValueError, "checkpoint='2' is not known"):
@@ -180,8 +184,11 @@ class WriteAskTest(parameterized.TestCase):
         np.testing.assert_array_equal(*ids)
         self.assertEqual(exported.end_id, run.end_id)
 
-        done = start("export", f"--workdir={out}", f"--out={out}", "--dtype=float16")
+        again = (f"--workdir={out}", f"--out={out}", "--dtype=float16", "--hub_layout")
+        done = start("export", *again)
         self.assertEqual(done.returncode, 0, done.stderr)
+        card = (out / "README.md").read_text()
+        self.assertIn("begun from a pretrained language model whose name is not recorded", card)
         half = open_model(str(out), {})
         chex.assert_trees_all_close(half.params, run.params, rtol=1e-3, atol=1e-6)
         self.assertEqual(half.model.config, run.model.config)

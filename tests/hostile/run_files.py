@@ -14,7 +14,8 @@ from experiments.program import files
 from experiments.results.finished_runs import find_runs
 from experiments.results.page import write_report
 from experiments.run.nonfinite import load_batch
-from experiments.run.progress import ScalarWriter, read_scalars
+from experiments.run.scalar_writer import RunToWrite
+from experiments.run.tensorboard_writer import TensorBoardWriter, read_scalars
 from experiments.sweeps.runner import finished
 from tests.experiments.tiny_run import tiny_config
 from tests.hostile.inputs import DEEP, damaged, no_files
@@ -86,7 +87,7 @@ def _report(root: pathlib.Path, draws: bool) -> object:
 
 def events(folder: pathlib.Path) -> Iterator[Case]:
     """Event files."""
-    writer = ScalarWriter(folder / "whole", first_step=0)
+    writer = TensorBoardWriter(RunToWrite(folder / "whole", {}, first_step=0))
     (path,) = (folder / "whole" / "tensorboard").iterdir()
     last = 0
     for step in range(4):

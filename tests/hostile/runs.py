@@ -14,8 +14,9 @@ from safetensors.numpy import save, save_file
 
 from experiments.program import files, locks
 from experiments.run.build import build
-from experiments.run.progress import ScalarWriter
 from experiments.run.saved_run import SavedRun
+from experiments.run.scalar_writer import RunToWrite
+from experiments.run.tensorboard_writer import TensorBoardWriter
 from gradmem_jax.storage import checkpoint
 from gradmem_jax.storage.params_file import FORMAT, load_params, save_params
 from tests.experiments.tiny_run import random_run, tiny_config
@@ -233,6 +234,6 @@ def _links(folder: pathlib.Path) -> Iterator[Case]:
 def _start(workdir: pathlib.Path) -> object:
     """Opens for writing what a start of training opens."""
     with locks.hold(workdir / "train.lock"):
-        ScalarWriter(workdir, first_step=0).close()
+        TensorBoardWriter(RunToWrite(workdir, {}, first_step=0)).close()
         with checkpoint.open_checkpoints(workdir / "checkpoints"):
             return None

@@ -1,5 +1,6 @@
 """Contexts from files: what is read, what is refused, and how they are put into batches."""
 
+import dataclasses
 import pathlib
 
 import numpy as np
@@ -83,6 +84,13 @@ class EncodeTest(parameterized.TestCase):
         ):
             with self.assertRaisesRegex(ValueError, message):
                 self.encode(text, **options)
+
+    def test_a_token_of_beginning_alone_is_nothing_to_write(self):
+        tokenizer = dataclasses.replace(word_tokenizer(["Mary went home."]), begin_id=1)
+        np.testing.assert_array_equal(tokenizer.encode_start(" "), [1])
+        self.assertLen(encode_context(Context("doc", "Mary"), tokenizer, pad_id=0, limit=8), 2)
+        with self.assertRaisesRegex(ValueError, "^doc has no tokens: there is nothing to write.$"):
+            encode_context(Context("doc", " "), tokenizer, pad_id=0, limit=8)
 
     def test_unknown_symbols_are_named(self):
         with self.assertLogs("experiments", "WARNING") as logs:

@@ -110,15 +110,18 @@ class RunFolderTest(parameterized.TestCase):
         if not said:
             self.assertEndsWith(logged.output[0], "it goes on with data.add_begin_token=False")
 
-    @parameterized.parameters(("cpu", False, 0), ("gpu", False, 1), ("tpu", True, 0))
-    def test_a_run_of_before_there_was_a_precision(self, platform, has_it, count):
-        plan = tiny_plan()
-        earlier = files.flatten(plan.fields)
-        if not has_it:
-            del earlier["lm.matmul_precision"]
-        with mock.patch.object(workdir.log, "warning") as warned:
-            workdir._say_new_precision(earlier, plan, platform)
-        self.assertLen(warned.mock_calls, count)
+    def test_a_run_of_before_there_was_a_precision(self):
+        path = self.folder / "run" / "config.json"
+        (path.parent / "checkpoints" / "4").mkdir(parents=True)
+        earlier = files.to_json(tiny_config().to_dict())
+        del earlier["lm"]["matmul_precision"]
+        path.write_text(json.dumps(earlier))
+        with self.assertLogs("experiments", "INFO") as logged:
+            plan = build(workdir.as_begun(tiny_config().lock(), path.parent))
+        self.assertEndsWith(logged.output[0], "it goes on with lm.matmul_precision=default")
+        self.assertEqual(plan.target.model.config.lm.matmul_precision, "default")
+        workdir.check_workdir(path.parent, plan)
+        self.assertNotIn("matmul_precision", path.read_text())
 
 
 if __name__ == "__main__":
