@@ -94,7 +94,7 @@ def exported_files(folder: pathlib.Path) -> list[str]:
         f"{folder} is no exported run; make one with `python -m experiments.export`.",
     )
     read_step(folder)
-    return [name for name in (*_FILES, EXPORTED) if (folder / name).exists()]
+    return [name for name in (*FILES, EXPORTED) if (folder / name).exists()]
 
 
 def read_step(folder: pathlib.Path) -> int:

@@ -14,7 +14,7 @@ from experiments.run.build import build
 from experiments.run.exported import read_step
 from experiments.run.plan import RunPlan
 from experiments.run.stored_sizes import Shapes
-from experiments.run.workdir import EARLIER_INPUT, EXPORTED, LM, PARAMS
+from experiments.run.workdir import EXPORTED, LM, PARAMS
 from gradmem_jax.checks import require, require_choice
 from gradmem_jax.data.task import Tokenizer
 from gradmem_jax.foreign_text import shown
@@ -81,7 +81,7 @@ class SavedRun:
 
     @functools.cached_property
     def plan(self) -> RunPlan:
-        """What was trained, and how; fields from after its time have what it read, or defaults.
+        """What was trained, and how; fields from after its time have their defaults.
 
         Raises:
             ValueError: see `fields` and `build`; or it has no parameters, or others.
@@ -92,9 +92,6 @@ class SavedRun:
             group: {name: fields.get(group, {}).get(name, x) for name, x in default[group].items()}
             for group in _GROUPS
         }
-        for name in EARLIER_INPUT.keys() - files.flatten(fields).keys():
-            group, _, field = name.partition(".")
-            groups[group] |= {field: EARLIER_INPUT[name]} if field in groups[group] else {}
         ours = {name: fields.get(name, x) for name, x in default.items()} | groups
         return build(ConfigDict(_with_tuples(ours)), self._stored_shapes())
 

@@ -25,10 +25,8 @@ from gradmem_jax.training.optimizer import learning_rate_schedule
 # language model, whose parameters are among those of the run.
 PARAMS, EXPORTED, LM = "params.safetensors", "exported.json", "lm"
 
-# What a run did before it had a field, where that is not the field's default: what it read, and how
-# exactly it computed, which an evaluation need not repeat.
-EARLIER_INPUT: dict[str, Any] = {"data.add_begin_token": False}
-_EARLIER = EARLIER_INPUT | {"lm.matmul_precision": "default"}
+# What a run did before it had a field, where that is not the field's default.
+_EARLIER: dict[str, Any] = {"data.add_begin_token": False, "lm.matmul_precision": "default"}
 _REMAT = "lm.remat"
 # Fields that may change when a run goes on.
 _MAY_CHANGE = (

@@ -68,19 +68,6 @@ class SavedRunTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "not the configuration of a run: mesh missing or"):
             _ = self.open(fields | {"mesh": 3}).plan
 
-    @parameterized.parameters(None, True)
-    def test_a_run_of_before_there_was_a_token_at_the_beginning(self, said):
-        config = default.get_config("gradmem", "babi", pretrained=True)
-        config.pretrained = "/models/lm"
-        fields = files.to_json(config.to_dict())
-        del fields["data"]["add_begin_token"], fields["lm"]["matmul_precision"]
-        fields["data"] |= {} if said is None else {"add_begin_token": said}
-        with mock.patch("experiments.run.saved_run.build") as builds:
-            _ = self.open(fields).plan
-        built = builds.call_args.args[0]
-        self.assertIs(built.data.add_begin_token, bool(said))
-        self.assertEqual(built.lm.matmul_precision, "highest")  # nothing is trained on
-
     @parameterized.parameters(
         ({"lm.width": 10**9}, "lm.width=1000000000 does not fit the stored .* have 1448 "),
         ({"lm.num_layers": 10**9}, "lm.num_layers=1000000000 does not fit"),
