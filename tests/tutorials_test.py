@@ -102,8 +102,8 @@ class RunTest(parameterized.TestCase):
         notebook = self.run_notebook(name, short=True)
         self.assertNotEmpty([c for c in code_cells(notebook) if c["outputs"]])
 
-    @pytest.mark.slow
     @parameterized.parameters(*NOTEBOOKS)
+    @pytest.mark.slow
     def test_it_reaches_what_it_says(self, name):
         self.run_notebook(name, short=False)
 
