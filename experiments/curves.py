@@ -1,7 +1,8 @@
 r"""Draws the learning curves of runs, finished or not, from their TensorBoard events.
 
-python -m experiments.curves --root=runs/smol --out=curves.png \
-    --scalars=train/read_loss,evaluation/token_accuracy
+Example:
+  python -m experiments.curves --root=runs/smol --out=curves.png \
+      --scalars=train/read_loss,evaluation/token_accuracy
 """
 
 import pathlib

@@ -1,7 +1,9 @@
 r"""How many WRITE steps a pretrained language model needs to give a text back, nothing trained.
 
-python -m experiments.reconstruct --model=smollm2.gguf --context=text.txt --out=text.json \
-    --optimizers=sgd:1,sgd:10,adam:0.3 --num_write_steps=200 --figure=text.png
+Example:
+  python -m experiments.reconstruct --model=smollm2.gguf \
+      --context=text.txt --out=text.json --figure=text.png \
+      --optimizers=sgd:1,sgd:10,adam:0.3 --num_write_steps=200
 """
 
 import pathlib

@@ -1,6 +1,8 @@
-"""Draws texts from a pretrained language model: text that it can model, to be compressed.
+r"""Draws texts from a pretrained language model: text that it can model, to be compressed.
 
-python -m experiments.sample --model=stories260K.bin --out=stories/drawn.txt --num_texts=2000
+Example:
+  python -m experiments.sample --model=stories260K.bin \
+      --out=stories/drawn.txt --num_texts=2000
 """
 
 from collections.abc import Sequence

@@ -97,7 +97,8 @@ class RunTest(parameterized.TestCase):
         client.execute(env=environment(devices=None) | extra)
         return notebook
 
-    @parameterized.parameters(*NOTEBOOKS)
+    @pytest.mark.slow_cases("2_train_kv_retrieval")
+    @parameterized.named_parameters(*((name.partition(".")[0], name) for name in NOTEBOOKS))
     def test_it_runs(self, name):
         notebook = self.run_notebook(name, short=True)
         self.assertNotEmpty([c for c in code_cells(notebook) if c["outputs"]])

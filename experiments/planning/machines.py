@@ -104,6 +104,7 @@ MACHINES = {
 }
 # A slice of TPUs that has so many chips.
 _SLICES = {1: "1x1", 2: "1x2", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8"}
+_PARTS_OF_A_HOST = {"1x1": (1, 1, 1), "1x2": (1, 2, 1)}  # whole hosts have 2x2 chips
 
 
 class Topology(NamedTuple):
@@ -158,8 +159,11 @@ def open_topology(name: str) -> Topology:
                 topology=f"1x1x{count}" if count else shape,
             )
         else:
+            layout = _SLICES.get(count, shape)
+            chips = _PARTS_OF_A_HOST.get(layout)
+            options = {"chips_per_host_bounds": list(chips)} if chips else {}
             topology = topologies.get_topology_desc(
-                platform="tpu", topology_name=f"{kind}:{_SLICES.get(count, shape)}"
+                platform="tpu", topology_name=f"{kind}:{layout}", **options
             )
     except Exception as error:  # plugins raise errors of several kinds
         raise ValueError(

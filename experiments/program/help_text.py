@@ -4,49 +4,27 @@ Flags stand as they are typed, with their default.
 """
 
 import pathlib
+import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments.program import console
-
 WIDTH = 80
 _COLUMN = 28  # where the explanation of a flag begins
 _ROOT = f"{pathlib.Path(__file__).parents[2]}/"
+_WORD = re.compile(r"--?(help|helpshort|helpfull|\?)")
 _OF_LIBRARIES = ("absl.app", "absl.logging", "absl.flags")  # those that a program has a use for
 
 
-class _HelpFlag(flags.BooleanFlag):
-    """A flag that prints a text and ends the process."""
-
-    def __init__(self, name: str, text: str, render: Callable[[], str], short: str | None) -> None:
-        super().__init__(name, False, text, short_name=short, allow_override=True)
-        self._render = render
-
-    def parse(self, argument: str | bool) -> None:
-        """Prints the text if the flag is set."""
-        super().parse(argument)
-        if self.value:
-            console.say(self._render())
-            sys.exit(0)
-
-
-def define_flags() -> None:
-    """Has --help and --helpfull say what this module makes, in place of what absl does."""
-    for name, text, render, short in (
-        ("help", "Show this help.", short_help, "?"),
-        ("helpshort", "Show this help.", short_help, None),
-        (
-            "helpfull",
-            "Show all flags, and the fields of --config.",
-            full_help,
-            None,
-        ),
-    ):
-        flags.DEFINE_flag(_HelpFlag(name, text, render, short), flags.FLAGS, "absl.app")
+def take_word(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """Returns the word of a command line that asks for help, "" if none does, and all others."""
+    words, *behind = "\0".join(arguments).split("\0--\0", 1)
+    others = [word for word in words.split("\0") if not _WORD.fullmatch(word)]
+    asked = [match[1] for word in words.split("\0") if (match := _WORD.fullmatch(word))]
+    return "".join(asked[-1:]), [*others, *(["--", *behind[0].split("\0")] if behind else [])]
 
 
 def short_help() -> str:
@@ -59,6 +37,8 @@ def full_help() -> str:
     """The same with what flags take, the fields of --config, and flags of libraries."""
     lines = [*_docstring(), "", *_flags(_own(), with_limits=True)]
     config = flags.FLAGS["config"].value if "config" in flags.FLAGS else None
+    if "config" in flags.FLAGS and not isinstance(config, ConfigDict):
+        lines += ["", "This --config cannot be read."]
     if isinstance(config, ConfigDict):
         lines += ["", "Fields of this --config, explained in experiments/configs/default.py:", ""]
         lines += [f"  --config.{field}={value}" for field, value in _fields(config)]
@@ -113,7 +93,7 @@ def _flag(flag: flags.Flag, with_limits: bool) -> Iterator[str]:
 
 def _default(flag: flags.Flag) -> str:
     """A default as it is typed, "" if there is none to speak of."""
-    value = flag.default_unparsed
+    value = getattr(flag, "default_unparsed", None)  # a --config that is given has none
     if value is None or value is False or value == "":
         return ""
     if flag.boolean:

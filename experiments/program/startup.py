@@ -89,7 +89,9 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
         if not isinstance(error.__cause__, ImportError):  # of such a module itself
             raise
         _refuse(str(error))
-    help_text.define_flags()
+    asked, others = help_text.take_word(arguments)
+    if asked:
+        _show_help(asked, others)
     arguments = _with_found_config(arguments)
     _check_config_file(arguments)
     try:
@@ -109,6 +111,18 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
             file, line = re.findall(r'File "(.*)", line (\d+)', str(error))[-1]
             _refuse(f"--config cannot be read: {last} ({file}, line {line}).")
         _refuse(f"{error} {_hint(str(error))}--help lists the flags.")
+
+
+def _show_help(asked: str, others: Sequence[str]) -> NoReturn:
+    """Prints the help that a word asks for, with the values of the other words, and ends."""
+    with contextlib.suppress(flags.Error, OSError, SystemExit), known_fields():
+        flags.FLAGS(_with_found_config(others))
+
+    def show(_: Sequence[str]) -> None:
+        full = asked == "helpfull"
+        console.say(help_text.full_help() if full else help_text.short_help())
+
+    sys.exit(without_traceback(show, others) or 0)
 
 
 def _check_addresses() -> None:

@@ -108,6 +108,12 @@ class PlanTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, message):
             machines.open_topology(name)
 
+    @parameterized.parameters(("v5e", 1), ("v5e:1x1", 1), ("v5e:2", 2), ("v5e:2x2", 4))
+    def test_slices_of_a_host(self, name, count):
+        if importlib.util.find_spec("libtpu") is None:
+            raise unittest.SkipTest("libtpu is not installed: pip install '.[tpu]'")
+        self.assertLen(machines.open_topology(name).devices, count)
+
     @parameterized.parameters(("v5e", "tpu"), ("h100:8", "gpu"))
     def test_a_compiler_that_is_not_installed(self, name, extra):
         with (
