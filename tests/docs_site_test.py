@@ -3,8 +3,10 @@
 import html.parser
 import importlib.util
 import pathlib
+import re
 import subprocess
 import sys
+import urllib.parse
 
 from absl.testing import absltest
 
@@ -15,16 +17,16 @@ LOADED = {"src", "href", "data", "poster", "srcset"}  # attributes whose target 
 
 
 class Page(html.parser.HTMLParser):
-    """What a page loads, and its tags."""
+    """What a page loads and links to, and its tags."""
 
     def __init__(self):
         super().__init__()
-        self.loads, self.tags = [], set()
+        self.loads, self.links, self.tags = [], [], set()
 
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
-        if tag != "a":
-            self.loads += [value for name, value in attrs if name in LOADED and value]
+        found = [value for name, value in attrs if name in LOADED and value]
+        (self.links if tag == "a" else self.loads).extend(found)
 
 
 def page(path: pathlib.Path) -> Page:
@@ -54,11 +56,12 @@ class DocsSiteTest(absltest.TestCase):
             self.assertNotRegex(path.read_text(), r"(@import|url\()\s*['\"]?(https?:)?//", path)
 
     def test_pictures_and_links_are_there(self):
-        for path in self.site.glob("*.html"):
-            for target in page(path).loads if path.name != "404.html" else []:
-                if not target.startswith(("data:", "#")):
-                    file = path.parent / target.split("?")[0].split("#")[0]
-                    self.assertTrue(file.exists(), f"{path} loads {target}")
+        for path in self.site.rglob("*.html"):
+            parsed = page(path)
+            for target in parsed.loads + parsed.links if path.name != "404.html" else []:
+                if not re.match(r"(https?|data|mailto):|#|\.$", target):
+                    file = path.parent / urllib.parse.unquote(target.split("?")[0].split("#")[0])
+                    self.assertTrue(file.exists(), f"{path} leads to {target}")
 
     def test_readme_is_home(self):
         text = (self.site / "index.html").read_text()

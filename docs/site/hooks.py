@@ -17,14 +17,16 @@ from typing import Any
 
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = pathlib.Path(__file__).parents[2]
 _QUICK_START = ("Install", "Ask a trained model", "Use the library", "Train")  # of README.md
 _WITHOUT_MENU = "---\nhide: [navigation]\n---\n\n"
-_PAGES = (".md", ".ipynb", ".png")  # of docs/: they are on the site as they are
-_FENCED = re.compile(r"(^ *```.*?^ *```$)", re.M | re.S)
+_PAGES = (".md", ".ipynb")
+_SOURCES = (".py", ".cff", ".yml")  # of docs/; what else is there is on the site as it is
+_FENCED = re.compile(r"(^ *(?:```|~~~).*?^ *(?:```|~~~)$)", re.M | re.S)
 _LINK = re.compile(r"(\]\()(?![a-z]+:)([^)#\s]+)((?:#[^)\s]*)?\))")
 _HREF = re.compile(r'(href=")(?![a-z]+:)([^"#]+)((?:#[^"]*)?")')
 _MARKDOWN_CELL = re.compile(r'(<div class="[^"]*jp-RenderedMarkdown.*?</div>)', re.S)
@@ -91,9 +93,11 @@ def _place(page: str, link: str) -> str | None:
     return path if not path.startswith("..") and (ROOT / path).exists() else None
 
 
-def _is_source(path: str) -> bool:
-    """Whether the site has no page of a path in the repository, but its source."""
-    return path != "README.md" and not (path.startswith("docs/") and path.endswith(_PAGES))
+def _is_source(path: str | None) -> bool:
+    """Whether a path of the repository is one that the site shows as source."""
+    if path is None or path == "README.md":
+        return False
+    return not path.startswith("docs/") or path.endswith(_SOURCES)
 
 
 def _target(page: str, link: str) -> str | None:
@@ -133,10 +137,20 @@ def _source_page(path: str) -> str:
     title = f"---\ntitle: {path}\nsearch:\n  exclude: true\n---\n\n# {path}\n\n"
     place = ROOT / path
     if place.is_dir():
-        names = sorted(one.name for one in place.iterdir() if not one.name.startswith((".", "__")))
-        return title + "".join(f"- {name}\n" for name in names)
-    fence, kind = "`" * 6, {".py": "python", ".json": "json"}.get(place.suffix, "text")
-    return f"{title}{fence}{kind}\n{place.read_text()}\n{fence}\n"
+        names = sorted(one.name for one in place.iterdir() if one.name != "__pycache__")
+        listed = title + "".join(f"- {name}\n" for name in names)
+        if not (place / "README.md").exists():
+            return listed
+        path, place = f"{path}/README.md", place / "README.md"
+        title = f"{listed}\n## README.md\n\n"
+    fence, kind = "`" * 6, {".py": "python", ".json": "json", ".md": "markdown"}
+    try:
+        text = place.read_text()
+    except UnicodeDecodeError as error:
+        raise PluginError(
+            f"a page links to {path}, which is no text; link to its folder"
+        ) from error
+    return f"{title}{fence}{kind.get(place.suffix, 'text')}\n{text}\n{fence}\n"
 
 
 def _named(nav: Any) -> Iterator[str]:

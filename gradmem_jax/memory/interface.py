@@ -52,6 +52,10 @@ class MemoryConfig:
         num_write_steps: K, steps of one WRITE; can be changed at call time.
         inner_loss_weight: weight of the WRITE loss in the outer loss.
         pad_id: token id that fills contexts and queries up to a common length, on the right.
+
+    Examples:
+        >>> gradmem_jax.GradMemConfig(lm=small, num_write_steps=2, inner_loss_weight=0.1).lm.width
+        8
     """
 
     model_name: ClassVar[str | None] = None  # the class it is for; a base of that refuses it

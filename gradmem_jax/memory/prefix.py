@@ -33,6 +33,11 @@ class PrefixConfig(MemoryConfig):
         write_lora_targets: names of the modules of the language model that have an adapter.
         write_lora_dropout: share of an adapter's inputs that each training step leaves out, the
             same ones for all tokens of its batch.
+
+    Examples:
+        >>> config = gradmem_jax.GradMemConfig(lm=small, num_memory_tokens=4, write_lora_rank=2)
+        >>> config.num_memory_tokens * config.lm.width  # floats of a sample's memory
+        32
     """
 
     has_write_loss: ClassVar[bool] = True
