@@ -17,7 +17,8 @@ OUR_OWN = {"gradmem_jax", "experiments", "tests"}
 # It runs in an environment and a checkout of the official code, whose module it imports.
 REFERENCE_RUNNER = "experiments/speed/reference_runner.py"
 OFFICIAL_CODE = "grad_memgpt"
-OPTIONAL = {  # what is imported only where a user asks for it, and its extra
+OPTIONAL = {  # beginnings of paths of what is imported only where a user asks for it; its extra
+    "experiments/demo_page/": "demo",
     "gradmem_jax/storage/hub.py": "hub",
     "experiments/run/wandb_writer.py": "wandb",
 }
@@ -106,8 +107,8 @@ class ImportsTest(parameterized.TestCase):
         if path.startswith("tests/"):
             return clone.union({"docs"}, *self.extras.values())  # and docs/figures.py
         is_core = path.startswith("gradmem_jax/") and not path.startswith("gradmem_jax/data/")
-        more = self.extras[OPTIONAL[path]] if path in OPTIONAL else set()
-        return (core if is_core else clone) | more
+        more = (self.extras[extra] for name, extra in OPTIONAL.items() if path.startswith(name))
+        return (core if is_core else clone).union(*more)
 
     @parameterized.parameters("gradmem_jax", "experiments", "tests")
     def test_all_are_declared(self, folder):

@@ -1,13 +1,14 @@
 """The YAML in front of a model card, and what that of another card says."""
 
-import json
 import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
 
+import yaml
+
 from gradmem_jax.checks import require
-from gradmem_jax.foreign_text import one_line, shown
+from gradmem_jax.foreign_text import shown
 from gradmem_jax.storage import reading
 
 LARGEST_CARD = reading.MEBIBYTE
@@ -35,21 +36,4 @@ def license_of(card: pathlib.Path | None) -> str | None:
 
 def front_matter(fields: Mapping[str, Any]) -> str:
     """Returns the lines in front of a card, those that mark them among them."""
-    return "\n".join(["---", *_yaml(dict(fields)), "---"])
-
-
-def _yaml(value: Any, indent: str = "") -> list[str]:
-    """Lines of YAML: blocks of mappings and lists, whose leaves are written as JSON."""
-    items = value.items() if isinstance(value, dict) else ((None, item) for item in value)
-    lines = []
-    for key, item in items:
-        start = f"{indent}-" if key is None else f"{indent}{key}:"
-        if not isinstance(item, dict | list):
-            text = one_line(item) if isinstance(item, str) else item
-            lines.append(f"{start} {json.dumps(text, ensure_ascii=False)}")
-        elif key is None:
-            first, *rest = _yaml(item, f"{indent}  ")
-            lines += [f"{start} {first.strip()}", *rest]
-        else:
-            lines += [start, *_yaml(item, f"{indent}  ")]
-    return lines
+    return f"---\n{yaml.safe_dump(dict(fields), sort_keys=False, allow_unicode=True)}---"

@@ -76,7 +76,7 @@ class ModelCardTest(parameterized.TestCase):
         self.assertEqual((data.library_name, data.license), ("gradmem_jax", "cc-by-4.0"))
         self.assertEqual(data.tags[-2:], ["gradmem", "kv_retrieval"])
         self.assertIsNone(data.base_model)
-        self.assertEqual(data.model_name, name.replace("\x1b", r"\u001b"))
+        self.assertEqual(data.model_name, name)
         found = [(x.metric_type, x.metric_name, x.metric_value) for x in data.eval_results]
         want = [("exact_match", f"exact match, K = {k}", rate) for k, rate in RATES.items()]
         self.assertEqual(found, want)
@@ -115,7 +115,7 @@ class ModelCardTest(parameterized.TestCase):
         (base / "README.md").write_text(text)
         self.assertEqual(license_of(base / "README.md"), want)
         card = self.card(pretrained=str(base))
-        self.assertEqual('license: "' in card, want is not None)
+        self.assertEqual("\nlicense: " in card, want is not None)
         self.assertIn(f"is {want or 'not recorded here'}.", card)
         self.assertNotIn(str(self.folder), card)
         card = self.card(pretrained=str(base), license="other")
