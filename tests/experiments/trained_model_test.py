@@ -1,4 +1,4 @@
-"""The trained model that is part of the repository: it opens, and answers from memory alone."""
+"""The trained models that are part of the repository: they open, and answer from memory alone."""
 
 import dataclasses
 import pathlib
@@ -14,7 +14,9 @@ from experiments.run.evaluation import evaluate_params, one_query
 from experiments.run.saved_run import SavedRun
 from tests.shared_data import data_dir
 
-FOLDER = pathlib.Path(__file__).parents[2] / "experiments/models/babi_qa2"
+ROOT = pathlib.Path(__file__).parents[2]
+FOLDER = ROOT / "experiments/models/babi_qa2"
+PAIRS = ROOT / "experiments/models/kv_n32"
 STORY = (
     "Mary went to the kitchen. Mary got the milk there. John moved to the office. "
     "Mary travelled to the garden. John picked up the football there. Mary dropped the milk. "
@@ -30,8 +32,8 @@ ANSWERS = {
 }
 
 
-def answers(story, questions):
-    opened = open_model(str(FOLDER), {})
+def answers(story, questions, folder=FOLDER):
+    opened = open_model(str(folder), {})
     ids = np.array([opened.tokenizer.encode(story)])
     memory, _ = jax.jit(opened.model.write_memory)(opened.params, ids)
     return answer(opened, memory, questions, 2)[0]
@@ -43,10 +45,25 @@ class TrainedModelTest(absltest.TestCase):
         self.assertEqual(dict(zip(ANSWERS, got, strict=True)), ANSWERS)
 
     def test_the_story_of_the_readme(self):
-        text = (FOLDER.parents[2] / "README.md").read_text()
+        text = (ROOT / "README.md").read_text()
         (story,) = re.findall(r"echo '(.*)' > story.txt", text)
         (questions,) = re.findall(r"--memory=story.safetensors '(.*)'\n", text)
         self.assertEqual(answers(story, questions.split("' '")), ["garden", "office", "Mary"])
+
+    def test_the_pairs_of_the_readme(self):
+        text = (ROOT / "README.md").read_text()
+        (pairs,) = re.findall(r"echo '(.*)' > pairs.txt", text)
+        (questions,) = re.findall(r"--memory=pairs.safetensors '(.*)'\n", text)
+        got = answers(pairs, questions.split("' '"), PAIRS)
+        self.assertEqual(got, ["42", "08"])
+
+    def test_fresh_pairs(self):
+        opened = open_model(str(PAIRS), {})
+        task = SavedRun(PAIRS).plan.target.task  # 32 pairs, 8 of them asked
+        (row,) = evaluate_params(
+            opened.model, opened.params, task, [5], num_samples=16, split="validation"
+        ).values()
+        self.assertGreater(row["exact_match"], 0.95)
 
     def test_published_questions(self):
         short = {"varied_copies": 0, "max_context_tokens": 64, "data_dir": str(data_dir() / "babi")}
