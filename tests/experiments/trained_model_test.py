@@ -61,7 +61,7 @@ class TrainedModelTest(absltest.TestCase):
         opened = open_model(str(PAIRS), {})
         task = SavedRun(PAIRS).plan.target.task  # 32 pairs, 8 of them asked
         (row,) = evaluate_params(
-            opened.model, opened.params, task, [5], num_samples=16, split="validation"
+            opened.model, opened.params, task, [5], num_samples=4, split="validation"
         ).values()
         self.assertGreater(row["exact_match"], 0.95)
 
