@@ -65,6 +65,11 @@ class OpenModel(NamedTuple):
     notes: dict[str, Any]
 
     @property
+    def limit(self) -> int:
+        """Tokens that one WRITE takes."""
+        return self.model.config.lm.max_positions - self.model.write_positions
+
+    @property
     def never(self) -> np.ndarray:
         """Ids of the model that its tokenizer has no token for; none of them is an answer."""
         return ids_without_token(self.tokenizer, self.model.config.lm.vocab_size)

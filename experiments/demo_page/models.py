@@ -58,11 +58,6 @@ class PageModel:
         return self.opened._replace(model=model, params={"lm": self.opened.params["lm"]})
 
     @property
-    def limit(self) -> int:
-        """Tokens that one WRITE takes."""
-        return self.opened.model.config.lm.max_positions - self.opened.model.write_positions
-
-    @property
     def num_write_steps(self) -> int:
         """K that it is used with."""
         return self.opened.model.config.num_write_steps
