@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import time
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -118,6 +118,14 @@ class Traces:
     def __init__(self) -> None:
         """Keeps none yet."""
         self._kept: Kept[Trace] = Kept(_MOST_TRACES)
+
+    def keep_of(self, is_open: Callable[[PageModel], bool]) -> None:
+        """Gives up what other models wrote, for it keeps their parameters alive."""
+
+        def is_old(trace: Trace) -> bool:
+            return not is_open(trace.model)
+
+        self._kept.drop(is_old)
 
     def write(
         self, model: PageModel, text: str, num_steps: int, start: Trace | None = None
