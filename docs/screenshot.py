@@ -12,7 +12,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from experiments.demo_page.models import FOLDER, Models
-from experiments.demo_page.page import serve
+from experiments.demo_page.server import serve
 from experiments.demo_page.work import Work
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -38,7 +38,7 @@ def main(_: Sequence[str]) -> None:
     """Runs the program."""
     console.set_up_logging()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # files of the page go with it
-    from experiments.demo_page.page import serve  # says what to install if Gradio is missing
+    from experiments.demo_page.server import serve  # says what to install if Gradio is missing
     from experiments.demo_page.work import Work
 
     if _SPACE.value:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from experiments.answers.contexts import encode_context, read_contexts
+from experiments.answers.contexts import encode_context, read_contexts, warn_of_unknown
 from experiments.answers.open_model import open_pretrained, token_embeddings
 from experiments.answers.write_traces import make_optimizer, trace_writes
 from experiments.program import console, files, startup
@@ -67,9 +67,10 @@ def main(_: Sequence[str]) -> None:
     config = opened.model.config
     embedding = token_embeddings(config.lm, opened.params["lm"])
     optimizers = {text: make_optimizer(text, embedding) for text in _OPTIMIZERS.value}
-    limit = config.lm.max_positions - opened.model.write_positions - 1
+    limit = opened.limit - 1
     (context,) = contexts
     ids = encode_context(context, opened.tokenizer, pad_id=config.pad_id, limit=limit)
+    warn_of_unknown(context.name, context.text, opened.tokenizer)
     log.info("%s, %d tokens; compiling", one_line(context.name), len(ids))
     curves: dict[str, list[dict[str, float]]] = {}
     steps = {"num_steps": _NUM_WRITE_STEPS.value, "every": _EVERY.value}

@@ -39,7 +39,6 @@ def encode_questions(
         require(bool(question.strip()), f"the question {shown(question)} is empty; ask something.")
         require(is_text(question), f"the question {shown(question)} is not UTF-8 text.")
         text = opened.prompt(question)
-        warn_of_unknown(f"the question {shown(question)}", text, opened.tokenizer)
         ids = starting_ids(opened.tokenizer, text)
         require(len(ids) > 0, f"the question {shown(question)} has no tokens; ask something else.")
         require(
@@ -64,7 +63,7 @@ def encode_questions(
 def answer(
     opened: OpenModel, memory: Memory, questions: Sequence[str], max_new_tokens: int = 32
 ) -> list[list[str]]:
-    """Answers questions from memory alone.
+    """Answers questions from memory alone, and warns of words that the model does not know.
 
     Args:
         opened: the model.
@@ -79,6 +78,16 @@ def answer(
         ValueError: see `encode_questions`.
     """
     ids = encode_questions(opened, memory, questions, max_new_tokens)
+    for question in questions:
+        name = f"the question {shown(question)}"
+        warn_of_unknown(name, opened.prompt(question), opened.tokenizer)
+    return answer_ids(opened, memory, ids, max_new_tokens)
+
+
+def answer_ids(
+    opened: OpenModel, memory: Memory, ids: np.ndarray, max_new_tokens: int
+) -> list[list[str]]:
+    """Does the same with questions int32 [R, Q] of `encode_questions`."""
     ids = np.broadcast_to(ids, (len(jax.tree.leaves(memory)[0]), *ids.shape))
     new = generate(
         opened.model,

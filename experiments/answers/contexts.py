@@ -105,7 +105,7 @@ def unknown_words(text: str, tokenizer: Tokenizer) -> str:
 
 
 def warn_of_unknown(name: str, text: str, tokenizer: Tokenizer) -> None:
-    """Logs `unknown_words`."""
+    """Logs `unknown_words`, for programs; a page shows them to who typed them."""
     said = unknown_words(text, tokenizer)
     if said:
         log.warning("%s: %s", one_line(name), said)
@@ -151,7 +151,6 @@ def encode_context(
         f"one WRITE; {remedy}.",
     )
     ids = starting_ids(tokenizer, context.text)
-    warn_of_unknown(context.name, context.text, tokenizer)
     require(len(ids) > 0, f"{context.name} has no tokens: there is nothing to write.")
     require(
         pad_id not in ids,

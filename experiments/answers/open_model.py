@@ -32,6 +32,7 @@ from gradmem_jax.trees import Params
 
 # Learning rates of a WRITE that nobody trained; Adam's is in units of the embeddings' size.
 WRITE_LEARNING_RATES = {"adam": 0.3, "sgd": 1.0}
+NUM_MEMORY_TOKENS = 8  # m that nobody chose
 PRETRAINED_OPTIONS = (
     "num_memory_tokens",
     "num_write_steps",
@@ -63,6 +64,11 @@ class OpenModel(NamedTuple):
     end_id: int | None
     prompt: Callable[[str], str]
     notes: dict[str, Any]
+
+    @property
+    def limit(self) -> int:
+        """Tokens that one WRITE takes."""
+        return self.model.config.lm.max_positions - self.model.write_positions
 
     @property
     def never(self) -> np.ndarray:
@@ -222,7 +228,7 @@ def open_run(workdir: pathlib.Path, checkpoint_name: str = "best") -> OpenModel:
 
 def open_pretrained(
     path: pathlib.Path,
-    num_memory_tokens: int = 8,
+    num_memory_tokens: int = NUM_MEMORY_TOKENS,
     num_write_steps: int = 300,
     write_optimizer: str = "adam",
     write_learning_rate: float | None = None,
@@ -269,11 +275,7 @@ def open_pretrained(
         raise ValueError(f"{path} has no tokenizer; name one with --tokenizer.")
     if not add_begin_token:
         tokenizer = dataclasses.replace(tokenizer, begin_id=None)
-    require(
-        num_memory_tokens < lm.max_positions,
-        f"num_memory_tokens={num_memory_tokens} leaves no room in the {lm.max_positions} positions "
-        "of this model; take fewer.",
-    )
+    _require_room(num_memory_tokens, lm)
     embedding = token_embeddings(lm, lm_params)
     optimizer = None
     if write_optimizer == "adam":
@@ -290,6 +292,37 @@ def open_pretrained(
     model = GradMem(config, optimizer)
     params = model.init(jax.random.key(0), lm_params) | {"initial_memory": jnp.asarray(start)}
     return OpenModel(model, params, tokenizer, tokenizer.end_id, _as_asked, {})
+
+
+def resize_memory(opened: OpenModel, num_memory_tokens: int) -> OpenModel:
+    """What `open_pretrained` opens with another m; the language model's parameters are shared.
+
+    Args:
+        opened: what it and `open_model` opened.
+        num_memory_tokens: m.
+
+    Raises:
+        ValueError: m is wrong.
+    """
+    require_integer("num_memory_tokens", num_memory_tokens, 1)
+    old: Any = opened.model.config
+    _require_room(num_memory_tokens, old.lm)
+    config = dataclasses.replace(old, num_memory_tokens=num_memory_tokens)
+    start = jnp.tile(opened.params["initial_memory"][:1], (num_memory_tokens, 1))
+    options = opened.notes["options"] | {"num_memory_tokens": num_memory_tokens}
+    return opened._replace(
+        model=dataclasses.replace(opened.model, config=config),
+        params=opened.params | {"initial_memory": start},
+        notes=opened.notes | {"options": options},
+    )
+
+
+def _require_room(num_memory_tokens: int, lm: LMConfig) -> None:
+    require(
+        num_memory_tokens < lm.max_positions,
+        f"num_memory_tokens={num_memory_tokens} leaves no room in the {lm.max_positions} positions "
+        "of this model; take fewer.",
+    )
 
 
 def _as_asked(question: str) -> str:

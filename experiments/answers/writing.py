@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.answers.contexts import Context, encode_context, make_batches
+from experiments.answers.contexts import Context, encode_context, make_batches, warn_of_unknown
 from experiments.answers.open_model import OpenModel
 from experiments.program import formatting
 from experiments.program.console import log
@@ -58,7 +58,7 @@ def write_contexts(
     """
     model, params = opened.model, opened.params
     pad_id = model.config.pad_id
-    limit = model.config.lm.max_positions - model.write_positions
+    limit = opened.limit
     encode = functools.partial(
         encode_context,
         tokenizer=opened.tokenizer,
@@ -67,6 +67,8 @@ def write_contexts(
         segment_tokens=segment_tokens,
     )
     ids = [encode(context) for context in contexts]
+    for context in contexts:
+        warn_of_unknown(context.name, context.text, opened.tokenizer)
 
     @jax.jit
     def write(params: Any, ids: jax.Array) -> Any:
@@ -123,7 +125,7 @@ def read_back(opened: OpenModel, written: Written, batch_size: int = 16) -> list
         batch_size: contexts read at once.
     """
     config = opened.model.config
-    limit = config.lm.max_positions - opened.model.write_positions
+    limit = opened.limit
     last = [ids if ids.ndim == 1 else ids[-1] for ids in written.ids]
     found: dict[int, ReadBack] = {}
     for batch in make_batches(last, batch_size, pad_id=config.pad_id, limit=limit):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.answers.answering import answer, encode_questions
+from experiments.answers.answering import answer_ids, encode_questions
 from experiments.answers.contexts import bucket, unknown_words
 from experiments.answers.open_model import OpenModel
 from experiments.demo_page.kept import Kept
@@ -74,13 +74,15 @@ def _ask(trace: Trace, step: int, question: str) -> list[Answer]:
         _answer(opened, trace.control, question, "K = 0, nothing written"),
     ]
     full = trace.model.full_context
-    if full is not None and trace.texts:
+    if full is not None:
         found.append(_ask_full_context(trace, full, question))
     return found
 
 
 def _ask_full_context(trace: Trace, full: OpenModel, question: str) -> Answer:
     name = "Whole text before the question"
+    if not trace.knows_all_texts:
+        return Answer(name, "", (), "The first text came from a file; it is not known here.")
     config = full.model.config
     ids = np.concatenate([text.ids for text in trace.texts])
     room = config.lm.max_positions - MAX_NEW_TOKENS - 1
@@ -104,13 +106,13 @@ def _answer(
     opened: OpenModel, memory: Memory, question: str, source: str, note: str = ""
 ) -> Answer:
     memory = jax.tree.map(jnp.asarray, memory)
-    ((text,),) = answer(opened, memory, [question], MAX_NEW_TOKENS)
-    return Answer(source, text, _likely(opened, memory, question), note)
-
-
-def _likely(opened: OpenModel, memory: Memory, question: str) -> tuple[tuple[str, float], ...]:
-    """The likeliest tokens behind a question and their probabilities, as decoding sees them."""
     ids = encode_questions(opened, memory, [question], MAX_NEW_TOKENS)
+    ((text,),) = answer_ids(opened, memory, ids, MAX_NEW_TOKENS)
+    return Answer(source, text, _likely(opened, memory, ids), note)
+
+
+def _likely(opened: OpenModel, memory: Memory, ids: np.ndarray) -> tuple[tuple[str, float], ...]:
+    """The likeliest tokens behind a question, int32 [1, Q], and their shares, as decoding sees."""
     config: Any = opened.model.config
     logits = opened.model.read_memory(opened.params, memory, ids)
     last = np.array(logits[0, int((ids[0] != config.pad_id).sum())], np.float64)

@@ -44,8 +44,9 @@ def view(trace: Trace, step: int) -> str:
     if trace.texts:
         title = "The text, as the memory predicts it"
         parts.append(_section(title, _texts(trace, step), _legend(_blind(trace))))
-    else:
-        parts.append('<p class="gm-quiet">A memory file has no text in it, only the memory.</p>')
+    if not trace.knows_all_texts:
+        said = "The first text came from a memory file, which has no text in it."
+        parts.append(f'<p class="gm-quiet">{said}</p>')
     parts.append(_memory(trace, step))
     return f'<div class="gm-view" data-step="{step}">{"".join(parts)}</div>'
 

@@ -1,7 +1,7 @@
 """What was computed before, as far as there is room."""
 
 import collections
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 _Value = TypeVar("_Value")
@@ -14,6 +14,15 @@ class Kept(Generic[_Value]):
         """Keeps nothing yet."""
         self._most = most
         self._values: collections.OrderedDict[Hashable, _Value] = collections.OrderedDict()
+
+    def __contains__(self, key: Hashable) -> bool:
+        """Whether there is a value of a key."""
+        return key in self._values
+
+    def drop(self, is_old: Callable[[_Value], bool]) -> None:
+        """Gives up the values of which this is true."""
+        for key in [key for key, value in self._values.items() if is_old(value)]:
+            del self._values[key]
 
     def get(self, key: Hashable) -> _Value | None:
         """The value of a key, None if it is not kept."""

@@ -5,9 +5,9 @@ import functools
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
-from experiments.answers.open_model import OpenModel, open_model
+from experiments.answers.open_model import NUM_MEMORY_TOKENS, OpenModel, open_model, resize_memory
 from experiments.demo_page.examples import Examples, examples_of
 from experiments.demo_page.kept import Kept
 from experiments.program import files
@@ -21,7 +21,8 @@ from gradmem_jax.storage import hub
 from gradmem_jax.storage.fingerprint import Fingerprint, take_fingerprint
 
 FOLDER = pathlib.Path(__file__).parents[1] / "models"
-_MOST_OPEN = 2
+_MOST_OPEN = 2  # paths
+_MOST_SIZES = 8  # values of m of a path; they share the language model's parameters
 _MOST_STEPS = 400
 
 
@@ -56,11 +57,6 @@ class PageModel:
             return None
         model = FullContext(FullContextConfig(lm=config.lm, pad_id=config.pad_id))
         return self.opened._replace(model=model, params={"lm": self.opened.params["lm"]})
-
-    @property
-    def limit(self) -> int:
-        """Tokens that one WRITE takes."""
-        return self.opened.model.config.lm.max_positions - self.opened.model.write_positions
 
     @property
     def num_write_steps(self) -> int:
@@ -134,7 +130,7 @@ class Models:
             (name if short.count(name) == 1 else path): path
             for name, path in zip(short, paths, strict=True)
         }
-        self._open: Kept[PageModel] = Kept(_MOST_OPEN)
+        self._open: Kept[_Opened] = Kept(_MOST_OPEN)
         self.get(self.names[0])
 
     @property
@@ -154,17 +150,34 @@ class Models:
         """
         require(name in self._paths, "there is no such model; choose one of the list.")
         path = self._paths[name]
-        run = find_run(path)
-        key = (path, num_memory_tokens if run is None else None)
-        found = self._open.get(key)
-        if found is not None:
-            return found
-        options: dict[str, Any] = {}
-        if run is None and num_memory_tokens is not None:
-            options["num_memory_tokens"] = num_memory_tokens
-        opened = open_model(path, options)
-        task, was_pretrained = "", True
-        if run is not None:
-            fields = files.read_json(run / "config.json")
-            task, was_pretrained = fields["task"], bool(fields["pretrained"])
-        return self._open.put(key, PageModel(key, opened, task, was_pretrained))
+        found = self._open.get(path)
+        if found is None:
+            found = self._open.put(path, _Opened(_open(path), Kept(_MOST_SIZES)))
+        model = found.model
+        if model.is_trained or num_memory_tokens in (None, model.num_memory_tokens):
+            return model
+        resized = found.sizes.get(num_memory_tokens)
+        if resized is None:
+            opened = resize_memory(model.opened, num_memory_tokens)
+            resized = dataclasses.replace(model, key=(path, num_memory_tokens), opened=opened)
+            found.sizes.put(num_memory_tokens, resized)
+        return resized
+
+    def is_open(self, model: PageModel) -> bool:
+        """Whether a model is of a path that is kept open."""
+        return model.key[0] in self._open
+
+
+class _Opened(NamedTuple):
+    """A path's model, and the same model with other m."""
+
+    model: PageModel
+    sizes: Kept[PageModel]
+
+
+def _open(path: str) -> PageModel:
+    run = find_run(path)
+    if run is None:
+        return PageModel((path, NUM_MEMORY_TOKENS), open_model(path), "", True)
+    fields = files.read_json(run / "config.json")
+    return PageModel((path, None), open_model(path), fields["task"], bool(fields["pretrained"]))

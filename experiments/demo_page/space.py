@@ -32,6 +32,7 @@ if __name__ == "__main__":
     sys.argv = [sys.argv[0], f"--host={host}", f"--port={port}"]
     startup.run(demo.main)
 '''
+_ATTRIBUTES = "*.safetensors filter=lfs diff=lfs merge=lfs -text\n"  # the hub takes no others
 _README = """\
 ---
 title: GradMem
@@ -87,6 +88,7 @@ def write_space(folder: pathlib.Path, models: Sequence[str], license_id: str) ->
     writers["app.py"] = _text(_APP)
     readme = _README.format(version=version, license=license_id, models=", ".join(sorted(places)))
     writers["README.md"] = _text(readme)
+    writers[".gitattributes"] = _text(_ATTRIBUTES)
     write_files(folder, writers)
 
 

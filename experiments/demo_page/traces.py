@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import time
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -68,6 +68,7 @@ class Trace:
         seconds: they took.
         notes: what is to be said of the texts.
         stored: what a file says of it, if it was loaded.
+        knows_all_texts: whether `texts` is all that is in memory; a file has no texts in it.
     """
 
     key: Hashable
@@ -80,6 +81,7 @@ class Trace:
     seconds: float = 0.0
     notes: str = ""
     stored: StoredContext | None = None
+    knows_all_texts: bool = True
 
     @property
     def last(self) -> int:
@@ -116,6 +118,14 @@ class Traces:
     def __init__(self) -> None:
         """Keeps none yet."""
         self._kept: Kept[Trace] = Kept(_MOST_TRACES)
+
+    def keep_of(self, is_open: Callable[[PageModel], bool]) -> None:
+        """Gives up what other models wrote, for it keeps their parameters alive."""
+
+        def is_old(trace: Trace) -> bool:
+            return not is_open(trace.model)
+
+        self._kept.drop(is_old)
 
     def write(
         self, model: PageModel, text: str, num_steps: int, start: Trace | None = None
@@ -167,7 +177,7 @@ def encode(model: PageModel, text: str) -> tuple[Text, str]:
         Context("The text", text),
         opened.tokenizer,
         pad_id=opened.model.config.pad_id,
-        limit=model.limit,
+        limit=opened.limit,
         if_too_long=_TOO_LONG,
     )
     tokens = split_tokens(opened.tokenizer, text, ids)
@@ -181,7 +191,10 @@ def _begin(
     if start is None:
         return Trace(key, model, (text,), num_steps, empty_memory(model.opened, text.ids))
     texts = (*start.texts, text)
-    return Trace(key, model, texts, num_steps, start.control, start.context)
+    return Trace(
+        *(key, model, texts, num_steps, start.control, start.context),
+        knows_all_texts=start.knows_all_texts,
+    )
 
 
 def empty_memory(opened: OpenModel, ids: np.ndarray) -> Memory:
@@ -193,8 +206,7 @@ def empty_memory(opened: OpenModel, ids: np.ndarray) -> Memory:
 def _row(opened: OpenModel, ids: np.ndarray) -> np.ndarray:
     """Ids [S] as a batch of one, padded to one of few lengths."""
     config = opened.model.config
-    longest = config.lm.max_positions - opened.model.write_positions
-    row = np.full((1, bucket(len(ids), longest)), config.pad_id, np.int32)
+    row = np.full((1, bucket(len(ids), opened.limit)), config.pad_id, np.int32)
     row[0, : len(ids)] = ids
     return row
 
@@ -288,7 +300,11 @@ def load(path: str | pathlib.Path, model: PageModel) -> Trace:
     stored = header.contexts[0]
     some_token = np.array([(opened.model.config.pad_id + 1) % opened.model.config.lm.vocab_size])
     control = empty_memory(opened, some_token)
-    trace = Trace((model.key, header.checksums[0]), model, (), 0, control, stored=stored)
+    trace = Trace(
+        *((model.key, header.checksums[0]), model, (), 0, control),
+        stored=stored,
+        knows_all_texts=False,
+    )
     trace.steps.append(Step(jax.device_get(memory), ()))
     if len(header.contexts) > 1:
         trace.notes = f"The file holds {len(header.contexts)} memories; this is the first one."

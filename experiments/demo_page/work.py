@@ -49,7 +49,9 @@ class Work:
     def model(self, name: str, num_memory_tokens: int | None = None) -> PageModel:
         """Opens a model; see `Models.get`."""
         with self._busy:
-            return self.models.get(name, num_memory_tokens)
+            model = self.models.get(name, num_memory_tokens)
+            self._traces.keep_of(self.models.is_open)
+            return model
 
     def warm_up(self) -> None:
         """Writes and asks the first example, so that what it compiles is there when it is asked."""
@@ -112,6 +114,11 @@ class Work:
             return News(refusal(error, path), None, True)
         finally:
             os.unlink(path)
+
+    def rest(self) -> None:
+        """Returns when the work that runs is done."""
+        with self._busy:
+            pass
 
     def save(self, trace: Trace, folder: str | pathlib.Path) -> str:
         """Writes the memory of a trace to a file in a folder of its own; returns its path."""

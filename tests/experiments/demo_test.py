@@ -16,6 +16,7 @@ import time
 import unittest
 import unittest.mock
 import urllib.request
+import weakref
 
 import jax
 import numpy as np
@@ -25,11 +26,12 @@ from absl.testing import absltest, parameterized
 
 from experiments.answers.answering import answer, choose_contexts, open_memories
 from experiments.answers.open_model import OpenModel, open_model
-from experiments.demo_page import drawing, traces
+from experiments.demo_page import drawing, models, traces
 from experiments.demo_page.models import FOLDER, Models, PageModel
 from experiments.demo_page.space import write_space
 from experiments.demo_page.traces import Traces
-from experiments.demo_page.work import Work, read_text
+from experiments.demo_page.work import News, Work, read_text
+from experiments.run.exported import exported_files
 from gradmem_jax import RMT, GradMem, RMTConfig
 from gradmem_jax.lm.pretrained.load import Pretrained, save_pretrained
 from gradmem_jax.memory.programs import program
@@ -152,6 +154,8 @@ class WorkTest(parameterized.TestCase):
         ("Mary " * 3000, 2, "has 3000 tokens, the model takes at most 2016 in one WRITE; shorten"),
         ("x" * 3_000_000, 2, "has 3000000 characters"),
         ("Mary", 99, "K is at most 8 here."),
+        ("Mary", 1.5, "K=1.5 must be an integer &gt;= 0"),
+        ("Mary", None, "K=None must be an integer &gt;= 0"),
         ("a [PAD]", 2, "holds the padding token"),
     )
     def test_refuses(self, text, num_steps, message):
@@ -163,9 +167,10 @@ class WorkTest(parameterized.TestCase):
         self.assertNotIn("--", last.status)  # flags are of programs
 
     def test_unknown_words_are_named(self):
-        last = written(f"The dragon went to the kitchen. {model.examples.texts[0]}")
+        with self.assertNoLogs("experiments", "WARNING"):  # what visitors type is theirs
+            last = written(f"The dragon went to the kitchen. {model.examples.texts[0]}")
+            page = work.ask("Where is the dragon?", [("", last.trace, 2)])
         self.assertIn("The model does not know &#x27;The&#x27;, &#x27;dragon&#x27;;", last.status)
-        page = work.ask("Where is the dragon?", [("", last.trace, 2)])
         self.assertIn("The model does not know &#x27;dragon&#x27;;", page)
         self.assertIn("Ask something.", work.ask(" ", [("", last.trace, 2)]))
         self.assertIn("no memory to ask yet", work.ask("Where is John?", [("", None, 0)]))
@@ -210,6 +215,11 @@ class WorkTest(parameterized.TestCase):
         self.assertIn("no text in it", drawing.view(loaded.trace, 0))
         on = written("Mary dropped the milk.", 2, loaded.trace).trace
         self.assertEqual(on.context.num_tokens, 29)
+        self.assertIn("no text in it", drawing.view(on, 2))
+        for trace in (loaded.trace, on):  # the whole text is not what is known of it
+            *_, whole = work._answers.ask(trace, 2, "Where is the milk?")
+            self.assertEqual(whole.text, "")
+            self.assertIn("it is not known here", whole.note)
         refused = work.load(str(damaged), "babi_qa2", None)
         self.assertIsNone(refused.trace)
         self.assertIn("damaged.safetensors", refused.status)
@@ -225,6 +235,35 @@ class WorkTest(parameterized.TestCase):
             self.assertIn("another configuration", here.load(path, "babi_qa2", None).status)
             (*_, last) = here.write("babi_qa2", None, "Mary", 1, last.trace)
             self.assertIn("of another model", last.status)
+
+    def test_a_pretrained_model_is_opened_once(self):
+        folder = pathlib.Path(self.create_tempdir().full_path)
+        for name in "abc":
+            pretrained(folder / name)
+        with unittest.mock.patch.object(models, "open_model", wraps=open_model) as opens:
+            here = Work(Models([str(folder / name) for name in "abc"]))
+            first = here.model("a")
+            for m in (None, 8, 3, 5, 3):
+                other = here.model("a", m)
+                self.assertEqual(other.num_memory_tokens, m or 8)
+                self.assertIs(other.opened.params["lm"], first.opened.params["lm"])
+            self.assertIs(here.model("a", 8), first)
+            self.assertEqual(opens.call_count, 1)
+            three = here.model("a", 3)
+            again = open_model(str(folder / "a"), {"num_memory_tokens": 3})
+            self.assertEqual(three.opened.notes, again.notes)
+            self.assertEqual(three.opened.model.config, again.model.config)
+            jax.tree.map(np.testing.assert_array_equal, three.opened.params, again.params)
+            for m, said in ((0, "an integer >= 1"), (2.5, "an integer >= 1"), (64, "take fewer")):
+                with self.assertRaisesRegex(ValueError, said):
+                    here.model("a", m)
+            list(here.write("a", 3, "the cat", 0))
+            gone = weakref.ref(three)
+            del first, other, three
+            here.model("b")
+            here.model("c")
+            gc.collect()
+            self.assertIsNone(gone())
 
     def test_text_files(self):
         path = pathlib.Path(self.create_tempdir().full_path) / "a.txt"
@@ -248,6 +287,49 @@ class WorkTest(parameterized.TestCase):
 
 
 @pytest.mark.filterwarnings("ignore:unclosed (event loop|<socket):ResourceWarning")  # Gradio's
+@unittest.skipIf("gradio" in MISSING, "the page needs gradio")
+class PanelTest(absltest.TestCase):
+    """What a document shows, without a browser."""
+
+    def setUp(self):
+        super().setUp()
+        import gradio as gr
+
+        from experiments.demo_page.panel import make_panel
+
+        with gr.Blocks():
+            self.panel = make_panel(model, gr.HTML(), 0)
+
+    def are_on(self, updates):
+        parts = ("write", "write_on", "stop", "save", "step")
+        return [x for x in parts if updates[getattr(self.panel, x)].get("interactive")]
+
+    def test_buttons(self):
+        trace = written(model.examples.texts[0]).trace
+        self.assertEqual(self.are_on(self.panel.show(News("waits"), trace)), ["stop"])
+        running = self.panel.show(News("runs", trace))
+        self.assertEqual(self.are_on(running), ["stop"])
+        self.assertEqual(running[self.panel.answers], "")  # they are of another memory
+        done = self.panel.show(News("done", trace, True))
+        self.assertEqual(self.are_on(done), ["write", "write_on", "save", "step"])
+        refused = self.panel.show(News("refused", is_done=True), trace)
+        self.assertEqual(self.are_on(refused), ["write", "write_on", "save", "step"])
+        self.assertNotIn(self.panel.view, refused)
+        self.assertEqual(self.are_on(self.panel.show(News("refused", is_done=True))), ["write"])
+        self.assertEqual(self.are_on(self.panel.change_model(model, 0)), ["write"])
+
+    def test_stop(self):
+        from experiments.demo_page.buttons import stopped
+
+        trace = written(model.examples.texts[0]).trace
+        self.assertIn("Stopped.", stopped(trace, None).status)
+        earlier = stopped(trace, trace)
+        self.assertIn("before the first step; the memory is the earlier one.", earlier.status)
+        self.assertIsNone(earlier.trace)
+        self.assertIn("before the first step.", stopped(None, None).status)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed (event loop|<socket):ResourceWarning")  # Gradio's
 @unittest.skipIf(MISSING, f"the page needs {MISSING}: pip install -e '.[demo]' playwright")
 @unittest.skipIf(CHROMIUM is None, "there is no Chromium: apt-get install chromium")
 class PageTest(absltest.TestCase):
@@ -258,7 +340,7 @@ class PageTest(absltest.TestCase):
         super().setUpClass()
         from playwright.sync_api import sync_playwright
 
-        from experiments.demo_page.page import serve
+        from experiments.demo_page.server import serve
 
         stack = contextlib.ExitStack()
         cls.addClassCleanup(gc.collect)  # what Gradio leaves open, while nobody minds
@@ -291,9 +373,14 @@ class PageTest(absltest.TestCase):
         page.wait_for_selector('#view-1 [data-step="2"]')
         after = self.colours(page)
         self.assertLen(after, 24)
-        page.fill("#step-1 input[type=number]", "0")
-        page.press("#step-1 input[type=number]", "Enter")
-        page.wait_for_selector('#view-1 [data-step="0"]')
+        step = page.locator("#step-1 input[type=number]")
+        for typed, taken in (("-1", "0"), ("1.5", "1"), ("99", "2"), ("", "0")):
+            step.fill(typed)
+            step.blur()
+            page.wait_for_selector(f'#view-1 [data-step="{taken}"]')
+            page.wait_for_function(
+                "x => document.querySelector('#step-1 input[type=number]').value == x", arg=taken
+            )
         self.assertNotEqual(self.colours(page), after)
         page.fill("#step-1 input[type=number]", "2")
         page.press("#step-1 input[type=number]", "Enter")
@@ -312,10 +399,13 @@ class PageTest(absltest.TestCase):
         page.fill("#text-1 textarea", "John moved to the office.")
         page.click("#write-1")
         page.wait_for_function("document.querySelectorAll('#view-1 .gm-text span').length == 6")
+        page.wait_for_selector("#answers:not(:has(.gm-said))", state="attached")
         self.upload(page, "#load-1", path)
         page.wait_for_selector("#view-1 .gm-view:not(:has(.gm-text))")
         page.click("#ask")
-        page.wait_for_function("document.querySelectorAll('#answers article').length == 2")
+        page.wait_for_function(
+            "document.querySelector('#answers').innerText.includes('not known here')"
+        )
         self.assertEqual(page.locator("#answers .gm-said").first.inner_text(), "garden")
         self.only_from_here()
 
@@ -348,6 +438,10 @@ class PageTest(absltest.TestCase):
         page.wait_for_selector("#status-1 .gm-warning >> text=does not know")
         self.assertIn("'dragon'", page.inner_text("#status-1"))
         self.assertIn("<img src", page.inner_text("#view-1"))
+        page.fill("#text-1 textarea", "")
+        page.click("#write-1")
+        page.wait_for_selector("#status-1 .gm-error >> text=no text to write")
+        page.wait_for_selector("#write-on-1:not([disabled])")
         self.upload(page, "#load-1", damaged)
         page.wait_for_selector("#status-1 .gm-error >> text=damaged.safetensors")
         self.upload(page, "#upload-1", binary)
@@ -371,8 +465,10 @@ class PageTest(absltest.TestCase):
             page.wait_for_selector('#view-1 [data-step="1"]')
             self.assertTrue(page.is_disabled("#write-1"))
             self.assertTrue(page.is_disabled("#save-1"))
+            self.assertTrue(page.is_disabled("#step-1 input[type=range]"))
             page.click("#stop-1")
-            page.wait_for_selector("#status-1 >> text=Stopped")
+            page.wait_for_selector("#status-1 >> text=Stopping behind the step that runs")
+            page.wait_for_selector("#status-1 >> text=Stopped.")
         page.wait_for_selector("#write-1:not([disabled])")
         self.assertLess(page.locator("#view-1 .gm-bar").count(), 9)
         page.click("#ask")
@@ -441,11 +537,12 @@ class SpaceTest(absltest.TestCase):
         self.assertLessEqual(len(fields["short_description"]), 60)  # the hub takes no more
         pin = f"gradio=={fields['sdk_version']}"
         self.assertIn(pin, (folder / "requirements.txt").read_text().splitlines())
-        for file in MODEL.iterdir():
-            copy = folder / "experiments/models/babi_qa2" / file.name
-            self.assertEqual(copy.read_bytes(), file.read_bytes())
+        for name in exported_files(MODEL):
+            copy = folder / "experiments/models/babi_qa2" / name
+            self.assertEqual(copy.read_bytes(), (MODEL / name).read_bytes())
         for name in ("gradmem_jax/py.typed", "experiments/demo_page/page.css"):
             self.assertTrue((folder / name).is_file())
+        self.assertIn("*.safetensors filter=lfs", (folder / ".gitattributes").read_text())
         with self.assertRaisesRegex(ValueError, "is not empty; name a new folder"):
             write_space(folder, [str(MODEL)], "cc-by-3.0")
         with self.assertRaisesRegex(ValueError, "no exported run; make one with"):

@@ -12,6 +12,7 @@ from experiments.answers.contexts import (
     encode_context,
     make_batches,
     read_contexts,
+    warn_of_unknown,
 )
 from gradmem_jax.tokenizers.characters import CharTokenizer
 from gradmem_jax.tokenizers.text_tokenizer import word_tokenizer
@@ -94,13 +95,13 @@ class EncodeTest(parameterized.TestCase):
 
     def test_unknown_symbols_are_named(self):
         with self.assertLogs("experiments", "WARNING") as logs:
-            self.encode("abXcéX")
+            warn_of_unknown("doc", "abXcéX", TOKENIZER)
         said = "doc: the model does not know 'X', 'é'; unknown words are all the same to it"
         self.assertEndsWith(logs.output[0], said)
         words = word_tokenizer(["Mary went home."])
         self.assertEqual(words.unknown("Mary flew home by plane."), ["flew", "by", "plane"])
         with self.assertNoLogs("experiments"):
-            self.encode("abc")
+            warn_of_unknown("doc", "abc", TOKENIZER)
 
     def test_buckets(self):
         got = [bucket(n, 100) for n in (1, 16, 17, 64, 65, 100)]
