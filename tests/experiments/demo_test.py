@@ -1,5 +1,6 @@
 """The page of experiments.demo: what it computes, and the page itself in a browser."""
 
+import asyncio
 import contextlib
 import gc
 import importlib.util
@@ -12,10 +13,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unittest
 import unittest.mock
 import urllib.request
+import warnings
 import weakref
 
 import jax
@@ -48,6 +51,14 @@ ANSWERS = (
 )
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 MISSING = [name for name in ("gradio", "playwright") if importlib.util.find_spec(name) is None]
+
+
+def forget_event_loops():
+    """Frees those that Gradio leaves open, before they are found behind a test of another file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        asyncio.set_event_loop(None)
+        gc.collect()
 
 
 def pretrained(folder):
@@ -293,6 +304,7 @@ class PanelTest(absltest.TestCase):
 
     def setUp(self):
         super().setUp()
+        self.addCleanup(forget_event_loops)
         import gradio as gr
 
         from experiments.demo_page.panel import make_panel
@@ -343,7 +355,7 @@ class PageTest(absltest.TestCase):
         from experiments.demo_page.server import serve
 
         stack = contextlib.ExitStack()
-        cls.addClassCleanup(gc.collect)  # what Gradio leaves open, while nobody minds
+        cls.addClassCleanup(forget_event_loops)
         cls.addClassCleanup(stack.close)
         cls.address = stack.enter_context(serve(work, "127.0.0.1", 0))
         player = stack.enter_context(sync_playwright())
@@ -450,24 +462,27 @@ class PageTest(absltest.TestCase):
         self.only_from_here()
 
     def test_a_long_write_is_stopped(self):
-        descend = traces._descend
+        descend, stopping = traces._descend, threading.Event()
 
-        def slowly(*arguments):
-            for step in descend(*arguments):
-                time.sleep(0.3)
+        def until_stopped(*arguments):
+            for i, step in enumerate(descend(*arguments)):
+                time.sleep(0.3)  # what comes faster is not shown
+                if i == 4:
+                    stopping.wait(60)
                 yield step
 
         page = self.open()
         page.fill("#steps-1 input[type=number]", "8")
         page.fill("#text-1 textarea", model.examples.texts[0].replace("Mary", "Daniel"))
-        with unittest.mock.patch.object(traces, "_descend", slowly):
+        with unittest.mock.patch.object(traces, "_descend", until_stopped):
             page.click("#write-1")
-            page.wait_for_selector('#view-1 [data-step="1"]')
+            page.wait_for_selector(r"#status-1 >> text=/Step \d of 8/")
             self.assertTrue(page.is_disabled("#write-1"))
             self.assertTrue(page.is_disabled("#save-1"))
             self.assertTrue(page.is_disabled("#step-1 input[type=range]"))
             page.click("#stop-1")
             page.wait_for_selector("#status-1 >> text=Stopping behind the step that runs")
+            stopping.set()
             page.wait_for_selector("#status-1 >> text=Stopped.")
         page.wait_for_selector("#write-1:not([disabled])")
         self.assertLess(page.locator("#view-1 .gm-bar").count(), 9)

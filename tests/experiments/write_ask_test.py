@@ -148,7 +148,7 @@ class WriteAskTest(parameterized.TestCase):
         for_hub = ("--dtype=float16", "--hub_layout", "--license=cc-by-4.0")
         self.assertEqual(start("export", *arguments, *for_hub).returncode, 0)
         card = (out / "README.md").read_text()
-        self.assertRegex(card, '^---\nlibrary_name: "gradmem_jax"\nlicense: "cc-by-4.0"\n')
+        self.assertRegex(card, r"^---\nlibrary_name: gradmem_jax\nlicense: cc-by-4.0\n")
         self.assertRegex(card, r"# exported\n(.*\n)*- parameters: .*, stored as float16\n")
         half = open_model(str(out), {"checkpoint_name": "1"}).params
         chex.assert_trees_all_close(half, run, rtol=1e-3, atol=1e-6)
