@@ -53,7 +53,7 @@ class TrainedModelTest(absltest.TestCase):
     def test_the_pairs_of_the_readme(self):
         text = (ROOT / "README.md").read_text()
         (pairs,) = re.findall(r"echo '(.*)' > pairs.txt", text)
-        (questions,) = re.findall(r"--memory=pairs.safetensors '(.*)'\n", text)
+        (questions,) = re.findall(r"--memory=pairs.safetensors --max_new_tokens=2 '(.*)'\n", text)
         got = answers(pairs, questions.split("' '"), PAIRS)
         self.assertEqual(got, ["42", "08"])
 
