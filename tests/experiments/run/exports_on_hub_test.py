@@ -83,8 +83,8 @@ class ExportsOnHubTest(HubTest, parameterized.TestCase):
         _ = run.plan
         run.fields["pretrained"] = f"org/lm@{SECOND}"
         card = model_card(Export("tiny", run, step, params))
-        self.assertIn('\nlicense: "apache-2.0"\n', card)
-        self.assertIn('\nbase_model: "org/lm"\n', card)
+        self.assertIn("\nlicense: apache-2.0\n", card)
+        self.assertIn("\nbase_model: org/lm\n", card)
         self.assertIn("Of the weights: apache-2.0, as that of their base.", card)
 
     def test_evaluate_needs_a_place_for_results(self):
