@@ -67,11 +67,13 @@ def _when_memory_is_made(work: Work, model: gr.Dropdown, panel: Panel) -> None:
     def load_memory(path: str, name: str, m: int | None, trace: Trace | None) -> Updates:
         return panel.show(work.load(path, name, m), trace)
 
-    def stop(trace: Trace | None, before: Trace | None) -> Iterator[Updates]:
+    def begin_to_stop() -> Updates:
         said = drawing.status("Stopping behind the step that runs …")
-        yield {panel.status: said, panel.stop: gr.update(interactive=False)}
+        return {panel.status: said, panel.stop: gr.update(interactive=False)}
+
+    def stop(trace: Trace | None, before: Trace | None) -> Updates:
         work.rest()
-        yield panel.show(stopped(trace, before), trace)
+        return panel.show(stopped(trace, before), trace)
 
     inputs = [model, panel.num_memory, panel.text, panel.num_steps, panel.trace]
     from_file = [panel.load, model, panel.num_memory, panel.trace]
@@ -84,7 +86,10 @@ def _when_memory_is_made(work: Work, model: gr.Dropdown, panel: Panel) -> None:
         )
     ]
     state = [panel.trace, panel.before]
-    panel.stop.click(stop, state, panel.shown, cancels=begun, concurrency_limit=None, **QUIET)
+    # Two events: what one that cancels others tells later may not arrive.
+    panel.stop.click(
+        begin_to_stop, None, [panel.status, panel.stop], cancels=begun, **AT_ONCE
+    ).then(stop, state, panel.shown, concurrency_limit=None, **QUIET)
 
 
 def stopped(trace: Trace | None, before: Trace | None) -> News:
