@@ -21,10 +21,10 @@ _OF_LIBRARIES = ("absl.app", "absl.logging", "absl.flags")  # those that a progr
 
 def take_word(arguments: Sequence[str]) -> tuple[str, list[str]]:
     """Returns the word of a command line that asks for help, "" if none does, and all others."""
-    words, *behind = "\0".join(arguments).split("\0--\0", 1)
-    others = [word for word in words.split("\0") if not _WORD.fullmatch(word)]
-    asked = [match[1] for word in words.split("\0") if (match := _WORD.fullmatch(word))]
-    return "".join(asked[-1:]), [*others, *(["--", *behind[0].split("\0")] if behind else [])]
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    asked = [match[1] for word in arguments[:end] if (match := _WORD.fullmatch(word))]
+    others = [word for word in arguments[:end] if not _WORD.fullmatch(word)]
+    return asked[-1] if asked else "", [*others, *arguments[end:]]
 
 
 def short_help() -> str:
@@ -36,12 +36,13 @@ def short_help() -> str:
 def full_help() -> str:
     """The same with what flags take, the fields of --config, and flags of libraries."""
     lines = [*_docstring(), "", *_flags(_own(), with_limits=True)]
-    config = flags.FLAGS["config"].value if "config" in flags.FLAGS else None
-    if "config" in flags.FLAGS and not isinstance(config, ConfigDict):
-        lines += ["", "This --config cannot be read."]
-    if isinstance(config, ConfigDict):
-        lines += ["", "Fields of this --config, explained in experiments/configs/default.py:", ""]
-        lines += [f"  --config.{field}={value}" for field, value in _fields(config)]
+    if "config" in flags.FLAGS:
+        config = flags.FLAGS["config"].value
+        if isinstance(config, ConfigDict):
+            lines += ["", "Fields of this --config, explained in experiments/configs/default.py:"]
+            lines += ["", *(f"  --config.{field}={value}" for field, value in _fields(config))]
+        else:
+            lines += ["", "This --config cannot be read."]
     of_modules = flags.FLAGS.flags_by_module_dict()
     theirs = [flag for module in _OF_LIBRARIES for flag in of_modules.get(module, [])]
     lines += ["", "Of libraries:", "", *_flags(theirs, with_limits=False)]
