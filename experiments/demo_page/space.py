@@ -3,10 +3,10 @@
 import functools
 import importlib.metadata
 import pathlib
-import re
 import shutil
 from collections.abc import Sequence
 
+from experiments.results.front_matter import check_license, front_matter
 from experiments.run.exported import exported_files
 from gradmem_jax.checks import require
 from gradmem_jax.foreign_text import shown
@@ -34,15 +34,7 @@ if __name__ == "__main__":
 '''
 _ATTRIBUTES = "*.safetensors filter=lfs diff=lfs merge=lfs -text\n"  # the hub takes no others
 _README = """\
----
-title: GradMem
-sdk: gradio
-sdk_version: {version}
-app_file: app.py
-python_version: "3.12"
-license: {license}
-short_description: See a text being written into memory by gradient descent
----
+{matter}
 
 A language model with frozen weights writes a text into a few vectors by gradient descent at test
 time, and answers from these vectors alone ([paper](https://arxiv.org/abs/2603.13875)).
@@ -61,16 +53,14 @@ def write_space(folder: pathlib.Path, models: Sequence[str], license_id: str) ->
         license_id: what the hub calls the licence of the models.
 
     Raises:
-        ValueError: the folder holds something, a model is no exported run, or two have one name.
+        ValueError: the folder holds something, the licence is no identifier, a model is no exported
+            run, or two have one name.
     """
     require(
         not folder.exists() or (folder.is_dir() and not any(folder.iterdir())),
         f"--space={folder} is not empty; name a new folder.",
     )
-    require(
-        re.fullmatch(r"[a-z0-9.-]+", license_id) is not None,
-        f"--license={shown(license_id)} is no id of a licence; one is cc-by-3.0.",
-    )
+    check_license(license_id)
     places = {path.resolve().name: path for path in map(pathlib.Path, models)}
     require(
         len(places) == len(models),
@@ -86,7 +76,16 @@ def write_space(folder: pathlib.Path, models: Sequence[str], license_id: str) ->
     requirements = (_ROOT / "requirements.txt").read_text(encoding="utf-8")
     writers["requirements.txt"] = _text(f"{requirements}gradio=={version}\n")
     writers["app.py"] = _text(_APP)
-    readme = _README.format(version=version, license=license_id, models=", ".join(sorted(places)))
+    fields = {
+        "title": "GradMem",
+        "sdk": "gradio",
+        "sdk_version": version,
+        "app_file": "app.py",
+        "python_version": "3.12",
+        "license": license_id,
+        "short_description": "See a text being written into memory by gradient descent",
+    }
+    readme = _README.format(matter=front_matter(fields), models=", ".join(sorted(places)))
     writers["README.md"] = _text(readme)
     writers[".gitattributes"] = _text(_ATTRIBUTES)
     write_files(folder, writers)

@@ -562,7 +562,7 @@ class SpaceTest(absltest.TestCase):
             write_space(folder, [str(MODEL)], "cc-by-3.0")
         with self.assertRaisesRegex(ValueError, "no exported run; make one with"):
             write_space(folder / "new", [str(folder)], "mit")
-        with self.assertRaisesRegex(ValueError, "is no id of a licence"):
+        with self.assertRaisesRegex(ValueError, "^--license=.* is no identifier such as"):
             write_space(folder / "new", [str(MODEL)], "mit\nsdk: docker")
 
     @pytest.mark.slow
