@@ -108,6 +108,27 @@ def exact_match_by_steps(
     save(figure, path)
 
 
+def lost_pairs(path: pathlib.Path, results: Mapping[int, Mapping[str, Any]]) -> None:
+    """Draws the lost pairs of KV retrieval by their place and by how many keys are like theirs.
+
+    Args:
+        path: PNG to write.
+        results: by number of WRITE steps, as `count_lost_pairs` returns.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    by = {"by_place": "part of the context", "by_keys_alike": "other keys that are alike"}
+    for panel, (name, x_label) in zip(axes, by.items(), strict=True):
+        for i, (k, row) in enumerate(results.items()):
+            lost = [100 * (1 - part["exact_match"]) for part in row[name].values()]
+            panel.errorbar(list(row[name]), lost, label=f"K = {k}", **line_style(i, len(results)))
+        panel.set(xlabel=x_label)
+        panel.grid(alpha=0.3)
+        whole_ticks(panel)
+    axes[0].set(ylabel="pairs lost, %", ylim=(0, None))
+    axes[1].legend()
+    save(figure, path)
+
+
 def panels(
     path: pathlib.Path,
     values: Mapping[str, Mapping[str, Mapping[int, tuple[float, float]]]],
