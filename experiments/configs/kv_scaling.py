@@ -22,7 +22,7 @@ def get_config(arguments: str = "n32") -> ConfigDict:
     config.stop_at_exact_match = 0.95
     config.optimizer.schedule = "constant"
     config.data.num_pairs = num_pairs
-    config.data.queries_per_context = min(num_pairs, 8)
+    config.data.queries_per_context = num_pairs
     smaller = [n for n in (2, 4, 8, 16, 32, 64) if n < num_pairs]
     config.curriculum.num_pairs = (*smaller, num_pairs)
     return config
