@@ -76,8 +76,8 @@ def table(rows: Mapping[int, Mapping[str, Any]]) -> str:
     for k, row in rows.items():
         lines.append(f"K = {k}: {row['exact_match']:.2%} of the pairs are right")
         for name, title in (("by_place", "by place"), ("by_keys_alike", "by keys alike")):
-            rates = "  ".join(f"{part['exact_match']:.2%}" for part in row[name].values())
-            lines.append(f"  {title:>13}: {rates}")
+            rates = [f"{group}: {part['exact_match']:.2%}" for group, part in row[name].items()]
+            lines.append(f"  {title:>13}  {'  '.join(rates)}")
         if row["num_lost"]:
             lines.append(f"  {row['mixed_up']:.0%} of {row['num_lost']} lost ones are mixed up")
     return "\n".join(lines)
