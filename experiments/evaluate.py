@@ -9,7 +9,6 @@ Writes evaluation.json and evaluation.png into the run's folder. Example:
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -20,8 +19,7 @@ from experiments.program.console import log
 from experiments.results import figures
 from experiments.run.curriculum import describe_task, resize
 from experiments.run.evaluation import evaluate_params, one_query, table
-from experiments.run.exports_on_hub import find_run
-from experiments.run.saved_run import SavedRun, check_paths
+from experiments.run.saved_run import run_and_results
 from gradmem_jax.checks import AUTOMATIC, DTYPES, Dtype, require, require_count
 from gradmem_jax.data.task import Task
 from gradmem_jax.parallel import sharding
@@ -69,15 +67,7 @@ def _sizes(task_name: str, task: Task) -> dict[str, Task]:
 def main(_: Sequence[str]) -> None:
     """Runs the program."""
     console.set_up_logging()
-    workdir = _WORKDIR.value
-    require(
-        hub.name_on_hub(workdir) is None or bool(_OUT.value),
-        f"--workdir={workdir} is on a hub: say with --out where results are to be written.",
-    )
-    run = SavedRun(find_run(workdir) or pathlib.Path(workdir))
-    check_paths(run.folder, {"data.data_dir": run.fields["data"].get("data_dir")})
-    out = files.with_ending(pathlib.Path(_OUT.value or run.folder / "evaluation"), ".json")
-    files.output_file("out", out)
+    run, out = run_and_results(_WORKDIR.value, _OUT.value, "evaluation")
     few = 1 if run.fields["pretrained"] else AUTOMATIC
     wanted = require_count("cpu_devices", run.fields.get("cpu_devices", few))
     cores.make_devices(min(wanted, cores.count_cores()), _BATCH_SIZE)
@@ -101,7 +91,7 @@ def main(_: Sequence[str]) -> None:
     }
     results: dict[str, Any] = {}
     report = {
-        "workdir": hub.pinned(workdir),
+        "workdir": hub.pinned(_WORKDIR.value),
         "step": step,
         "split": split,
         "dtype": model.config.lm.dtype,

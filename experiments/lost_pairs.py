@@ -8,7 +8,6 @@ same place. Writes lost_pairs.json and .png into the run's folder. Example:
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Sequence
 
 from absl import flags
@@ -17,9 +16,7 @@ from experiments.program import console, files, startup
 from experiments.program.console import log
 from experiments.results import figures
 from experiments.results.lost_pairs import count_lost_pairs, table
-from experiments.run.exports_on_hub import find_run
-from experiments.run.saved_run import SavedRun
-from gradmem_jax.checks import require
+from experiments.run.saved_run import run_and_results
 from gradmem_jax.data.kv_retrieval import KVRetrievalConfig
 from gradmem_jax.data.task import Task
 from gradmem_jax.storage import hub
@@ -55,14 +52,7 @@ def _ask_all(task: Task) -> KVRetrievalConfig:
 def main(_: Sequence[str]) -> None:
     """Runs the program."""
     console.set_up_logging()
-    workdir = _WORKDIR.value
-    require(
-        hub.name_on_hub(workdir) is None or bool(_OUT.value),
-        f"--workdir={workdir} is on a hub: say with --out where results are to be written.",
-    )
-    run = SavedRun(find_run(workdir) or pathlib.Path(workdir))
-    out = files.with_ending(pathlib.Path(_OUT.value or run.folder / "lost_pairs"), ".json")
-    files.output_file("out", out)
+    run, out = run_and_results(_WORKDIR.value, _OUT.value, "lost_pairs")
     plan = run.plan
     model, task = plan.target.model, _ask_all(plan.target.task)
     steps = [model.config.num_write_steps]
@@ -73,7 +63,7 @@ def main(_: Sequence[str]) -> None:
     log.info("N = %d, checkpoint of step %d: compiling", task.num_pairs, step)
     rows = count_lost_pairs(model, params, task, steps, num_samples=_NUM_SAMPLES.value)
     report = {
-        "workdir": hub.pinned(workdir),
+        "workdir": hub.pinned(_WORKDIR.value),
         "step": step,
         "num_pairs": task.num_pairs,
         "num_samples": _NUM_SAMPLES.value,

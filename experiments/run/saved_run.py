@@ -12,6 +12,7 @@ from experiments.configs.default import get_config
 from experiments.program import files
 from experiments.run.build import build
 from experiments.run.exported import read_step
+from experiments.run.exports_on_hub import find_run
 from experiments.run.plan import RunPlan
 from experiments.run.stored_sizes import Shapes
 from experiments.run.workdir import EXPORTED, LM, PARAMS
@@ -124,6 +125,31 @@ class SavedRun:
         step = read_step(self.folder)
         require_choice("checkpoint", checkpoint_name, ("best", "latest", str(step)))
         return step, load_params(self.folder / PARAMS)
+
+
+def run_and_results(workdir: str, out: str | None, file_name: str) -> tuple[SavedRun, pathlib.Path]:
+    """Opens the run that --workdir names, and sees that results about it can be written.
+
+    Args:
+        workdir: its folder, or the name of an export on a hub.
+        out: --out, the path of the results without suffix; by default they go into the folder.
+        file_name: how they are called there, without suffix.
+
+    Returns:
+        The run, and the path of a JSON file.
+
+    Raises:
+        ValueError: an export on a hub needs --out; the run's data are not there; or the file cannot
+            be written.
+    """
+    require(
+        name_on_hub(workdir) is None or bool(out),
+        f"--workdir={workdir} is on a hub: say with --out where results are to be written.",
+    )
+    run = SavedRun(find_run(workdir) or pathlib.Path(workdir))
+    check_paths(run.folder, {"data.data_dir": run.fields["data"].get("data_dir")})
+    path = files.with_ending(pathlib.Path(out or run.folder / file_name), ".json")
+    return run, files.output_file("out", path)
 
 
 def check_names(path: pathlib.Path, fields: Any) -> None:
