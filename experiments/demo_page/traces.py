@@ -17,9 +17,7 @@ from experiments.demo_page.kept import Kept
 from experiments.demo_page.models import PageModel
 from experiments.demo_page.tokens import Token, split_tokens
 from gradmem_jax.checks import require, require_integer
-from gradmem_jax.losses import IGNORE, mean_per_sample
 from gradmem_jax.memory.gradmem import GradMem
-from gradmem_jax.memory.inner_loop import clip_gradient
 from gradmem_jax.memory.interface import Memory
 from gradmem_jax.memory.programs import program
 from gradmem_jax.storage.memory_file import StoredContext, load_memory, read_header, save_memory
@@ -216,56 +214,31 @@ def _steps(trace: Trace, start: Trace | None) -> Iterator[Step]:
     opened = trace.model.opened
     ids = [_row(opened, text.ids) for text in trace.texts]
     first = None if start is None else jax.tree.map(jnp.asarray, start.steps[-1].memory)
-    write = _descend if isinstance(opened.model, GradMem) else _write_again
     measure = program(_token_losses, opened.model)
-    for memory, losses in write(opened, ids[-1], first, trace.num_steps):
-        each = [measure(opened.params, memory, earlier) for earlier in ids[:-1]]
-        memory, rows = jax.device_get((memory, [*each, losses]))
+    for memory in _memories(opened, ids[-1], first, trace.num_steps):
+        losses = [measure(opened.params, memory, each) for each in ids]
+        memory, rows = jax.device_get((memory, losses))
         pairs = zip(rows, trace.texts, strict=True)
         yield Step(memory, tuple(row[0, : len(text.ids)] for row, text in pairs))
 
 
-def _descend(
+def _memories(
     opened: OpenModel, ids: np.ndarray, memory: Memory | None, num_steps: int
-) -> Iterator[tuple[Memory, jax.Array]]:
-    """Memory and token losses [1, S] after 0, 1, ... K gradient steps, each done once."""
-    model: Any = opened.model
-    memory, _ = model.write_memory(opened.params, ids, memory=memory, num_steps=0)
-    state = model.init_update(memory)
-    step = program(_step, model)  # behind the last step too: another program would take longer
-    for _ in range(num_steps + 1):
-        new, state, losses = step(opened.params, memory, state, ids)
-        yield memory, losses
-        memory = new
-
-
-def _step(
-    model: GradMem, params: Params, memory: Memory, state: Any, ids: jax.Array
-) -> tuple[Memory, Any, jax.Array]:
-    """One update of the memory, and the losses [1, S] of the tokens before it."""
-    labels = jnp.where(ids == model.config.pad_id, IGNORE, ids)
-    inputs = model.write_inputs(params, memory, ids)
-
-    def loss(memory: Memory) -> tuple[jax.Array, jax.Array]:
-        losses = model.context_token_losses(memory, inputs, labels)
-        return mean_per_sample(losses, labels).sum(), losses
-
-    (_, losses), gradient = jax.value_and_grad(loss, has_aux=True)(memory)
-    gradient = clip_gradient(gradient, model.config.clip_value, model.config.clip_norm)
-    rates = model.learning_rates(params, memory)
-    memory, state = model.update(memory, gradient, state, rates)
-    return memory, state, losses
-
-
-def _write_again(
-    opened: OpenModel, ids: np.ndarray, memory: Memory | None, num_steps: int
-) -> Iterator[tuple[Memory, jax.Array]]:
-    """The same of models that write in one way or another, by WRITEs of 0, 1, ... K steps."""
+) -> Iterator[Memory]:
+    """The memory after 0, 1, ... K steps of WRITE."""
+    model = opened.model
+    # A step goes on from the memory before it, unless an optimizer or a recurrence carries more.
+    goes_on = isinstance(model, GradMem) and model.write_optimizer is None
+    start = memory
     for count in range(num_steps + 1):
-        new, _ = opened.model.write_memory(
-            opened.params, ids, memory=memory, num_steps=np.array([count]), max_steps=num_steps
+        memory, _ = model.write_memory(
+            opened.params,
+            ids,
+            memory=memory if goes_on else start,
+            num_steps=np.array([min(count, 1) if goes_on else count]),
+            max_steps=1 if goes_on else num_steps,
         )
-        yield new, program(_token_losses, opened.model)(opened.params, new, ids)
+        yield memory
 
 
 def _token_losses(model: Any, params: Params, memory: Memory, ids: jax.Array) -> jax.Array:

@@ -37,7 +37,6 @@ from experiments.demo_page.work import News, Work, read_text
 from experiments.run.exported import exported_files
 from gradmem_jax import RMT, GradMem, RMTConfig
 from gradmem_jax.lm.pretrained.load import Pretrained, save_pretrained
-from gradmem_jax.memory.programs import program
 from gradmem_jax.storage.memory_file import read_header
 from gradmem_jax.tokenizers.text_tokenizer import word_tokenizer
 from tests.programs import environment
@@ -129,10 +128,8 @@ class WorkTest(parameterized.TestCase):
 
     def test_texts_of_similar_lengths_share_what_is_compiled(self):
         written(model.examples.texts[0])
-        step = program(traces._step, model.opened.model)
-        before = step._cache_size()
-        written(model.examples.texts[1])
-        self.assertEqual(step._cache_size(), before)
+        with jax.log_compiles(), self.assertNoLogs("jax", "WARNING"):
+            written(model.examples.texts[1])
 
     def test_control_and_full_context_stand_beside(self):
         trace = written(model.examples.texts[0]).trace
@@ -366,7 +363,7 @@ class PageTest(absltest.TestCase):
         """A page of its own, all whose requests are watched."""
         page = self.browser.new_page(viewport={"width": 1280, "height": 900}, **options)
         self.addCleanup(page.close)
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(120_000)
         self.requests = []
         page.on("request", lambda request: self.requests.append(request.url))
         page.goto(self.address)
@@ -462,10 +459,10 @@ class PageTest(absltest.TestCase):
         self.only_from_here()
 
     def test_a_long_write_is_stopped(self):
-        descend, stopping = traces._descend, threading.Event()
+        memories, stopping = traces._memories, threading.Event()
 
         def until_stopped(*arguments):
-            for i, step in enumerate(descend(*arguments)):
+            for i, step in enumerate(memories(*arguments)):
                 time.sleep(0.3)  # what comes faster is not shown
                 if i == 4:
                     stopping.wait(60)
@@ -474,9 +471,9 @@ class PageTest(absltest.TestCase):
         page = self.open()
         page.fill("#steps-1 input[type=number]", "8")
         page.fill("#text-1 textarea", model.examples.texts[0].replace("Mary", "Daniel"))
-        with unittest.mock.patch.object(traces, "_descend", until_stopped):
+        with unittest.mock.patch.object(traces, "_memories", until_stopped):
             page.click("#write-1")
-            page.wait_for_selector(r"#status-1 >> text=/Step \d of 8/")
+            page.wait_for_selector("#status-1 >> text=Step 3 of 8")
             self.assertTrue(page.is_disabled("#write-1"))
             self.assertTrue(page.is_disabled("#save-1"))
             self.assertTrue(page.is_disabled("#step-1 input[type=range]"))
