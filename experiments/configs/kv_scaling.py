@@ -14,8 +14,9 @@ ARGUMENTS = Arguments("n32", methods=tuple(METHODS), method="gradmem", letters="
 
 def get_config(arguments: str = "n32") -> ConfigDict:
     """Returns the configuration."""
-    num_pairs = ARGUMENTS.parse(arguments).numbers["n"]
-    config = kv_quick.get_config()
+    row = ARGUMENTS.parse(arguments)
+    num_pairs = row.numbers["n"]
+    config = kv_quick.get_config(row.method)
     config.num_steps = 20_000
     config.evaluate_every = 250
     config.num_eval_samples = 256

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 
 from absl.testing import absltest, parameterized
 
@@ -62,6 +63,17 @@ class ArgumentsTest(parameterized.TestCase):
             self.assertStartsWith(message, f"config argument {text!r} must look like ")
             self.assertIn(repr(module.ARGUMENTS.example), message)
             self.assertNotIn("\n", message)
+
+    @parameterized.parameters(*(name for name in CONFIGS if name != "default"))
+    def test_the_method_that_is_named_is_the_one_that_is_trained(self, name):
+        module = importlib.import_module(f"experiments.configs.{name}")
+        (parameter,) = inspect.signature(module.get_config).parameters.values()
+        usual = re.sub(r"_[km]\d+", "", parameter.default)
+        named = rf"(?<![a-z])({'|'.join(module.ARGUMENTS.methods)})(?![a-z])"
+        for method in module.ARGUMENTS.methods:
+            text = re.sub(named, method, usual) if re.search(named, usual) else f"{method}_{usual}"
+            wanted = "full_context" if method == "limited" else method
+            self.assertEqual(module.get_config(text).method, wanted, text)
 
     def test_one_configuration_for_methods_with_other_fields(self):
         for method, has_heads in (("gradmem", True), ("mamba", False)):
