@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from gradmem_jax.array_checks import as_array, check_ids, on_device
+from gradmem_jax.array_checks import as_array, check_ids, numbers_per_sample, on_device
 from gradmem_jax.checks import is_traced, require_instance
 from gradmem_jax.memory.inner_loop import WriteInfo, per_sample
 from gradmem_jax.memory.interface import Memory, MemoryModel, MemoryT
@@ -57,14 +57,35 @@ def write_context(
     ids = check_ids("context_ids", ids, ("B", "T", "S"), c.lm.vocab_size, c.pad_id)
     shape = jax.ShapeDtypeStruct((ids.shape[0], ids.shape[2]), jnp.int32)
     jax.eval_shape(lambda ids: model.write_memory(params, ids, memory=memory, **options), shape)
-    num_steps: Any = options.get("num_steps")
-    if np.ndim(num_steps) and not is_traced(num_steps):
-        num_steps = np.asarray(jax.device_get(num_steps))
-        options = {"max_steps": int(num_steps.max())} | options | {"num_steps": num_steps}
-    static = tuple((name, x) for name, x in options.items() if isinstance(x, int))
-    arrays = on_device({name: x for name, x in options.items() if not isinstance(x, int)})
+    static, arrays = _split_options(options, ids.shape[0])
     write = program(_write_segments, model, static_argnames=("static",))
-    return write(params, ids, memory, arrays, static=static)
+    return write(params, ids, memory, arrays, static=tuple(static.items()))
+
+
+def _split_options(
+    options: dict[str, Any], batch_size: int
+) -> tuple[dict[str, int], dict[str, Any]]:
+    """Splits options that `write_memory` takes into whole numbers, which are compiled, and arrays.
+
+    What is equal for `write_memory` is equal here: a whole number of Python, NumPy or JAX is one.
+    """
+    counts = {name: options[name] for name in ("num_steps", "max_steps") if name in options}
+    rest = {name: x for name, x in options.items() if name not in counts and x is not None}
+    for name in ("loss_tolerance", "write_learning_rate"):
+        if name in rest:
+            rest[name] = numbers_per_sample(name, rest[name], batch_size)
+    static: dict[str, int] = {}
+    for name, count in counts.items():
+        if count is None:
+            continue
+        if is_traced(count):
+            rest[name] = count
+        elif np.ndim(count):
+            rest[name] = np.asarray(jax.device_get(count))
+            static.setdefault("max_steps", int(rest[name].max()))
+        else:
+            static[name] = int(count)
+    return static, on_device(rest)
 
 
 def _write_segments(

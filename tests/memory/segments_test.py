@@ -62,6 +62,33 @@ class SegmentsTest(parameterized.TestCase):
         for a, b in zip(jax.tree.leaves(got[1]), jax.tree.leaves(want[1]), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
+    @parameterized.parameters(
+        dict(num_steps=np.int64(1)),
+        dict(num_steps=jnp.int32(2), max_steps=np.int32(3)),
+        dict(num_steps=[0, 1, 2]),
+        dict(num_steps=[0, 1, 2], max_steps=4),
+        dict(num_steps=1, max_steps=None),
+        dict(write_learning_rate=[0.5, 1.0, 2.0]),
+        dict(write_learning_rate=np.float64(2), loss_tolerance=None),
+        dict(loss_tolerance=[1.0, 2.0, 3.0]),
+    )
+    def test_takes_what_write_memory_takes(self, **options):
+        model = small_writer("gradmem", num_write_steps=1)
+        params = small_params(model)
+        memory, _ = write_context(model, params, SEGMENTS, **options)
+        want = None
+        for t in range(3):
+            want, _ = model.write_memory(params, SEGMENTS[:, t], memory=want, **options)
+        np.testing.assert_allclose(memory, want, rtol=1e-4, atol=1e-5)
+
+    def test_another_learning_rate_compiles_nothing(self):
+        model = small_writer("gradmem", num_write_steps=1)
+        params = small_params(model)
+        write_context(model, params, SEGMENTS, write_learning_rate=1.0)
+        with jax.log_compiles(), self.assertNoLogs("jax._src.interpreters", "WARNING"):
+            for rate in (2.0, 1, np.float32(3)):
+                write_context(model, params, SEGMENTS, write_learning_rate=rate)
+
     def test_losses_of_every_segment_under_one_memory(self):
         model = small_writer("rmt", inner_loss_weight=0.5)
         params = small_params(model)
