@@ -177,6 +177,8 @@ def attend(
     for name, given in (("mask", mask), ("cache_mask", cache_mask)):
         if given is not None:
             require_bool(name, given)
+    if mask is not None:  # a row for each query: what positions hide differs between them
+        mask = jnp.broadcast_to(mask, jnp.broadcast_shapes(mask.shape, (length, 1)))
 
     def source(
         keys: jax.Array, values: jax.Array, mask: jax.Array, start: Any, slots: jax.Array | None

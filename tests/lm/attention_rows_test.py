@@ -100,6 +100,26 @@ class AttentionRowsTest(parameterized.TestCase):
         rows = self.by_rows(16, lambda: jax.jit(lambda x: function(x))(arrays))
         chex.assert_trees_all_close(rows, whole, rtol=1e-9, atol=1e-11)
 
+    @parameterized.parameters((7,), (1, 7), (7, 1), (1, 1, 1, 7), (B, 1, 1, 7), (1, 1, 7, 1))
+    def test_a_mask_that_is_broadcast(self, *shape):
+        arrays = draw(7, cached=3)
+        mask = jnp.asarray(np.random.default_rng(1).random(shape) < 0.7)
+        window = attention.ByPosition(3 + jnp.arange(7), mask=lambda query, key: query - key < 2)
+        seen = jnp.broadcast_to(jnp.arange(3) <= jnp.arange(7)[:, None], (B, 1, 7, 3))
+
+        def run(mask, by_position):
+            return attention.attend(
+                *(arrays[name] for name in ("query", "key", "value")),
+                mask,
+                cached=(arrays["cached_key"], arrays["cached_value"]),
+                cache_mask=seen,
+                by_position=by_position,
+            )
+
+        for by_position in (None, window):
+            got, want = (run(x, by_position) for x in (mask, jnp.broadcast_to(mask, (B, 1, 7, 7))))
+            chex.assert_trees_all_close(got, want, rtol=1e-9, atol=1e-11)
+
     def test_a_cache(self):
         arrays = draw(70, cached=5)
         seen = jnp.broadcast_to(jnp.arange(5)[None] < jnp.array([[3], [5]]), (2, 5))
