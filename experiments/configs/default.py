@@ -126,7 +126,7 @@ def get_config(
     config.stop_at_exact_match = config_dict.placeholder(float)  # of an evaluation
     config.best_metric = "exact_match"  # which checkpoint is best; token_accuracy, read_loss
     config.shuffle = task not in GENERATED  # in every epoch another order
-    config.final_split = "validation" if task in GENERATED else "test"
+    config.final_split = "test"  # of the report at the end; evaluations on the way: validation
     config.frozen = ()  # regular expressions; "^lm/" trains all but the language model
     # Workdir of another run, whose parameters this one starts from; those of its language model
     # only, if it has another method.

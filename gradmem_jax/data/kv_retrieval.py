@@ -7,7 +7,7 @@ import dataclasses
 import enum
 import hashlib
 import operator
-from typing import Any, Literal, SupportsIndex, get_args
+from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 
@@ -26,11 +26,10 @@ from gradmem_jax.tokenizers.characters import (
     kv_tokenizer,
 )
 
-_VALIDATION_SHARE = 16  # one of so many sets of pairs belongs to validation
+_HELD_OUT_SHARE = 16  # one of so many sets of pairs belongs to validation or test
 _MAX_DRAWS = 1000
 _LONGEST = 1000  # key or value
-Split = Literal["train", "validation"]
-_SPLITS = get_args(Split)
+Split = Literal["train", "validation", "test"]
 
 
 class TokenKind(enum.IntEnum):
@@ -58,7 +57,8 @@ class KVRetrievalConfig:
         num_segments: T, parts of N / T pairs that the context comes in, to be written one after
             the other; each closes with `|`.
         seed: samples are a function of (seed, split, index).
-        split: "train" or "validation". No set of pairs ever occurs in both, whatever the seeds.
+        split: "train", "validation" or "test". No set of pairs ever occurs in two of them,
+            whatever the seeds.
         num_samples: length of the stream.
 
     Examples:
@@ -205,7 +205,6 @@ class KVRetrievalSource:
         self._symbol_ids = tokenizer.encode(kv_alphabet(config.alphabet_size))
         marks = (int(i) for i in tokenizer.encode(STRUCTURE))
         self._bang, self._question, self._colon, self._bar = marks
-        self._wants_validation = config.split == "validation"
 
     def __len__(self) -> int:
         return self.config.num_samples
@@ -218,7 +217,9 @@ class KVRetrievalSource:
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is outside [0, {len(self)}).")
         c = self.config
-        stream = c.seed * len(_SPLITS) + _SPLITS.index(c.split)
+        stream = {"train": 2 * c.seed, "validation": 2 * c.seed + 1, "test": 2**63 + c.seed}[
+            c.split
+        ]
         rng = np.random.Generator(np.random.Philox(key=np.array([stream, index], np.uint64)))
         keys, values = self._draw_pairs(rng)
         count = c.segment_pairs
@@ -248,7 +249,7 @@ class KVRetrievalSource:
         for _ in range(_MAX_DRAWS):
             keys = self._draw_keys(rng)
             values = rng.integers(c.alphabet_size, size=(c.num_pairs, c.value_length))
-            if self._is_validation(keys, values) == self._wants_validation:
+            if _split_of(keys, values) == c.split:
                 return self._symbol_ids[keys], self._symbol_ids[values]
         raise ValueError(
             f"no sample of {c} belongs to split {c.split!r} among {_MAX_DRAWS} draws; the task has "
@@ -265,11 +266,6 @@ class KVRetrievalSource:
             keys = rng.integers(c.alphabet_size, size=(c.num_pairs, c.key_length))
             if len(np.unique(keys, axis=0)) == c.num_pairs:
                 return keys
-
-    def _is_validation(self, keys: np.ndarray, values: np.ndarray) -> bool:
-        rows = np.concatenate([keys, values], axis=1).astype("<u2")
-        content = b"".join(sorted(row.tobytes() for row in rows))
-        return hashlib.blake2b(content, digest_size=1).digest()[0] % _VALIDATION_SHARE == 0
 
     def _segment(
         self, rng: np.random.Generator, keys: np.ndarray, values: np.ndarray
@@ -303,6 +299,16 @@ class KVRetrievalSource:
         target = [values, column(self._bang), column(self._bar)]
         start = sum(part.shape[1] for part in query)
         return np.concatenate(query + target, axis=1).astype(np.int32), start
+
+
+def _split_of(keys: np.ndarray, values: np.ndarray) -> Split:
+    """The split that a set of pairs, keys [N, key_length] and values, belongs to."""
+    rows = np.concatenate([keys, values], axis=1).astype("<u2")
+    content = b"".join(sorted(row.tobytes() for row in rows))
+    half, rest = divmod(hashlib.blake2b(content, digest_size=1).digest()[0], _HELD_OUT_SHARE)
+    if rest:
+        return "train"
+    return "test" if half % 2 else "validation"
 
 
 def render(sample: dict[str, Any], tokenizer: CharTokenizer) -> str:

@@ -21,18 +21,20 @@ class KVRetrievalBuilderConfig(tfds.core.BuilderConfig):
         task: the task; its split and number of samples are set by the splits below.
         num_train: contexts in split "train".
         num_validation: contexts in split "validation".
+        num_test: contexts in split "test".
     """
 
     task: KVRetrievalConfig
     num_train: int = 1_000_000
     num_validation: int = 5000
+    num_test: int = 5000
 
 
 class KVRetrieval(tfds.core.GeneratorBasedBuilder):
     """Key-value pairs of random symbols; sample i on disk is sample i of `KVRetrievalSource`."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}
+    VERSION = tfds.core.Version("2.0.0")
+    RELEASE_NOTES = {"1.0.0": "First version.", "2.0.0": "A split test; other validation samples."}
     BUILDER_CONFIGS: list[Any] = []
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -57,6 +59,7 @@ class KVRetrieval(tfds.core.GeneratorBasedBuilder):
         counts = {
             "train": self.builder_config.num_train,
             "validation": self.builder_config.num_validation,
+            "test": self.builder_config.num_test,
         }
         return {split: self._generate_examples(split, n) for split, n in counts.items()}
 
@@ -72,6 +75,7 @@ def prepare(
     *,
     num_train: int = 1_000_000,
     num_validation: int = 5000,
+    num_test: int = 5000,
 ) -> Any:
     """Writes a task to disk as array_record files, unless it is there.
 
@@ -80,6 +84,7 @@ def prepare(
         data_dir: TFDS data folder.
         num_train: contexts in split "train".
         num_validation: contexts in split "validation".
+        num_test: contexts in split "test".
 
     Returns:
         The TFDS builder. `builder.as_data_source(split="train")` is a random-access source for
@@ -92,7 +97,7 @@ def prepare(
         >>> from gradmem_jax.data.kv_retrieval import KVRetrievalConfig
         >>> from gradmem_jax.data.kv_retrieval_tfds import prepare
         >>> task = KVRetrievalConfig(num_pairs=2)
-        >>> builder = prepare(task, "data", num_train=4, num_validation=2)
+        >>> builder = prepare(task, "data", num_train=4, num_validation=2, num_test=2)
         Downloading and preparing dataset ...
         >>> len(builder.as_data_source(split="train"))
         4
@@ -100,13 +105,18 @@ def prepare(
     require(task.num_segments == 1, "num_segments must be 1: contexts on disk have one segment.")
     require_integer("num_train", num_train, 1)
     require_integer("num_validation", num_validation, 1)
+    require_integer("num_test", num_test, 1)
     name = (
         f"n{task.num_pairs}_k{task.key_length}v{task.value_length}_a{task.alphabet_size}"
         f"_noise{task.noise:g}_r{task.queries_per_context}_seed{task.seed}"
-        f"_{num_train}_{num_validation}"
+        f"_{num_train}_{num_validation}_{num_test}"
     )
     config = KVRetrievalBuilderConfig(
-        name=name, task=task, num_train=num_train, num_validation=num_validation
+        name=name,
+        task=task,
+        num_train=num_train,
+        num_validation=num_validation,
+        num_test=num_test,
     )
     builder = make_builder(KVRetrieval, data_dir, config)
     builder.download_and_prepare()

@@ -1,6 +1,7 @@
 """KV retrieval: format, determinism, unique keys, splits that cannot overlap, refusals."""
 
 import dataclasses
+import itertools
 import re
 
 import numpy as np
@@ -58,8 +59,8 @@ class KVRetrievalTest(parameterized.TestCase):
         self.assertEqual(task.tokenizer.decode([task.pad_id, 4]), "a")
         batch = next(make_iterator(source, 2, task=task))
         self.assertEqual(batch["context_kinds"].shape, (2, 3, *task.context_buckets))
-        with self.assertRaisesRegex(ValueError, "split='test'"):
-            task.source("test")
+        with self.assertRaisesRegex(ValueError, "split='dev'"):
+            task.source("dev")
 
     def test_arrays(self):
         (sample,) = samples(1, num_pairs=3, queries_per_context=2)
@@ -117,7 +118,8 @@ class KVRetrievalTest(parameterized.TestCase):
         text = lambda **fields: [s["context_ids"].tobytes() for s in samples(**fields)]
         first = text(seed=3)
         self.assertEqual(first, text(seed=3))
-        self.assertLen(set(first + text(seed=4) + text(seed=3, split="validation")), 120)
+        others = [text(seed=4), *(text(seed=3, split=split) for split in ("validation", "test"))]
+        self.assertLen(set(itertools.chain(first, *others)), 160)
 
     def test_prefix_of_a_stream_does_not_depend_on_its_length(self):
         short, long = samples(num_samples=50), samples(num_samples=5000)
@@ -127,14 +129,15 @@ class KVRetrievalTest(parameterized.TestCase):
     def test_splits_have_no_set_of_pairs_in_common(self):
         fields = dict(num_pairs=2, key_length=1, value_length=1, alphabet_size=3)
         tokenizer = kv_tokenizer(3)
-        seen = {"train": set(), "validation": set()}
+        seen = {"train": set(), "validation": set(), "test": set()}
         for split, contents in seen.items():
             for seed in range(3):
                 for sample in samples(200, **fields, split=split, seed=seed):
                     contents.add(frozenset(pairs_of(sample, tokenizer).items()))
-        self.assertNotEmpty(seen["validation"])
-        self.assertGreater(len(seen["train"]), len(seen["validation"]))
-        self.assertEmpty(seen["train"] & seen["validation"])
+        self.assertNotIn(set(), seen.values())
+        self.assertGreater(len(seen["train"]), len(seen["validation"] | seen["test"]))
+        for one, other in itertools.combinations(seen.values(), 2):
+            self.assertEmpty(one & other)
 
     def test_symbols_and_asked_pairs_are_uniform(self):
         tokenizer = kv_tokenizer(8)
@@ -164,7 +167,7 @@ class KVRetrievalTest(parameterized.TestCase):
         (dict(noise=-0.1), "noise=-0.1"),
         (dict(alphabet_size=0), "alphabet_size=0"),
         (dict(key_length=0), "key_length=0"),
-        (dict(split="test"), "split='test'"),
+        (dict(split="dev"), "split='dev'"),
         (dict(seed=-1), "seed=-1"),
         (dict(num_samples=0), "num_samples=0"),
         (dict(num_pairs=2.0), "num_pairs=2.0"),
@@ -176,7 +179,7 @@ class KVRetrievalTest(parameterized.TestCase):
     def test_a_task_too_small_to_split_is_refused(self):
         config = KVRetrievalConfig(num_pairs=1, key_length=1, value_length=1, alphabet_size=1)
         with self.assertRaisesRegex(ValueError, "too few different samples"):
-            for split in ("train", "validation"):
+            for split in ("train", "validation", "test"):
                 KVRetrievalSource(dataclasses.replace(config, split=split))[0]
 
     def test_index_outside_the_stream(self):
