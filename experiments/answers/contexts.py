@@ -180,6 +180,8 @@ def make_batches(
 ) -> Iterator[Batch]:
     """Puts contexts of similar length together, so that few shapes are compiled.
 
+    Those in segments have lengths of their own already.
+
     Args:
         contexts: int32 [S] or [T, S] each.
         batch_size: contexts in a batch, at most.
@@ -188,7 +190,7 @@ def make_batches(
     """
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, ids in enumerate(contexts):
-        shape = (*ids.shape[:-1], bucket(ids.shape[-1], limit))
+        shape = ids.shape if ids.ndim == 2 else (bucket(len(ids), limit),)
         groups.setdefault(shape, []).append(i)
     for shape, indices in sorted(groups.items()):
         size = min(batch_size, len(indices))

@@ -75,7 +75,7 @@ def write_contexts(
         memory, info = write_context(model, params, ids, num_steps=num_write_steps)
         losses = write_token_losses(model, params, memory, ids)
         axes = tuple(range(1, ids.ndim))
-        num_tokens = jnp.maximum((ids != pad_id).sum(axes), 1).astype(losses.dtype)
+        num_tokens = jnp.maximum(model.scored_tokens(ids).sum(axes), 1).astype(losses.dtype)
         return memory, info.losses, losses.sum(axes) / num_tokens
 
     memories: dict[int, Memory] = {}
@@ -85,7 +85,8 @@ def write_contexts(
         memory, losses, final = jax.device_get(write(params, batch.ids))
         losses = losses if losses.ndim == 3 else losses[None]  # [T, K, B]
         for row, i in enumerate(batch.indices):
-            memories[i] = jax.tree.map(lambda x, row=row: x[row : row + 1], memory)
+            one = jax.tree.map(lambda x, row=row: x[row : row + 1], memory)
+            memories[i] = model.without_padding(one)
             rows = tuple(tuple(map(float, steps)) for steps in losses[:, :, row])
             count = int((ids[i] != pad_id).sum())
             stored[i] = StoredContext(contexts[i].name, count, rows, float(final[row]))

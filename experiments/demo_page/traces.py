@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -89,7 +89,15 @@ class Trace:
     @property
     def write_losses(self) -> list[float]:
         """WRITE loss of the last text after each step, in nats a token."""
-        return [float(step.losses[-1].mean()) for step in self.steps if step.losses]
+        return [
+            self._mean_loss(step.losses[-1:], self.texts[-1:]) for step in self.steps if step.losses
+        ]
+
+    def _mean_loss(self, losses: Sequence[np.ndarray], texts: Sequence[Text]) -> float:
+        """The mean loss of those tokens of some texts that have one."""
+        model = self.model.opened.model
+        count = sum(int(model.scored_tokens(jnp.asarray(text.ids)).sum()) for text in texts)
+        return float(np.concatenate(losses).sum()) / max(count, 1)
 
     @property
     def context(self) -> StoredContext:
@@ -97,7 +105,7 @@ class Trace:
         if self.stored is not None:
             return self.stored
         count, rows = len(self.texts[-1].ids), (tuple(self.write_losses[:-1]),)
-        final = float(np.concatenate(self.steps[-1].losses).mean())
+        final = self._mean_loss(self.steps[-1].losses, self.texts)
         if self.earlier is None:
             return StoredContext("text", count, rows, final)
         before = self.earlier.num_tokens
@@ -219,6 +227,7 @@ def _steps(trace: Trace, start: Trace | None) -> Iterator[Step]:
         losses = [measure(opened.params, memory, each) for each in ids]
         memory, rows = jax.device_get((memory, losses))
         pairs = zip(rows, trace.texts, strict=True)
+        memory = opened.model.without_padding(memory)
         yield Step(memory, tuple(row[0, : len(text.ids)] for row, text in pairs))
 
 

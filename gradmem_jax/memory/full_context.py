@@ -166,6 +166,11 @@ class FullContext(MemoryModel[ContextMemory]):
         offset = jnp.zeros(context_ids.shape[0], jnp.int32)
         return self._token_losses(params, before, context_ids, offset)[0]
 
+    def scored_tokens(self, context_ids: jax.Array) -> jax.Array:
+        """All but padding and the first token; see `MemoryModel.scored_tokens`."""
+        is_first = jnp.arange(context_ids.shape[-1]) == 0
+        return super().scored_tokens(context_ids) & ~is_first
+
     def _token_losses(
         self, params: Params, before: jax.Array, context_ids: jax.Array, offset: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
@@ -190,6 +195,13 @@ class FullContext(MemoryModel[ContextMemory]):
                 bool((lengths >= 0).all() and (lengths <= length).all()),
                 f"memory.length={lengths.tolist()} must be in [0, {length}], the tokens it holds.",
             )
+
+    def without_padding(self, memory: ContextMemory) -> ContextMemory:
+        """The same memory, with places for the longest of its contexts and no more."""
+        longest = int(np.max(jax.device_get(memory.length)))
+        return memory._replace(
+            keys=memory.keys[:, :, :longest], values=memory.values[:, :, :longest]
+        )
 
     def num_memory_positions(self, memory: ContextMemory) -> int:
         """Positions before the first query token, padding included."""

@@ -382,6 +382,17 @@ class MemoryModel(Generic[MemoryT]):
         labels = jnp.where(context_ids == self.config.pad_id, IGNORE, context_ids)
         return token_losses(logits[:, :length], labels)
 
+    def scored_tokens(self, context_ids: jax.Array) -> jax.Array:
+        """Of which context tokens `write_token_losses` has a loss: here of all but padding.
+
+        Args:
+            context_ids: int [..., S], contexts or segments of them.
+
+        Returns:
+            Bool like context_ids.
+        """
+        return context_ids != self.config.pad_id
+
     def write_view(self, params: Params) -> tuple["MemoryModel[MemoryT]", Params]:
         """The model as WRITE sees it: its READ predicts a context as the WRITE loss does.
 
@@ -398,6 +409,14 @@ class MemoryModel(Generic[MemoryT]):
     def check_memory(self, params: Params, memory: MemoryT, batch_size: int) -> None:
         """Raises ValueError unless `memory` is one of this model, for `batch_size` samples."""
         raise NotImplementedError
+
+    def without_padding(self, memory: MemoryT) -> MemoryT:
+        """The same memory without what it keeps of padding; here it keeps nothing of it.
+
+        Args:
+            memory: a memory of B samples, its values known.
+        """
+        return memory
 
     def num_memory_positions(self, memory: MemoryT) -> int:
         """Positions that a memory takes before the first query token."""

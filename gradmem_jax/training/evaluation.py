@@ -154,6 +154,6 @@ def _token_totals(model: MemoryModel, batch: Batch, num_kinds: int) -> dict[str,
 
 
 def _counted_tokens(model: MemoryModel, batch: Batch) -> jax.Array:
-    """Which context tokens count, bool like context_ids."""
+    """Whose losses count: those of tokens that have one, in samples that are valid."""
     context_ids = batch["context_ids"]
-    return (context_ids != model.config.pad_id) & per_query(valid_samples(batch), context_ids)
+    return model.scored_tokens(context_ids) & per_query(valid_samples(batch), context_ids)

@@ -8,6 +8,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from gradmem_jax import FullContext, FullContextConfig, generate
+from gradmem_jax.training.evaluation import evaluate_batch
 from gradmem_jax.training.losses import loss_and_metrics
 from tests.small import random_ids, small_batch, small_model, small_params
 
@@ -127,6 +128,28 @@ class FullContextTest(parameterized.TestCase):
         self.assertGreater(metrics["write_loss"], 1)
         without, _ = loss_and_metrics(MODEL, PARAMS, batch)
         np.testing.assert_allclose(loss, without + 0.5 * metrics["write_loss"], rtol=1e-5)
+
+    def test_write_loss_of_an_evaluation_is_that_of_training(self):
+        model = FullContext(FullContextConfig(lm=LM, inner_loss_weight=0.5))
+        batch = small_batch() | {"context_ids": random_ids(0, 3, 9)}
+        _, trained = loss_and_metrics(model, PARAMS, batch)
+        batch["context_kinds"] = np.where(np.arange(9) < 1, 1, np.full((3, 9), 2)).astype(np.int8)
+        evaluated, _ = evaluate_batch(model, PARAMS, batch, jnp.int32(1), max_steps=1, num_kinds=3)
+        np.testing.assert_allclose(evaluated["write_loss"], trained["write_loss"], rtol=1e-5)
+        by_kind = [0, 0, trained["write_loss"]]  # the first token has no loss
+        np.testing.assert_allclose(evaluated["write_loss_by_kind"], by_kind, rtol=1e-5)
+
+    def test_padding_takes_no_positions(self):
+        memory, _ = write(PARAMS, CONTEXT)
+        one = jax.tree.map(lambda x: x[1:2], memory)
+        self.assertEqual(MODEL.num_memory_positions(one), 6)
+        short = MODEL.without_padding(one)
+        self.assertEqual(MODEL.num_memory_positions(short), LENGTHS[1])
+        np.testing.assert_allclose(
+            read(PARAMS, short, QUERY[1:2]), read(PARAMS, one, QUERY[1:2]), rtol=1e-4, atol=1e-5
+        )
+        nothing, _ = MODEL.write_memory(PARAMS, CONTEXT, num_steps=0)
+        self.assertEqual(MODEL.num_memory_positions(MODEL.without_padding(nothing)), 0)
 
     def test_refusals(self):
         memory, _ = write(PARAMS, CONTEXT)

@@ -6,11 +6,46 @@ import json
 import sys
 from unittest import mock
 
+import jax
 from absl.testing import absltest, parameterized
 
-from experiments.answers.answering import ask_in_a_loop, show
+from experiments.answers.answering import ask_in_a_loop, encode_questions, show
+from experiments.answers.contexts import Context
+from experiments.answers.open_model import OpenModel
+from experiments.answers.writing import write_contexts
+from gradmem_jax import FullContext, FullContextConfig, LlamaConfig
+from gradmem_jax.tokenizers.characters import kv_tokenizer
 
 HOSTILE = "a\x1b[2J\nerror: forged\r\ud800 \u202e😀"
+
+
+class RoomTest(parameterized.TestCase):
+    """What a model of 128 positions that keeps its whole context has room for."""
+
+    def setUp(self):
+        super().setUp()
+        tokenizer = kv_tokenizer(62)
+        lm = LlamaConfig(
+            vocab_size=tokenizer.vocab_size, width=8, num_layers=1, num_heads=1, max_positions=128
+        )
+        model = FullContext(FullContextConfig(lm=lm))
+        params = jax.jit(model.init)(jax.random.key(0))
+        self.opened = OpenModel(model, params, tokenizer, None, str, {})
+
+    def write(self, text, **options):
+        return write_contexts(self.opened, [Context("a", text)], **options).memory
+
+    @parameterized.parameters((70, 53), (100, 23), (117, 6))
+    def test_padding_takes_none(self, num_tokens, room):
+        memory = self.write("x" * num_tokens)
+        question = encode_questions(self.opened, memory, ["?" * room], 5)
+        self.assertEqual(question.shape, (1, room))
+        with self.assertRaisesRegex(ValueError, f"{room + 1} tokens; .* room for {room} beside"):
+            encode_questions(self.opened, memory, ["?" * (room + 1)], 5)
+
+    def test_nor_does_that_of_segments(self):
+        memory = self.write("x" * 100, segment_tokens=20)
+        self.assertEqual(self.opened.model.num_memory_positions(memory), 100)
 
 
 class ShowTest(parameterized.TestCase):
