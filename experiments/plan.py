@@ -75,7 +75,8 @@ def main(_: Sequence[str]) -> None:
     out = None if _OUT.value is None else files.output_file("out", _OUT.value)
     machines.set_up()
     found: list[StepPlan] = []
-    for topology in map(machines.open_topology, _TOPOLOGY.value):
+    # All of them first: a compiler that is not installed is told before the others take minutes.
+    for topology in [machines.open_topology(name) for name in _TOPOLOGY.value]:
         works = (
             plans.changed(work, _LM.value, _NUM_MICRO_BATCHES.value) for work in _works(topology)
         )

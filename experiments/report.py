@@ -2,7 +2,7 @@
 
 Writes Markdown, to standard output too, and figures next to it. Example:
 
-  python -m experiments.report --root=runs/kv_paper --out=docs/results
+  python -m experiments.report --root=runs/kv_paper --out=runs/kv_paper/report
 """
 
 import pathlib

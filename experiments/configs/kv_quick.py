@@ -1,4 +1,6 @@
-"""The demo: 4 pairs of 2+2 symbols out of 62 in 8 memory vectors, in minutes on two CPU cores.
+"""The small run of the README: 4 pairs of 2+2 symbols out of 62 in 8 memory vectors.
+
+It takes minutes on two CPU cores.
 
 `kv_quick.py:rmt` and the other names of gradmem_jax/methods.py train those in the same way.
 """

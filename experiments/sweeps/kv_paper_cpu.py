@@ -1,4 +1,4 @@
-"""The paper's Table 1 with its model and memory, by the demo's recipe: hours on CPU cores.
+"""The paper's Table 1 with its model and memory, by the recipe of kv_quick: hours on CPU cores.
 
 One curriculum of K = 2 from 2 to 32 pairs (`start`), a run with a falling rate (`n32_k2_eight`) and
 one of K = 5 (`n32_k5`) come first, with eight pairs asked of each context. All other rows start

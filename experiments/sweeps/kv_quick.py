@@ -1,4 +1,4 @@
-"""The demo with other seeds, with one ingredient changed, and other methods in its 800 steps."""
+"""kv_quick with other seeds, with one ingredient changed, and other methods in its 800 steps."""
 
 from typing import Any
 
@@ -27,6 +27,8 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 def get_runs() -> list[Run]:
     """Returns the runs."""
-    demos = seeds([Run("demo", CONFIG)], range(3))
+    unchanged = seeds([Run("unchanged", CONFIG)], range(3))
     changed = [Run(name, CONFIG, fields) for name, fields in CHANGES.items()]
-    return demos + changed + [Run(method, CONFIG + method) for method in ("rmt", "full_context")]
+    return (
+        unchanged + changed + [Run(method, CONFIG + method) for method in ("rmt", "full_context")]
+    )

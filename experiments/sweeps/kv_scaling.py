@@ -1,4 +1,4 @@
-"""The demo's recipe with 16 and 32 pairs, a run from the best parameters of the one before."""
+"""The recipe of kv_quick with 16 and 32 pairs, a run from the best parameters of the one before."""
 
 from experiments.sweeps.run_list import Run, chain
 

@@ -182,6 +182,15 @@ class PlanTest(parameterized.TestCase):
         self.assertLess(found["total"], 2**30)
         self.assertGreater(found["moved"], found["parameters"])
 
+    def test_a_second_machine_that_is_none_is_refused_before_the_first_is_planned(self):
+        if importlib.util.find_spec("libtpu") is None:
+            raise unittest.SkipTest("libtpu is not installed: pip install '.[tpu]'")
+        out = pathlib.Path(self.create_tempdir().full_path) / "plans"
+        done = start("plan", "--work=kv_n4_k1", "--topology=v5e,v9", f"--out={out}")
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("machines are v4", done.stderr)
+        self.assertFalse(out.with_suffix(".json").exists())
+
 
 if __name__ == "__main__":
     absltest.main()
