@@ -168,8 +168,8 @@ class FullContext(MemoryModel[ContextMemory]):
 
     def scored_tokens(self, context_ids: jax.Array) -> jax.Array:
         """All but padding and the first token; see `MemoryModel.scored_tokens`."""
-        is_first = jnp.arange(context_ids.shape[-1]) == 0
-        return super().scored_tokens(context_ids) & ~is_first
+        places = jax.lax.broadcasted_iota(jnp.int32, context_ids.shape, context_ids.ndim - 1)
+        return super().scored_tokens(context_ids) & (places > 0)
 
     def _token_losses(
         self, params: Params, before: jax.Array, context_ids: jax.Array, offset: jax.Array
