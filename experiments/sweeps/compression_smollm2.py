@@ -39,5 +39,15 @@ def get_runs() -> list[Run]:
             ),
             Run("spans4_k1_m2", f"{CONFIG}spans4_k1_m2", places | constant | {"num_steps": 150}),
             Run("spans8_k1_m2", f"{CONFIG}spans8_k1_m2", places | constant | {"num_steps": 100}),
+            Run(
+                "spans8_k2_m2",
+                f"{CONFIG}spans8_k2_m2",
+                places | longer | {"num_steps": 160, "evaluate_every": 40},
+            ),
+            Run(
+                "spans8_k2_m2_more",
+                f"{CONFIG}spans8_k2_m2",
+                places | longer | {"num_steps": 90, "optimizer.learning_rate": 2e-3},
+            ),
         ]
     )
