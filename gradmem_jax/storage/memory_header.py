@@ -69,7 +69,7 @@ def header_texts(header: Header) -> dict[str, str]:
     """The texts that keep a header.
 
     Raises:
-        ValueError: a part of it is nothing that JSON has.
+        ValueError: a part of it is nothing that JSON has, or the notes have a key that is no text.
     """
     values = header._asdict() | {
         "format": FORMAT,
@@ -79,9 +79,25 @@ def header_texts(header: Header) -> dict[str, str]:
     }
     try:
         texts = {name: _json(value) for name, value in values.items()}
-    except TypeError as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"notes and contexts must be what JSON has: {error}.") from error
+    _require_text_keys(header.notes)
     return texts | {"header_checksum": _checksum(texts)}
+
+
+def _require_text_keys(notes: Any) -> None:
+    """Refuses other keys: JSON makes texts of them, perhaps of two the same one."""
+    if isinstance(notes, dict):
+        for key, value in notes.items():
+            require(
+                isinstance(key, str),
+                f"notes has the key {shown(key)}; JSON has only texts as keys: make it one, "
+                f"{shown(str(key))}.",
+            )
+            _require_text_keys(value)
+    elif isinstance(notes, list | tuple):
+        for value in notes:
+            _require_text_keys(value)
 
 
 def context_bytes(context: StoredContext) -> int:

@@ -214,8 +214,16 @@ class MemoryFileTest(parameterized.TestCase):
         model, params, memory = written()
         save_memory(self.path, memory, model, params)
         before = self.path.read_bytes()
-        with self.assertRaisesRegex(ValueError, "what JSON has"):
-            save_memory(self.path, memory, model, params, notes={"x": object()})
+        circle = {}
+        circle["x"] = circle
+        for notes, message in (
+            ({"x": object()}, "what JSON has"),
+            ({"x": circle}, "what JSON has: Circular reference"),
+            ({1: "a", "1": "b"}, "notes has the key 1; .* make it one, '1'"),
+            ({"x": [{"y": ({None: 0},)}]}, "notes has the key None"),
+        ):
+            with self.assertRaisesRegex(ValueError, message):
+                save_memory(self.path, memory, model, params, notes=notes)
         with self.assertRaisesRegex(ValueError, "is a folder"):
             save_memory(self.path.parent, memory, model, params)
         self.assertEqual(self.path.read_bytes(), before)
