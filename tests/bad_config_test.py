@@ -134,7 +134,7 @@ class BadConfigTest(parameterized.TestCase):
         ("optimizer.learning_rate", (0.0, np.nan)),
         ("write_optimizer.name", ("nothing", "__name__", "adam", "chain", "safe_increment")),
         ("write_optimizer.name", ("softmax_cross_entropy", "EmptyState")),
-        ("curriculum.exact_match", (np.nan, 2.0)),
+        ("curriculum.exact_match", (np.nan, 2.0, None)),
         ("curriculum.num_pairs", ((0,), (2, 3), ("2",))),
         ("curriculum.max_context_tokens", ((-1,), (4, 8), (0,), ("2",))),
     )

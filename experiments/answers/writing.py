@@ -13,13 +13,18 @@ from experiments.answers.contexts import Context, encode_context, make_batches, 
 from experiments.answers.open_model import OpenModel
 from experiments.program import formatting
 from experiments.program.console import log
+from gradmem_jax.checks import require
 from gradmem_jax.data.task import text_of
 from gradmem_jax.foreign_text import one_line
 from gradmem_jax.lm.transformer import TransformerConfig
 from gradmem_jax.memory.interface import Memory, kv_cache_floats, memory_floats
 from gradmem_jax.memory.reconstruction import reconstruct
 from gradmem_jax.memory.segments import write_context, write_token_losses
+from gradmem_jax.storage.arrays_file import LARGEST_HEADER
 from gradmem_jax.storage.memory_file import StoredContext, save_memory
+from gradmem_jax.storage.memory_header import context_bytes
+
+_LOSS_BYTES = 12  # in a memory file: a float32, mostly of eight digits, with a point and a comma
 
 
 class Written(NamedTuple):
@@ -54,7 +59,8 @@ def write_contexts(
         batch_size: contexts written at once.
 
     Raises:
-        ValueError: a context is empty, too long, or holds padding; before anything is written.
+        ValueError: a context is empty, too long, or holds padding, or a memory file has no room for
+            so many WRITE losses; before anything is written.
     """
     model, params = opened.model, opened.params
     pad_id = model.config.pad_id
@@ -67,6 +73,8 @@ def write_contexts(
         segment_tokens=segment_tokens,
     )
     ids = [encode(context) for context in contexts]
+    steps = model.config.num_write_steps if num_write_steps is None else num_write_steps
+    _check_header(contexts, ids, steps)
     for context in contexts:
         warn_of_unknown(context.name, context.text, opened.tokenizer)
 
@@ -101,6 +109,18 @@ def write_contexts(
         )
     order = range(len(contexts))
     return Written(_join([memories[i] for i in order]), [stored[i] for i in order], ids)
+
+
+def _check_header(contexts: Sequence[Context], ids: Sequence[np.ndarray], steps: int) -> None:
+    """Refuses contexts that a memory file's header has no room for with their WRITE losses."""
+    count = steps * sum(1 if each.ndim == 1 else len(each) for each in ids)
+    size = count * _LOSS_BYTES + sum(context_bytes(StoredContext(c.name)) for c in contexts)
+    require(
+        size <= LARGEST_HEADER,
+        f"{len(contexts)} contexts, with a loss for each of {count} WRITE steps, need about {size} "
+        f"bytes beside their memories, and a memory file has room for {LARGEST_HEADER}; write them "
+        "to several files, or with fewer --num_write_steps.",
+    )
 
 
 class ReadBack(NamedTuple):

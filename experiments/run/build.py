@@ -84,7 +84,8 @@ def _check_run(config: ConfigDict) -> None:
         require_count(name, config[name])
     for name in ("skip_nonfinite", "save_every"):
         require_integer(name, config[name], 0)
-    _check_share("stop_at_exact_match", config.stop_at_exact_match)
+    if config.stop_at_exact_match is not None:
+        _check_share("stop_at_exact_match", config.stop_at_exact_match)
     _check_share("curriculum.exact_match", config.curriculum.exact_match)
     _check_integers("final_num_write_steps", config.final_num_write_steps, 0)
     _check_integers("curriculum.num_pairs", config.curriculum.num_pairs, 1)
@@ -109,10 +110,9 @@ def _check_run(config: ConfigDict) -> None:
     )
 
 
-def _check_share(name: str, share: float | None) -> None:
-    if share is not None:
-        require_number(name, share)
-        require(0 <= share <= 1, f"{name}={share} must be in [0, 1].")
+def _check_share(name: str, share: float) -> None:
+    require_number(name, share)
+    require(0 <= share <= 1, f"{name}={share} must be in [0, 1].")
 
 
 def _check_integers(name: str, numbers: tuple[int, ...], minimum: int) -> None:

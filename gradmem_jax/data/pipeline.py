@@ -54,7 +54,8 @@ def make_iterator(
         Iterator over dicts of arrays [B, ...].
 
     Raises:
-        ValueError: wrong numbers, or fewer samples than one batch.
+        ValueError: wrong numbers, or fewer samples than one batch in each shard; with `pad_last`,
+            than one sample in each. It is the same for all shards.
 
     Examples:
         >>> from gradmem_jax.data.kv_retrieval import KVRetrievalConfig, KVRetrievalSource
@@ -87,11 +88,11 @@ def make_iterator(
         f"shard_index={shard_index} must be in [0, num_shards={num_shards}).",
     )
     require(not (repeat and pad_last), "repeat=True has no last batch; leave pad_last=False.")
-    shard_length = len(range(shard_index, len(source), num_shards))
+    needed = num_shards * (1 if pad_last else batch_size)
     require(
-        shard_length >= (1 if pad_last else batch_size),
-        f"a shard of {shard_length} samples does not fill one batch of {batch_size}; use a smaller "
-        "batch_size or more samples.",
+        len(source) >= needed,
+        f"{len(source)} samples do not fill one batch of {batch_size} in each of {num_shards} "
+        f"shards; use a smaller batch_size or at least {needed} samples.",
     )
     if task is not None and len(task.context_buckets) > 1 and hasattr(source, "context_lengths"):
         batches = _grouped(

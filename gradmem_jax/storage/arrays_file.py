@@ -1,5 +1,6 @@
 """Safetensors files, written whole or not at all; nothing in them is executed."""
 
+import json
 import os
 import pathlib
 import re
@@ -11,14 +12,27 @@ import safetensors
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from gradmem_jax.checks import require_instance
+from gradmem_jax.checks import require, require_instance
 from gradmem_jax.foreign_text import one_line, shown
 from gradmem_jax.storage.reading import require_file
 from gradmem_jax.storage.writing import Writer, write_file
 
+LARGEST_HEADER = 100_000_000  # bytes; safetensors writes and opens none that is larger
+
 
 def arrays_writer(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> Writer:
-    """Returns what writes arrays and texts to a path; see storage/writing.py."""
+    """Returns what writes arrays and texts to a path; see storage/writing.py.
+
+    Raises:
+        ValueError: the texts, with what describes the arrays, are too long.
+    """
+    size = _header_bytes(arrays, metadata)
+    require(
+        size <= LARGEST_HEADER,
+        f"what is to be said of {len(arrays)} arrays takes {size} bytes, and the header of a "
+        f"safetensors file at most {LARGEST_HEADER}; save fewer contexts or arrays to one file, or "
+        "shorter notes.",
+    )
 
     def write(path: pathlib.Path) -> None:
         path.touch()
@@ -35,10 +49,24 @@ def arrays_writer(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str])
     return write
 
 
+def _header_bytes(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> int:
+    """How long the header of a file will be, or a little more."""
+    end = sum(array.nbytes for array in arrays.values())
+    header = {"__metadata__": dict(metadata)} | {
+        name: {"dtype": str(array.dtype), "shape": array.shape, "data_offsets": (end, end)}
+        for name, array in arrays.items()
+    }
+    return len(json.dumps(header, separators=(",", ":")))
+
+
 def write_arrays(
     path: str | pathlib.Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
-    """Writes arrays and texts in one step: readers see the old file or the new one, whole."""
+    """Writes arrays and texts in one step: readers see the old file or the new one, whole.
+
+    Raises:
+        ValueError: see `arrays_writer`.
+    """
     write_file(path, arrays_writer(arrays, metadata))
 
 

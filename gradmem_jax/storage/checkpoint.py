@@ -1,6 +1,7 @@
 """Checkpoints of a run: the latest and the best, with all that an exact resume needs."""
 
 import contextlib
+import functools
 import math
 import os
 import pathlib
@@ -40,6 +41,23 @@ _CHECKSUM, _BIT_SUM = "checksum", "bit_sum"  # the latter until 2026-11, blind t
 _LARGEST_SMALL, _MOST_COMPRESSED = 64 * MEBIBYTE, 100
 
 
+def _rank(name: str, metrics: Mapping[str, float]) -> float:
+    """Returns a metric by which checkpoints are ordered: one that is not finite is the lowest."""
+    return metrics[name] if -math.inf < metrics[name] < math.inf else -math.inf
+
+
+class _Checkpoints(ocp.CheckpointManager):
+    """Checkpoints of Orbax; one of a rank that is not finite is saved as one without metrics."""
+
+    rank: Callable[[Mapping[str, float]], float]
+
+    def save(self, *args: Any, metrics: Any = None, **options: Any) -> bool:
+        """Saves as Orbax does."""
+        if metrics is not None and self.rank(metrics) == -math.inf:
+            metrics = None
+        return super().save(*args, metrics=metrics, **options)
+
+
 @contextlib.contextmanager
 def open_checkpoints(
     directory: str | pathlib.Path,
@@ -52,7 +70,8 @@ def open_checkpoints(
 
     Args:
         directory: where they are; made if missing.
-        best_metric: the checkpoint with the highest such metric is kept.
+        best_metric: the checkpoint with the highest such metric is kept; one that is not finite
+            counts as none.
         keep_latest: how many of the newest are kept.
         create: make the directory if it is missing.
 
@@ -78,21 +97,21 @@ def open_checkpoints(
     if jax.process_index() == 0 or not create:
         check_metrics(directory, best_metric, move=create)
     _wait_for_all("metrics")
+    rank = functools.partial(_rank, best_metric)
     latest = checkpoint_managers.LatestN(keep_latest)
     best = checkpoint_managers.BestN(
-        get_metric_fn=lambda metrics: metrics[best_metric],
-        n=1,
-        keep_checkpoints_without_metrics=False,
+        get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False
     )
     options = ocp.CheckpointManagerOptions(
         create=create,
-        best_fn=lambda metrics: metrics[best_metric],
+        best_fn=rank,
         preservation_policy=checkpoint_managers.AnyPreservationPolicy([latest, best]),
         cleanup_tmp_directories=create,
         step_name_format=StepNames(),
     )
     handlers = {"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
-    checkpoints = ocp.CheckpointManager(path, options=options, item_handlers=handlers)
+    checkpoints = _Checkpoints(path, options=options, item_handlers=handlers)
+    checkpoints.rank = rank
     try:
         yield checkpoints
     except CheckpointError:
@@ -176,7 +195,8 @@ def save(
         state: pytree of arrays.
         run: JSON-able state of the host: data iterator, curriculum stage, ...
         metrics: evaluation at this step, the `best_metric` of `open_checkpoints` among it; None if
-            there was none: such a checkpoint is never the best.
+            there was none: such a checkpoint is never the best. Nor is one whose `best_metric` is
+            not finite; its metrics are not kept.
 
     Raises:
         CheckpointError: this one, or the one before, could not be written.

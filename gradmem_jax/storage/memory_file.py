@@ -56,8 +56,9 @@ def save_memory(
         fingerprint: of model and parameters, if it is already known.
 
     Raises:
-        ValueError: the memory is not one of this model, is not finite, or is traced; or there are
-            not as many contexts.
+        ValueError: the memory is not one of this model, is not finite, or is traced; there are not
+            as many contexts; or what is known of them takes more than the 100 MB that a file has
+            room for beside its arrays.
 
     Examples:
         >>> gradmem_jax.save_memory("memory.safetensors", memory, model, params)

@@ -8,6 +8,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from gradmem_jax.checks import check_fields, require, require_instance, require_integer
 from gradmem_jax.foreign_text import one_line, shown
 from gradmem_jax.storage.fingerprint import Fingerprint
@@ -24,7 +26,8 @@ class StoredContext:
     Attributes:
         name: what it is called, such as its path.
         num_tokens: its length without padding; None if the writer did not say.
-        write_losses: WRITE loss before each step in nats a token, a row for each segment.
+        write_losses: WRITE loss before each step in nats a token, a row for each segment. A file
+            keeps them as float32.
         final_loss: loss of all its tokens given the stored memory.
 
     Examples:
@@ -66,19 +69,54 @@ def header_texts(header: Header) -> dict[str, str]:
     """The texts that keep a header.
 
     Raises:
-        ValueError: a part of it is nothing that JSON has.
+        ValueError: a part of it is nothing that JSON has, or the notes have a key that is no text.
     """
     values = header._asdict() | {
         "format": FORMAT,
         "version": VERSION,
         "fingerprint": header.fingerprint._asdict(),
-        "contexts": [dataclasses.asdict(context) for context in header.contexts],
+        "contexts": [_describe_context(context) for context in header.contexts],
     }
     try:
-        texts = {name: json.dumps(value) for name, value in values.items()}
-    except TypeError as error:
+        texts = {name: _json(value) for name, value in values.items()}
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"notes and contexts must be what JSON has: {error}.") from error
+    _require_text_keys(header.notes)
     return texts | {"header_checksum": _checksum(texts)}
+
+
+def _require_text_keys(notes: Any) -> None:
+    """Refuses other keys: JSON makes texts of them, perhaps of two the same one."""
+    if isinstance(notes, dict):
+        for key, value in notes.items():
+            require(
+                isinstance(key, str),
+                f"notes has the key {shown(key)}; JSON has only texts as keys: make it one, "
+                f"{shown(str(key))}.",
+            )
+            _require_text_keys(value)
+    elif isinstance(notes, list | tuple):
+        for value in notes:
+            _require_text_keys(value)
+
+
+def context_bytes(context: StoredContext) -> int:
+    """How many bytes a context takes in the header of a file, its checksum aside."""
+    return len(json.dumps(_json(_describe_context(context))))
+
+
+def _describe_context(context: StoredContext) -> dict[str, Any]:
+    return vars(context) | {"write_losses": [_shortest(row) for row in context.write_losses]}
+
+
+def _shortest(row: tuple[float, ...]) -> list[float]:
+    """Returns numbers of the fewest digits that are the same in float32."""
+    with np.errstate(over="ignore"):
+        return [float(str(loss)) for loss in np.asarray(row, np.float32)]
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
 
 
 def parse_header(path: Any, texts: Mapping[str, str]) -> Header:

@@ -19,7 +19,7 @@ from gradmem_jax.checks import (
     require_choice,
     require_instance,
 )
-from gradmem_jax.foreign_text import shown
+from gradmem_jax.foreign_text import is_text, shown
 from gradmem_jax.storage.arrays_file import open_arrays, read_array, write_arrays
 from gradmem_jax.storage.hashing import hash_bytes
 from gradmem_jax.storage.reading import parse_json
@@ -170,17 +170,24 @@ def _put(params: dict[str, Any], name: str, array: jax.Array, path: str | pathli
     place[last] = array
 
 
-def _check_names(params: Any, place: str = "params") -> None:
+def _check_names(params: Any, place: str = "params", folders: int = 0) -> None:
     """Raises ValueError unless what comes back from a file is what was saved."""
+    require(
+        folders <= _MOST_FOLDERS,
+        f"{shown(place)} is in more than {_MOST_FOLDERS} dicts; name the arrays in fewer.",
+    )
     for name, value in params.items():
         require(
-            isinstance(name, str) and "/" not in name,
-            f"{place} has the key {name!r}; names must be texts without '/', which parts them in "
-            "the file.",
+            isinstance(name, str)
+            and is_text(name)
+            and name not in ("", "__metadata__")
+            and "/" not in name,
+            f"{place} has the key {name!r}; names must be texts in UTF-8, not empty, not "
+            "'__metadata__', and without '/', which parts them in the file.",
         )
         inner = f"{place}[{name!r}]"
         if isinstance(value, dict):
-            _check_names(value, inner)
+            _check_names(value, inner, folders + 1)
         else:
             require(
                 jax.tree_util.all_leaves([value]),

@@ -146,9 +146,13 @@ def _temporary_folder(parent: pathlib.Path) -> Iterator[pathlib.Path]:
         folder = parent / f"{_PREFIX}{secrets.token_hex(8)}"
         folder.mkdir()
         with contextlib.ExitStack() as stack:
-            with contextlib.suppress(OSError):  # some network file systems have no such locks
+            try:
                 stack.enter_context(_held(folder))
-            if not folder.is_dir():  # `clean` was faster than the lock
+            except BlockingIOError:  # `clean` of another process has it, and is about to delete it
+                continue
+            except OSError:
+                pass  # some network file systems have no such locks
+            if not folder.is_dir():  # `clean` has deleted it before the lock
                 continue
             try:
                 yield folder

@@ -184,14 +184,28 @@ class PipelineTest(parameterized.TestCase):
 
     @parameterized.parameters(
         (dict(batch_size=0), "batch_size=0"),
-        (dict(batch_size=11), "does not fill one batch of 11"),
-        (dict(batch_size=6, num_shards=2), "shard of 5 samples"),
+        (dict(batch_size=11), "10 samples do not fill one batch of 11 in each of 1 shards"),
+        (dict(batch_size=6, num_shards=2), "of 6 in each of 2 shards; .* at least 12 samples"),
         (dict(batch_size=2, num_shards=2, shard_index=2), "shard_index=2"),
         (dict(batch_size=2, repeat=True, pad_last=True), "no last batch"),
     )
     def test_refusals(self, options, message):
         with self.assertRaisesRegex(ValueError, message):
             make_iterator(Source(10), **options)
+
+    @parameterized.product(
+        source=[Source(7), TextSource([3, 6, 2, 5, 3, 6, 2])],
+        options=[
+            dict(batch_size=4, num_shards=2),
+            dict(batch_size=4, num_shards=2, repeat=True),
+            dict(batch_size=4, num_shards=8, pad_last=True),
+        ],
+    )
+    def test_all_shards_are_refused_if_one_is(self, source, options):
+        task = TextTask(buckets=(4, 8)) if isinstance(source, TextSource) else None
+        for shard_index in range(options["num_shards"]):
+            with self.assertRaisesRegex(ValueError, "7 samples do not fill one batch of 4 in each"):
+                make_iterator(source, task=task, shard_index=shard_index, **options)
 
 
 if __name__ == "__main__":

@@ -388,6 +388,23 @@ class WriteAskTest(parameterized.TestCase):
         ):
             write_contexts(opened, contexts)
 
+    def test_refuses_more_losses_than_a_file_has_room_for_before_anything_is_compiled(self):
+        opened = open_model(self.words_path, {})
+        contexts = [Context("a", "the cat"), Context("b", "the cat sat on a mat")]
+        for steps, how, refused in (
+            (1_000_000, {"segment_tokens": 2}, False),
+            (4_000_000, {"segment_tokens": 2}, True),
+            (8_000_000, {}, True),
+            (3_000_000, {}, False),
+        ):
+            count = steps * (4 if how else 2)
+            message = rf"2 contexts, .* {count} WRITE steps, need about {12 * count // 10**6}\d+ b"
+            with (
+                mock.patch.object(jax, "jit", side_effect=AssertionError),
+                self.assertRaisesRegex(*(ValueError, message) if refused else (AssertionError, "")),
+            ):
+                write_contexts(opened, contexts, num_write_steps=steps, **how)
+
     def test_refusals_of_ask(self):
         self.write(self.run_path)
         for question, how, message in (

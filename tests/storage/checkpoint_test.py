@@ -271,6 +271,28 @@ class CheckpointTest(parameterized.TestCase):
         state, run = self.restore()
         chex.assert_trees_all_equal((state, run), (state_of(5), {"again": 1}))
 
+    @parameterized.parameters(np.nan, np.inf, -np.inf)
+    def test_a_score_that_is_not_finite_is_never_the_best(self, score):
+        self.save(score)
+        self.assertEqual(checkpoint.restore_params(self.folder, "latest")[0], 1)
+        with self.assertRaisesRegex(ValueError, r"no checkpoint 'best'; it has steps \[1\]"):
+            checkpoint.restore_params(self.folder)
+        for scores in ((0.9, score, 0.5, score, 0.3), (score, 0.9, 0.5, 0.4, score)):
+            shutil.rmtree(self.folder)
+            self.save(*scores)
+            self.assertEqual(saved_steps(self.folder), [scores.index(0.9) + 1, 4, 5])
+            self.assertEqual(checkpoint.restore_params(self.folder)[0], scores.index(0.9) + 1)
+
+    def test_a_score_that_an_earlier_version_saved_though_it_is_not_finite(self):
+        with mock.patch.object(checkpoint._Checkpoints, "save", ocp.CheckpointManager.save):
+            self.save(0.9, np.nan)
+        self.assertIn("NaN", (self.folder / "2" / "metrics" / "metrics").read_text())
+        with checkpoint.open_checkpoints(self.folder) as checkpoints:
+            for step in (3, 4):
+                checkpoint.save(checkpoints, step, state_of(step), {}, {"score": 0.5})
+            self.assertEqual(sorted(checkpoints.all_steps()), [1, 3, 4])
+        self.assertEqual(checkpoint.restore_params(self.folder)[0], 1)
+
     @parameterized.parameters("close", "check", "save")
     @_ORBAX_LEAVES_COROUTINES
     def test_full_disk_is_reported_and_the_last_checkpoint_stays(self, when):

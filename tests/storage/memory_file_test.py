@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+from unittest import mock
 
 import chex
 import jax
@@ -14,8 +15,10 @@ from safetensors.numpy import save_file
 
 from gradmem_jax import GradMem, load_memory, save_memory
 from gradmem_jax.methods import METHODS
+from gradmem_jax.storage import arrays_file
 from gradmem_jax.storage.fingerprint import take_fingerprint
 from gradmem_jax.storage.memory_file import StoredContext, read_header
+from gradmem_jax.storage.memory_header import context_bytes
 from tests.small import random_ids, small_batch, small_model, small_params, small_writer
 
 CONTEXT = small_batch()["context_ids"]
@@ -68,6 +71,38 @@ class MemoryFileTest(parameterized.TestCase):
         self.assertEqual(header.fingerprint, take_fingerprint(model, params))
         self.assertEqual(header.config["lm.width"], 8)
         self.assertEqual([p.name for p in self.path.parent.iterdir()], [self.path.name])
+
+    def test_losses_are_kept_as_float32_in_few_digits(self):
+        model, params, memory = written()
+        losses = np.random.default_rng(0).gamma(2.0, size=(3, 1, 400)).astype(np.float32)
+        contexts = [
+            StoredContext(str(i), 9, tuple(tuple(map(float, row)) for row in rows))
+            for i, rows in enumerate(losses)
+        ]
+        save_memory(self.path, memory, model, params, contexts=contexts)
+        stored = [context.write_losses for context in read_header(self.path).contexts]
+        np.testing.assert_array_equal(np.asarray(stored, np.float32), losses)
+        self.assertLess(context_bytes(contexts[0]), 12 * 400)
+        beside = [dataclasses.replace(context, write_losses=()) for context in contexts]
+        save_memory(self.path.with_name("beside"), memory, model, params, contexts=beside)
+        more = self.path.stat().st_size - self.path.with_name("beside").stat().st_size
+        self.assertLess(more, 12 * 1200)
+
+    def test_refuses_more_to_say_than_a_file_has_room_for(self):
+        model, params, memory = written()
+        notes = {"text": '\u00e9"\n' * 1000}
+        save_memory(self.path, memory, model, params, notes=notes)
+        room = int.from_bytes(self.path.read_bytes()[:8], "little")
+        with mock.patch.object(arrays_file, "LARGEST_HEADER", room + 8):
+            save_memory(self.path, memory, model, params, notes=notes)
+        with (
+            mock.patch.object(arrays_file, "LARGEST_HEADER", room - 8),
+            mock.patch.object(arrays_file, "write_file", side_effect=AssertionError),
+            self.assertRaisesRegex(
+                ValueError, rf"of 1 arrays takes \d+ bytes, .* at most {room - 8}; save fewer"
+            ),
+        ):
+            save_memory(self.path, memory, model, params, notes=notes)
 
     def test_fingerprint_is_of_values_not_of_places(self):
         model, params, _ = written()
@@ -179,8 +214,16 @@ class MemoryFileTest(parameterized.TestCase):
         model, params, memory = written()
         save_memory(self.path, memory, model, params)
         before = self.path.read_bytes()
-        with self.assertRaisesRegex(ValueError, "what JSON has"):
-            save_memory(self.path, memory, model, params, notes={"x": object()})
+        circle = {}
+        circle["x"] = circle
+        for notes, message in (
+            ({"x": object()}, "what JSON has"),
+            ({"x": circle}, "what JSON has: Circular reference"),
+            ({1: "a", "1": "b"}, "notes has the key 1; .* make it one, '1'"),
+            ({"x": [{"y": ({None: 0},)}]}, "notes has the key None"),
+        ):
+            with self.assertRaisesRegex(ValueError, message):
+                save_memory(self.path, memory, model, params, notes=notes)
         with self.assertRaisesRegex(ValueError, "is a folder"):
             save_memory(self.path.parent, memory, model, params)
         self.assertEqual(self.path.read_bytes(), before)

@@ -21,6 +21,14 @@ from tests.bad_inputs import refused
 from tests.small import small_model, small_params, small_writer
 
 
+def in_folders(count):
+    """Parameters of one array, in so many dicts beside the outermost."""
+    params = {"x": np.ones(1, np.float32)}
+    for _ in range(count):
+        params = {"a": params}
+    return params
+
+
 class ParamsFileTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()
@@ -95,12 +103,19 @@ class ParamsFileTest(parameterized.TestCase):
         for params, message in (
             ({"a": {"b/c": np.ones(1)}}, r"params\['a'\] has the key 'b/c'"),
             ({"a": {3: np.ones(1)}}, "has the key 3"),
+            ({"": np.ones(2), "memory": np.ones(3)}, "params has the key ''; .* not empty"),
+            ({"a": {"": np.ones(1)}}, r"params\['a'\] has the key ''"),
+            ({"__metadata__": np.ones(1)}, "has the key '__metadata__'"),
+            ({"\ud800": np.ones(1)}, r"has the key '\\ud800'; names must be texts in UTF-8"),
+            (in_folders(33), "in more than 32 dicts; name the arrays in fewer"),
             ({"a": [np.ones(1)]}, r"params\['a'\] is a list"),
             ({"a": np.ones(1), "b": None}, r"params\['b'\] is a NoneType"),
         ):
             with self.assertRaisesRegex(ValueError, message):
                 save_params(self.path, params)
         self.assertFalse(self.path.exists())
+        save_params(self.path, in_folders(32))
+        chex.assert_trees_all_equal(load_params(self.path), in_folders(32))
 
     def test_numbers_of_64_bits(self):
         save_params(self.path, {"x": np.ones(1)})

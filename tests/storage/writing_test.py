@@ -1,12 +1,15 @@
 """Files that are written together: all or none, whatever ends the writer."""
 
 import errno
+import fcntl
 import os
 import pathlib
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -117,6 +120,32 @@ class WritingTest(parameterized.TestCase):
         writing.write_files(self.folder, {"outer": write_inside})
         self.assertEqual(self.found(), dict.fromkeys(NAMES, "2") | {"outer": "1"})
         self.assertTrue(pathlib.Path(other, "precious").exists())
+
+    @parameterized.parameters("opened", "locked")
+    def test_a_folder_that_another_process_cleans_first_is_left_to_it(self, when):
+        """Between our making a folder and our lock, `clean` of another process may take it."""
+        flock, taken = fcntl.flock, []
+
+        def flock_second(descriptor, operation):
+            if not taken:
+                taken.extend(self.folder.glob(".saving-*"))
+                other = os.open(taken[0], os.O_RDONLY)
+                self.addCleanup(os.close, other)
+                flock(other, operation)
+                if when == "opened":  # it is gone before our lock
+                    shutil.rmtree(taken[0])
+                    flock(other, fcntl.LOCK_UN)
+            flock(descriptor, operation)
+
+        def write(path):
+            shutil.rmtree(taken[0], ignore_errors=True)
+            path.write_text("1")
+
+        with mock.patch.object(fcntl, "flock", flock_second):
+            writing.write_files(self.folder, {"text": write})
+        self.assertLen(taken, 1)
+        self.assertEqual(self.found(), {"text": "1"})
+        self.assertEmpty(list(self.folder.glob(".saving-*")))
 
     def test_nothing_is_written_through_a_link(self):
         other = pathlib.Path(self.create_tempdir().full_path) / "precious"
