@@ -32,6 +32,7 @@ _REMAT = "lm.remat"
 _MAY_CHANGE = (
     "num_steps",
     "final_num_write_steps",
+    "final_split",
     "stop_at_exact_match",
     "skip_nonfinite",
     "save_every",

@@ -57,8 +57,8 @@ class KVRetrievalConfig:
         num_segments: T, parts of N / T pairs that the context comes in, to be written one after
             the other; each closes with `|`.
         seed: samples are a function of (seed, split, index).
-        split: "train", "validation" or "test". No set of pairs ever occurs in two of them,
-            whatever the seeds.
+        split: "train", "validation" or "test". No set of pairs of "train" ever occurs in the other
+            two, whatever the seeds; these are drawn from the rest, each for itself.
         num_samples: length of the stream.
 
     Examples:
@@ -249,7 +249,7 @@ class KVRetrievalSource:
         for _ in range(_MAX_DRAWS):
             keys = self._draw_keys(rng)
             values = rng.integers(c.alphabet_size, size=(c.num_pairs, c.value_length))
-            if _split_of(keys, values) == c.split:
+            if _is_held_out(keys, values) == (c.split != "train"):
                 return self._symbol_ids[keys], self._symbol_ids[values]
         raise ValueError(
             f"no sample of {c} belongs to split {c.split!r} among {_MAX_DRAWS} draws; the task has "
@@ -301,14 +301,11 @@ class KVRetrievalSource:
         return np.concatenate(query + target, axis=1).astype(np.int32), start
 
 
-def _split_of(keys: np.ndarray, values: np.ndarray) -> Split:
-    """The split that a set of pairs, keys [N, key_length] and values, belongs to."""
+def _is_held_out(keys: np.ndarray, values: np.ndarray) -> bool:
+    """Whether a set of pairs, keys [N, key_length] and values, belongs to validation and test."""
     rows = np.concatenate([keys, values], axis=1).astype("<u2")
     content = b"".join(sorted(row.tobytes() for row in rows))
-    half, rest = divmod(hashlib.blake2b(content, digest_size=1).digest()[0], _HELD_OUT_SHARE)
-    if rest:
-        return "train"
-    return "test" if half % 2 else "validation"
+    return hashlib.blake2b(content, digest_size=1).digest()[0] % _HELD_OUT_SHARE == 0
 
 
 def render(sample: dict[str, Any], tokenizer: CharTokenizer) -> str:

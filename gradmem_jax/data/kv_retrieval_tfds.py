@@ -33,8 +33,8 @@ class KVRetrievalBuilderConfig(tfds.core.BuilderConfig):
 class KVRetrieval(tfds.core.GeneratorBasedBuilder):
     """Key-value pairs of random symbols; sample i on disk is sample i of `KVRetrievalSource`."""
 
-    VERSION = tfds.core.Version("2.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version.", "2.0.0": "A split test; other validation samples."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {"1.0.0": "First version.", "1.1.0": "A split test."}
     BUILDER_CONFIGS: list[Any] = []
 
     def _info(self) -> tfds.core.DatasetInfo:

@@ -126,7 +126,7 @@ class KVRetrievalTest(parameterized.TestCase):
         for a, b in zip(short, long, strict=True):
             np.testing.assert_array_equal(a["context_ids"], b["context_ids"])
 
-    def test_splits_have_no_set_of_pairs_in_common(self):
+    def test_no_set_of_pairs_of_training_is_in_another_split(self):
         fields = dict(num_pairs=2, key_length=1, value_length=1, alphabet_size=3)
         tokenizer = kv_tokenizer(3)
         seen = {"train": set(), "validation": set(), "test": set()}
@@ -136,8 +136,7 @@ class KVRetrievalTest(parameterized.TestCase):
                     contents.add(frozenset(pairs_of(sample, tokenizer).items()))
         self.assertNotIn(set(), seen.values())
         self.assertGreater(len(seen["train"]), len(seen["validation"] | seen["test"]))
-        for one, other in itertools.combinations(seen.values(), 2):
-            self.assertEmpty(one & other)
+        self.assertEmpty(seen["train"] & (seen["validation"] | seen["test"]))
 
     def test_symbols_and_asked_pairs_are_uniform(self):
         tokenizer = kv_tokenizer(8)
