@@ -13,10 +13,12 @@ from experiments.run.plan import RunPlan
 from experiments.run.saved_run import SavedRun
 from gradmem_jax import trees
 from gradmem_jax.checks import require
+from gradmem_jax.data.tasks import GENERATED
 from gradmem_jax.data.text_task import read_tokenizer
 from gradmem_jax.lm.pretrained.load import load_pretrained
 from gradmem_jax.memory.interface import MemoryModel
 from gradmem_jax.parallel import sharding
+from gradmem_jax.storage.fingerprint import take_fingerprint
 from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer
 from gradmem_jax.training.optimizer import OptimizerConfig, make_optimizer
 from gradmem_jax.training.step import TrainState, init_state
@@ -66,6 +68,22 @@ def start_params(plan: RunPlan) -> Params:
     if new:
         log.info("%s has no %s: they start anew", run.folder, ", ".join(new))
     return draw(earlier["lm"]) | earlier
+
+
+def sample_seed(plan: RunPlan, params: Params) -> int | None:
+    """The seed of the training samples; None is that of the task.
+
+    A run that starts from another one would see the first samples of that one again, so those that
+    are made when asked for depend on the parameters too that it starts from.
+
+    Args:
+        plan: of the run.
+        params: of step 0.
+    """
+    if not plan.start.init_from or plan.task_name not in GENERATED:
+        return None
+    weights = take_fingerprint(plan.target.model, params).weights
+    return (plan.seed + (int(weights[:12], 16) << 11)) % 2**60
 
 
 def draw_params(plan: RunPlan) -> Params:

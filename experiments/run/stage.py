@@ -1,5 +1,6 @@
 """A curriculum stage that is being trained: its batches and its step."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -34,6 +35,7 @@ class RunningStage:
         devices: Devices,
         steps: CompiledSteps,
         iterator_state: Any = None,
+        sample_seed: int | None = None,
         check: Callable[[], None] | None = None,
     ):
         """Opens the data of a stage, where `iterator_state` says, and compiles the first step.
@@ -44,9 +46,13 @@ class RunningStage:
             devices: what `find_devices` returned.
             steps: the steps of the run.
             iterator_state: of an iterator of this stage; None starts from the beginning.
+            sample_seed: of the samples, in place of the task's; None keeps that.
             check: see `CompiledSteps.find`.
         """
         self._model, task, self.name = plan.stages[index]
+        if sample_seed is not None:
+            made: Any = task
+            task = dataclasses.replace(made, seed=sample_seed)
         self.index, self._steps = index, steps
         self.num_write_steps = self._model.config.num_write_steps
         self._batch_sharding = devices.batch

@@ -15,7 +15,7 @@ from experiments.program.console import log
 from experiments.run.compiled_steps import CompiledSteps
 from experiments.run.devices import Devices
 from experiments.run.evaluation import evaluate_params
-from experiments.run.initial_state import start_state
+from experiments.run.initial_state import sample_seed, start_state
 from experiments.run.log_window import LogWindow, TrainedStep
 from experiments.run.nonfinite import NonFiniteError, all_finite
 from experiments.run.plan import RunPlan
@@ -36,6 +36,7 @@ class HostState:
     Attributes:
         stage: number of the curriculum's stage.
         iterator: state of the iterator over its batches; None is the beginning.
+        sample_seed: see `initial_state.sample_seed`.
         seconds: how long the run has been trained.
         compile_seconds: how long of that it has waited for training steps to be compiled.
         exact_match: of the last evaluation; None before the first one.
@@ -47,6 +48,7 @@ class HostState:
 
     stage: int = 0
     iterator: Any = None
+    sample_seed: int | None = None
     seconds: float = 0.0
     compile_seconds: float = 0.0
     exact_match: float | None = None
@@ -98,7 +100,8 @@ class TrainingRun:
         template = sharding.placed_shapes(shapes, sharding.shardings(shapes, devices.mesh))
         restored = checkpoint.restore_latest(checkpoints, template)
         if restored is None:
-            self._state, host = _first_state(plan, devices), HostState()
+            self._state, seed = _first_state(plan, devices)
+            host = HostState(sample_seed=seed)
         else:
             self._state, host = restored[0], HostState.restore(restored[1])
             log.info("going on from step %d", int(self._state.step))
@@ -159,7 +162,8 @@ class TrainingRun:
 
         def start_stage(index: int, iterator: Any, **options: Any) -> RunningStage:
             started = time.monotonic()
-            stage = RunningStage(self._plan, index, self._devices, steps, iterator, **options)
+            place = {"iterator_state": iterator, "sample_seed": host.sample_seed}
+            stage = RunningStage(self._plan, index, self._devices, steps, **place, **options)
             progress.compiled(time.monotonic() - started)
             return stage
 
@@ -310,8 +314,13 @@ class TrainingRun:
         self._stopping.to_save = False
 
 
-def _first_state(plan: RunPlan, devices: Devices) -> TrainState:
-    """Makes the state of step 0 on the CPU, which may have room that no device has; splits it."""
+def _first_state(plan: RunPlan, devices: Devices) -> tuple[TrainState, int | None]:
+    """Makes the state of step 0 on the CPU, which may have room that no device has; splits it.
+
+    Returns:
+        The state, and the seed of its samples.
+    """
     with jax.default_device(hosts.cpu()):
         state = start_state(plan)
-    return sharding.place(state, sharding.shardings(state, devices.mesh))
+    seed = sample_seed(plan, state.params)
+    return sharding.place(state, sharding.shardings(state, devices.mesh)), seed

@@ -1,14 +1,16 @@
 """Where a run starts: parameters of other runs."""
 
+import itertools
 import pathlib
 import shutil
+from unittest import mock
 
 import chex
 import numpy as np
 from absl.testing import absltest
 
 from experiments import train
-from experiments.run import initial_state
+from experiments.run import initial_state, stage
 from experiments.run.build import build
 from gradmem_jax.storage import checkpoint
 from tests.experiments.tiny_run import random_run, tiny_config
@@ -66,6 +68,34 @@ class InitialStateTest(absltest.TestCase):
         config.num_steps += 2
         summary = train.train(config, self.folder / "second")
         self.assertEqual(summary["steps"], config.num_steps)
+
+    def test_a_run_that_starts_from_another_sees_samples_of_its_own(self):
+        seen = []
+
+        def next_batch(stage):
+            batch = take(stage)
+            seen.append([ids.tobytes() for ids in batch["context_ids"]])
+            return batch
+
+        def samples(config, name):
+            seen.clear()
+            train.train(config, self.folder / name)
+            return list(seen)
+
+        take = stage.RunningStage.next_batch
+        fields = {"data.num_pairs": 4, "data.value_length": 2, "evaluate_every": 2}
+        with mock.patch.object(stage.RunningStage, "next_batch", next_batch):
+            first = samples(tiny_config(num_steps=4, **fields), "first")
+            from_first = fields | {"init_from": str(self.folder / "first")}
+            whole = samples(tiny_config(num_steps=4, **from_first), "whole")
+            half = samples(tiny_config(num_steps=2, **from_first), "half")
+            rest = samples(tiny_config(num_steps=4, **from_first), "half")
+            from_whole = fields | {"init_from": str(self.folder / "whole")}
+            third = samples(tiny_config(num_steps=4, **from_whole), "third")
+        contexts = [set(itertools.chain(*batches)) for batches in (first, whole, third)]
+        for one, other in itertools.combinations(contexts, 2):
+            self.assertEmpty(one & other)
+        self.assertEqual(half[-2:] + rest[-2:], whole[-4:])  # the first batch is looked at before
 
     def test_start_from_the_language_model_of_another_method(self):
         random_run(self.folder / "first", tiny_config("rmt"))
