@@ -13,7 +13,6 @@ from experiments.run.plan import RunPlan
 from experiments.run.saved_run import SavedRun
 from gradmem_jax import trees
 from gradmem_jax.checks import require
-from gradmem_jax.data.tasks import GENERATED
 from gradmem_jax.data.text_task import read_tokenizer
 from gradmem_jax.lm.pretrained.load import load_pretrained
 from gradmem_jax.memory.interface import MemoryModel
@@ -71,19 +70,19 @@ def start_params(plan: RunPlan) -> Params:
 
 
 def sample_seed(plan: RunPlan, params: Params) -> int | None:
-    """The seed of the training samples; None is that of the task.
+    """The seed of the training samples and of their order; None is that of the run.
 
-    A run that starts from another one would see the first samples of that one again, so those that
-    are made when asked for depend on the parameters too that it starts from.
+    A run that starts from another one would see the first samples of that one again, so its own
+    depend on the parameters too that it starts from.
 
     Args:
         plan: of the run.
         params: of step 0.
     """
-    if not plan.start.init_from or plan.task_name not in GENERATED:
+    if not plan.start.init_from:
         return None
     weights = take_fingerprint(plan.target.model, params).weights
-    return (plan.seed + (int(weights[:12], 16) << 11)) % 2**60
+    return (plan.seed + int(weights[:8], 16)) % 2**32
 
 
 def draw_params(plan: RunPlan) -> Params:

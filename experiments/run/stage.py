@@ -12,6 +12,7 @@ from experiments.run.compiled_steps import Batch, CompiledSteps
 from experiments.run.devices import Devices
 from experiments.run.plan import RunPlan
 from gradmem_jax.data.pipeline import make_iterator
+from gradmem_jax.data.tasks import GENERATED
 from gradmem_jax.parallel import sharding
 from gradmem_jax.training.step import TrainState
 
@@ -46,13 +47,14 @@ class RunningStage:
             devices: what `find_devices` returned.
             steps: the steps of the run.
             iterator_state: of an iterator of this stage; None starts from the beginning.
-            sample_seed: of the samples, in place of the task's; None keeps that.
+            sample_seed: of samples that are made, and of their order, in place of the run's.
             check: see `CompiledSteps.find`.
         """
         self._model, task, self.name = plan.stages[index]
-        if sample_seed is not None:
+        seed = plan.seed if sample_seed is None else sample_seed
+        if sample_seed is not None and plan.task_name in GENERATED:
             made: Any = task
-            task = dataclasses.replace(made, seed=sample_seed)
+            task = dataclasses.replace(made, seed=seed)
         self.index, self._steps = index, steps
         self.num_write_steps = self._model.config.num_write_steps
         self._batch_sharding = devices.batch
@@ -62,7 +64,7 @@ class RunningStage:
             plan.batch_size // num_shards,
             task=task,
             repeat=True,
-            shuffle_seed=plan.seed if plan.shuffle else None,
+            shuffle_seed=seed if plan.shuffle else None,
             shard_index=shard_index,
             num_shards=num_shards,
         )
