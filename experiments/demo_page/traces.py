@@ -89,15 +89,15 @@ class Trace:
     @property
     def write_losses(self) -> list[float]:
         """WRITE loss of the last text after each step, in nats a token."""
-        return [
-            self._mean_loss(step.losses[-1:], self.texts[-1:]) for step in self.steps if step.losses
-        ]
+        losses = [float(step.losses[-1].sum()) for step in self.steps if step.losses]
+        count = self._num_scored(self.texts[-1:])
+        return [loss / count for loss in losses]
 
-    def _mean_loss(self, losses: Sequence[np.ndarray], texts: Sequence[Text]) -> float:
-        """The mean loss of those tokens of some texts that have one."""
+    def _num_scored(self, texts: Sequence[Text]) -> int:
+        """How many tokens of some texts have a loss; 1 if none has."""
         model = self.model.opened.model
-        count = sum(int(model.scored_tokens(jnp.asarray(text.ids)).sum()) for text in texts)
-        return float(np.concatenate(losses).sum()) / max(count, 1)
+        counts = [model.scored_tokens(jnp.asarray(text.ids)).sum() for text in texts]
+        return max(sum(map(int, counts)), 1)
 
     @property
     def context(self) -> StoredContext:
@@ -105,7 +105,8 @@ class Trace:
         if self.stored is not None:
             return self.stored
         count, rows = len(self.texts[-1].ids), (tuple(self.write_losses[:-1]),)
-        final = self._mean_loss(self.steps[-1].losses, self.texts)
+        losses = np.concatenate(self.steps[-1].losses)
+        final = float(losses.sum()) / self._num_scored(self.texts)
         if self.earlier is None:
             return StoredContext("text", count, rows, final)
         before = self.earlier.num_tokens

@@ -29,6 +29,5 @@ def get_runs() -> list[Run]:
     """Returns the runs."""
     unchanged = seeds([Run("unchanged", CONFIG)], range(3))
     changed = [Run(name, CONFIG, fields) for name, fields in CHANGES.items()]
-    return (
-        unchanged + changed + [Run(method, CONFIG + method) for method in ("rmt", "full_context")]
-    )
+    methods = [Run(method, CONFIG + method) for method in ("rmt", "full_context")]
+    return unchanged + changed + methods

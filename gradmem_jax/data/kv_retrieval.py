@@ -217,10 +217,9 @@ class KVRetrievalSource:
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is outside [0, {len(self)}).")
         c = self.config
-        stream = {"train": 2 * c.seed, "validation": 2 * c.seed + 1, "test": 2**63 + c.seed}[
-            c.split
-        ]
-        rng = np.random.Generator(np.random.Philox(key=np.array([stream, index], np.uint64)))
+        streams = {"train": 2 * c.seed, "validation": 2 * c.seed + 1, "test": 2**63 + c.seed}
+        key = np.array([streams[c.split], index], np.uint64)
+        rng = np.random.Generator(np.random.Philox(key=key))
         keys, values = self._draw_pairs(rng)
         count = c.segment_pairs
         segments = [
