@@ -34,6 +34,7 @@ _NUM_WRITE_STEPS = flags.DEFINE_list(
     "num_write_steps", None, "Numbers of WRITE steps K; default: as trained."
 )
 _NUM_PAIRS = flags.DEFINE_integer("num_pairs", None, "N; default: as trained.", lower_bound=1)
+_SPLIT = flags.DEFINE_string("split", "", "Split of the data; default: config.final_split.")
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 500, "Contexts.", lower_bound=1)
 _OUT = flags.DEFINE_string("out", None, "Path of the results without suffix; in --workdir.")
 
@@ -58,13 +59,16 @@ def main(_: Sequence[str]) -> None:
     steps = [model.config.num_write_steps]
     if _NUM_WRITE_STEPS.value is not None:
         steps = startup.integers("num_write_steps", _NUM_WRITE_STEPS.value)
+    split = _SPLIT.value or plan.final_split
     step, params = run.params(_CHECKPOINT.value)
     model.check_params(params)
-    log.info("N = %d, checkpoint of step %d: compiling", task.num_pairs, step)
-    rows = count_lost_pairs(model, params, task, steps, num_samples=_NUM_SAMPLES.value)
+    source = task.source(split, _NUM_SAMPLES.value)
+    log.info("N = %d, %s, checkpoint of step %d: compiling", task.num_pairs, split, step)
+    rows = count_lost_pairs(model, params, source, steps)
     report = {
         "workdir": hub.pinned(_WORKDIR.value),
         "step": step,
+        "split": split,
         "num_pairs": task.num_pairs,
         "num_samples": _NUM_SAMPLES.value,
         "by_num_write_steps": rows,

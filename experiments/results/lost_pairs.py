@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradmem_jax.data.kv_retrieval import KVRetrievalConfig, TokenKind
+from gradmem_jax.data.kv_retrieval import KVRetrievalConfig, KVRetrievalSource, TokenKind
 from gradmem_jax.data.pipeline import make_iterator
 from gradmem_jax.memory.interface import MemoryModel
 from gradmem_jax.trees import Params
@@ -30,19 +30,16 @@ class _Asked(NamedTuple):
 def count_lost_pairs(
     model: MemoryModel,
     params: Params,
-    task: KVRetrievalConfig,
+    source: KVRetrievalSource,
     num_write_steps: Sequence[int],
-    *,
-    num_samples: int,
 ) -> dict[int, dict[str, Any]]:
-    """Asks for every pair of contexts of the validation split.
+    """Asks for every pair of the contexts of a source.
 
     Args:
         model: the model.
         params: its parameters.
-        task: its contexts come in one piece, and all of their pairs are asked for.
+        source: its contexts come in one piece, and all of their pairs are asked for.
         num_write_steps: the values of K.
-        num_samples: number of contexts.
 
     Returns:
         For each K: exact_match of all pairs; by_place, a row for each eighth of the context, from
@@ -51,8 +48,8 @@ def count_lost_pairs(
         pairs whose first wrong symbol is that of the value of such a key. A row has exact_match and
         num_pairs.
     """
+    task = source.config
     asked: dict[int, list[_Asked]] = {k: [] for k in num_write_steps}
-    source = task.source("validation", num_samples)
     for batch in make_iterator(source, _BATCH_SIZE, task=task, pad_last=True):
         for k in num_write_steps:
             tokens = _likeliest_tokens(

@@ -168,7 +168,11 @@ class FullContext(MemoryModel[ContextMemory]):
 
     def scored_tokens(self, context_ids: jax.Array) -> jax.Array:
         """All but padding and the first token; see `MemoryModel.scored_tokens`."""
-        places = jax.lax.broadcasted_iota(jnp.int32, context_ids.shape, context_ids.ndim - 1)
+        return self._scored_behind(jnp.zeros(context_ids.shape[:-1], jnp.int32), context_ids)
+
+    def _scored_behind(self, offset: jax.Array, context_ids: jax.Array) -> jax.Array:
+        """Which tokens [..., S] have a loss, behind `offset` [...] others of their context."""
+        places = offset[..., None] + jnp.arange(context_ids.shape[-1])
         return super().scored_tokens(context_ids) & (places > 0)
 
     def _token_losses(
@@ -178,9 +182,7 @@ class FullContext(MemoryModel[ContextMemory]):
 
         The first token of all, where `offset` [B] is 0, is predicted from nothing and left out.
         """
-        first = (jnp.arange(context_ids.shape[1])[None] == 0) & (offset[:, None] == 0)
-        ignored = first | (context_ids == self.config.pad_id)
-        labels = jnp.where(ignored, IGNORE, context_ids)
+        labels = jnp.where(self._scored_behind(offset, context_ids), context_ids, IGNORE)
         project = functools.partial(self.apply_lm, params, method="unembed")
         return losses_of_hidden(project, before, labels), labels
 

@@ -34,7 +34,7 @@ def count(task, answers_of, steps=(2,), num_samples=40):
         return jnp.asarray(tokens)
 
     with mock.patch.object(lost_pairs, "_likeliest_tokens", likeliest):
-        return lost_pairs.count_lost_pairs(MODEL, {}, task, steps, num_samples=num_samples)
+        return lost_pairs.count_lost_pairs(MODEL, {}, task.source("test", num_samples), steps)
 
 
 def alike(key, other):
@@ -87,7 +87,7 @@ class LostPairsTest(parameterized.TestCase):
 
         rows = count(self.task, take_that_of_another, (1, 2))
         lost, mixed_up = 0, 0
-        for sample in self.task.source("validation", 40):
+        for sample in self.task.source("test", 40):
             text = self.task.tokenizer.decode(sample["context_ids"])
             pairs = dict(re.findall(r"!(\w+):(\w+)!", text))
             for key, value in pairs.items():
@@ -107,7 +107,8 @@ class LostPairsTest(parameterized.TestCase):
         done = start("lost_pairs", *words, "--num_pairs=4", "--num_samples=8", devices=1)
         self.assertEqual(done.returncode, 0, done.stderr)
         results = json.loads((folder / "lost.json").read_text())
-        self.assertEqual((results["num_pairs"], results["num_samples"]), (4, 8))
+        measured = [results[name] for name in ("split", "num_pairs", "num_samples")]
+        self.assertEqual(measured, ["test", 4, 8])
         (row,) = results["by_num_write_steps"].values()
         self.assertEqual([part["num_pairs"] for part in row["by_place"].values()], [8] * 4)
         self.assertEqual(row["num_lost"], round(32 * (1 - row["exact_match"])))
