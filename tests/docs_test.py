@@ -170,6 +170,8 @@ class DocsTest(parameterized.TestCase):
         self.assertFalse(names["state"].params["lm"]["embedding"].is_fully_replicated)
         self.assertTrue(callable(names["step"]))
         self.assertEqual(names["memory"].sharding.spec[0], "data")
+        self.assertAlmostEqual(names["gib"], 2.09, 2)
+        self.assertAlmostEqual(names["projected"]["efficiency_nothing_hidden"], 0.96, 2)
 
     def test_python_code_of_accelerators(self):
         names = self.run_page("accelerators.md")
