@@ -69,16 +69,18 @@ def main(_: Sequence[str]) -> int:
     matmul = child_processes.measure("matmul", some) if some.repeats else {}
     if matmul:
         child_processes.report(f"square {some.dtype} matrix product", matmul)
-    rows = [
-        row | {"gflop_per_second": matmul.get("gflop_per_second")}
-        for kind in _WHAT.value
-        for row in measure_rounds(kind, settings, _ROUNDS.value, reference)
-    ]
+    rows: list[child_processes.Measured] = []
+    for kind in _WHAT.value:
+        rows += [
+            row | {"gflop_per_second": matmul.get("gflop_per_second")}
+            for row in measure_rounds(kind, settings, _ROUNDS.value, reference)
+        ]
+        if out:  # what is there, should a later kind be stopped
+            files.write_results(out, {"threads": threads, "matmul": matmul, "rows": rows})
     log.info("%d threads\n%s", threads, table(rows))
     if reference is not None:
         log.info("against the official code\n%s", comparison(rows))
     if out:
-        files.write_results(out, {"threads": threads, "matmul": matmul, "rows": rows})
         log.info("wrote %s", out)
     return int(all("error" in row["ours"] for row in rows))
 

@@ -56,20 +56,21 @@ def main(_: Sequence[str]) -> int:
     queries = startup.integers("queries", _QUERIES.value)
     settings = [_make_setting(context_tokens=length) for length in lengths]
     threads = child_processes.limit_threads(_THREADS.value)
-    rows = []
-    for length, measured in zip(lengths, settings, strict=True):
-        row = child_processes.measure("break_even", measured)
-        if "error" not in row:
-            row |= {"crossing": crossing(row), "total_seconds": totals(row, queries)}
-        rows.append((length, row))
-        log.info("c = %d: %s", length, describe(row))
+    found: dict[int, child_processes.Measured] = {}
     report = {
         "setting": dataclasses.asdict(settings[0]) | {"context_tokens": lengths},
         "threads": threads,
         "queries": queries,
-        "by_context_tokens": dict(rows),
+        "by_context_tokens": found,
     }
-    files.write_results(files.with_ending(out, ".json"), report)
+    for length, measured in zip(lengths, settings, strict=True):
+        row = child_processes.measure("break_even", measured)
+        if "error" not in row:
+            row |= {"crossing": crossing(row), "total_seconds": totals(row, queries)}
+        found[length] = row
+        files.write_results(files.with_ending(out, ".json"), report)  # a later one may be stopped
+        log.info("c = %d: %s", length, describe(row))
+    rows = [*found.items()]
     files.with_ending(out, ".md").write_text(tables(rows, queries))
     log.info("%s\nwrote %s and .md", tables(rows, queries), files.with_ending(out, ".json"))
     drawn = {length: row for length, row in rows if "error" not in row}

@@ -59,6 +59,7 @@ def main(_: Sequence[str]) -> None:
     )
     check_license(_LICENSE.value)
     step, params = run.params(_CHECKPOINT.value)
+    run.plan.target.model.check_params(params)
     fields = run.fields | {"init_from": ""}  # nobody else has that run
     pretrained = fields["pretrained"]
     lm = write_config(load_config(pretrained)) if pretrained else None

@@ -69,15 +69,17 @@ def main(_: Sequence[str]) -> int:
                 known[changed] = child_processes.measure("step", changed)
                 child_processes.report(f"{SYMBOLS[name]} = {value}", known[changed])
             rows[name].append((value, known[changed]))
-    report = {
-        "base": dataclasses.asdict(base),
-        "threads": threads,
-        "matmul": matmul,
-        "rows": rows,
-        "growth": {name: growth(points) for name, points in rows.items()},
-        "memory_by_context": memory_by_context(base, rows.get("context_tokens", [])),
-    }
-    files.write_results(files.with_ending(out, ".json"), report)
+            report = {
+                "base": dataclasses.asdict(base),
+                "threads": threads,
+                "matmul": matmul,
+                "rows": rows,
+                "growth": {name: growth(points) for name, points in rows.items()},
+                "memory_by_context": memory_by_context(base, rows.get("context_tokens", [])),
+            }
+            files.write_results(
+                files.with_ending(out, ".json"), report
+            )  # a later one may be stopped
     files.with_ending(out, ".md").write_text(tables(report))
     log.info("%s\nwrote %s and .md", tables(report), files.with_ending(out, ".json"))
     if all("error" in measured for measured in known.values()):

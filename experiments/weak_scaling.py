@@ -59,12 +59,12 @@ def main(_: Sequence[str]) -> None:
         row = measure(plan, _AXIS.value, number, _BATCH.value, _STEPS.value)
         say(json.dumps(row))
         results.append(row)
+        if out:
+            out.write_text("".join(json.dumps(row) + "\n" for row in results))
     say(table(results))
     chip = Chip(_FLOPS.value, _UTILIZATION.value, _BANDWIDTH.value)
     last = results[-1]
     say(json.dumps(project(last["param_bytes"], last["flops_per_device"], _CHIPS.value, chip)))
-    if out:
-        out.write_text("".join(json.dumps(row) + "\n" for row in results))
 
 
 if __name__ == "__main__":

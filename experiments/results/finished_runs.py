@@ -11,7 +11,7 @@ from experiments.program import files
 from experiments.program.console import log
 from experiments.results.run_checks import check_config, check_metrics
 from experiments.run.saved_run import check_names
-from experiments.run.workdir import EXPORTED, earlier_defaults, is_run
+from experiments.run.workdir import EXPORTED, earlier_defaults, is_run, trained_since
 from gradmem_jax.checks import require
 from gradmem_jax.data.tasks import SIZES, TASKS, size_name
 from gradmem_jax.foreign_text import one_line, shown
@@ -140,7 +140,7 @@ class Found(NamedTuple):
 
     Attributes:
         runs: finished runs.
-        unfinished: names of runs without metrics.json.
+        unfinished: names of runs without metrics.json, or that were trained on since.
         damaged: what is wrong with runs that cannot be read.
     """
 
@@ -178,6 +178,9 @@ def find_runs(root: pathlib.Path, only: str = "") -> Found:
             check_config(config)
             run = FinishedRun(name, config, metrics)
             check_metrics(metrics, run.metric.field)
+            if trained_since(path.parent, metrics):
+                found.unfinished.append(name)
+                continue
             require(label(run.config) != "", "no method")
             require(all(0 <= x < 2**31 for x in (run.size, run.score)), "no size or score")
             found.runs.append(run)

@@ -10,8 +10,9 @@ from experiments.results.tables import cost_table, memory_table, score_table
 from gradmem_jax.storage.writing import write_text
 
 
-def _task(run: FinishedRun) -> str:
-    return task_name(run.config)
+def _task(run: FinishedRun) -> tuple[str, str]:
+    """What a run was trained on, and what it is judged by: only such runs share a table."""
+    return task_name(run.config), run.metric.name
 
 
 def write_report(root: pathlib.Path, out: pathlib.Path, title: str = "", only: str = "") -> str:
@@ -32,9 +33,11 @@ def write_report(root: pathlib.Path, out: pathlib.Path, title: str = "", only: s
     parts = [f"# {title or f'Results of {root}'}"]
     chosen = f" '--only={only}'" if only else ""
     parts.append(f"Made by `python -m experiments.report --root={root} --out={out}{chosen}`.")
-    for i, (name, runs) in enumerate(sorted(tasks.items()), 1):
+    names = [name for name, _ in tasks]
+    for i, ((name, metric), runs) in enumerate(sorted(tasks.items()), 1):
         groups, by_memory = by_method(runs), by_memory_tokens(runs)
-        parts += [f"## {name}", score_table(groups), cost_table(groups)]
+        heading = f"{name}, by {metric.split(',')[0]}" if names.count(name) > 1 else name
+        parts += [f"## {heading}", score_table(groups), cost_table(groups)]
         if by_memory:
             parts.append(memory_table(by_memory))
         prefix = out.name if len(tasks) == 1 else f"{out.name}_{i}"

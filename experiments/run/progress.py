@@ -68,6 +68,11 @@ class Progress:
         self._time_left.evaluations.append(seconds)
         self.leave_out(seconds)
 
+    def saved(self, seconds: float) -> None:
+        """Leaves a save without an evaluation out of the speed; those to come are in the rest."""
+        self._time_left.saves.append(seconds)
+        self.leave_out(seconds)
+
     def compiled(self, seconds: float) -> None:
         """Leaves the start of a stage out of the speed; those to come are in the rest."""
         self._time_left.compiles.append(seconds)

@@ -100,7 +100,7 @@ class SavedRun:
         """Shapes by name of its parameters, those of the last checkpoint."""
         if (self.folder / PARAMS).exists():
             return params_file.stored_shapes(self.folder / PARAMS)
-        tree = checkpoint.stored_shapes(self.folder / "checkpoints", "latest")
+        tree = checkpoint.stored_shapes(self.folder / "checkpoints")
         return {name: tuple(x.shape) for name, x in named_leaves(tree).items()}
 
     @property

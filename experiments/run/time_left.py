@@ -1,6 +1,7 @@
 """How long a run will take from here: steps, compiles, evaluations, saves and the final report."""
 
 import dataclasses
+import math
 
 from experiments.run.plan import RunPlan
 
@@ -18,11 +19,13 @@ class TimeLeft:
         plan: of the run.
         compiles: seconds that each stage waited for its first step.
         evaluations: seconds that each evaluation took, its save included; the first one compiles.
+        saves: seconds that each save without an evaluation took.
     """
 
     plan: RunPlan
     compiles: list[float] = dataclasses.field(default_factory=list)
     evaluations: list[float] = dataclasses.field(default_factory=list)
+    saves: list[float] = dataclasses.field(default_factory=list)
 
     def __call__(self, step: int, step_seconds: float, stage: int) -> float:
         """Returns seconds.
@@ -49,9 +52,22 @@ class TimeLeft:
             steps * step_seconds
             + (len(plan.stages) - 1 - stage) * compile_seconds
             + count * evaluation
+            + self._num_saves(step) * min(self.saves, default=0.0)
             + (0 if self.evaluations else evaluation_compile)
             + self._final_report(evaluation, evaluation_compile)
         )
+
+    def _num_saves(self, step: int) -> int:
+        """How many saves without an evaluation are to come."""
+        plan = self.plan
+
+        def multiples(every: int) -> int:
+            return -(-plan.num_steps // every) - -(-step // every)
+
+        if not plan.save_every:
+            return 0
+        both = math.lcm(plan.save_every, plan.evaluate_every)
+        return multiples(plan.save_every) - multiples(both)
 
     def _final_report(self, evaluation: float, compile_seconds: float) -> float:
         """Seconds of evaluations with several K, of answers, and of compiling those programs."""

@@ -41,6 +41,7 @@ class HostState:
         compile_seconds: how long of that it has waited for training steps to be compiled.
         exact_match: of the last evaluation; None before the first one.
         evaluation_due: whether the step is to be evaluated before the next one.
+        evaluated_step: step of the last evaluation; -1 before the first one.
         skipped_steps: how many steps and evaluations were not finite.
         skipped_evaluations: how many of them were evaluations.
         window: metrics of the steps since the last progress line.
@@ -53,6 +54,7 @@ class HostState:
     compile_seconds: float = 0.0
     exact_match: float | None = None
     evaluation_due: bool = False
+    evaluated_step: int = -1
     skipped_steps: int = 0
     skipped_evaluations: int = 0
     window: list[Mapping[str, float]] = dataclasses.field(default_factory=list)
@@ -107,7 +109,7 @@ class TrainingRun:
             log.info("going on from step %d", int(self._state.step))
         self._host = host
         self.step = self._saved_step = int(self._state.step)
-        self._evaluated_step = -1
+        host.evaluation_due |= self._done and host.evaluated_step != self.step
         self._steps: CompiledSteps | None = None
         self._window = LogWindow(workdir, plan.skip_nonfinite, host.skipped_steps, host.window)
         self._skipped_evaluations = host.skipped_evaluations
@@ -187,7 +189,9 @@ class TrainingRun:
                 if host.evaluation_due:
                     self._evaluate(stage, progress)
                 elif self._is_saved:
+                    started = time.monotonic()
                     self._save(stage, None)
+                    progress.saved(time.monotonic() - started)
         except Stopped:
             try:
                 self._window.read()
@@ -218,7 +222,7 @@ class TrainingRun:
         """Saves the state, if it is finite, before a run stops with an error; says so in it."""
         if not all_finite(self._state.params):
             return NonFiniteError(f"{error}. Parameters are infinite too, and were not saved.")
-        self._host.evaluation_due |= self.step != self._evaluated_step and self._is_evaluated
+        self._host.evaluation_due |= self.step != self._host.evaluated_step and self._is_evaluated
         self._save(stage, None)
         return NonFiniteError(f"{error}. The state of step {self.step} is saved. {self._remedy()}")
 
@@ -285,7 +289,7 @@ class TrainingRun:
         log.info("step %d, fresh samples: %s", self.step, formatting.describe(results))
         progress.scalars("evaluation", self.step, results)
         self._host.evaluation_due = False
-        self._evaluated_step = self.step
+        self._host.evaluated_step = self.step
         if np.isfinite([*results.values()]).all():
             self._host.exact_match = results["exact_match"]
             self._save(stage, results | {"score": plan.score(results)})

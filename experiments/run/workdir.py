@@ -16,9 +16,10 @@ from experiments.program.console import log
 from experiments.program.formatting import three_digits
 from experiments.run.plan import RunPlan
 from gradmem_jax.checks import require
+from gradmem_jax.foreign_text import shown
 from gradmem_jax.storage.steps import saved_steps
 from gradmem_jax.storage.writing import write_file
-from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer
+from gradmem_jax.tokenizers.text_tokenizer import TextTokenizer, load_tokenizer
 from gradmem_jax.training.optimizer import learning_rate_schedule
 
 # What experiments.export writes in place of checkpoints, and where it describes a pretrained
@@ -95,6 +96,12 @@ def _has_results(workdir: pathlib.Path) -> bool:
     return bool(saved_steps(workdir / "checkpoints")) or (workdir / "metrics.json").exists()
 
 
+def trained_since(workdir: pathlib.Path, metrics: Mapping[str, Any]) -> bool:
+    """Whether a run was given more steps, and has done some, since it wrote its metrics.json."""
+    steps, reported = saved_steps(workdir / "checkpoints"), metrics.get("steps")
+    return bool(steps) and isinstance(reported, int) and steps[-1] > reported
+
+
 def check_workdir(workdir: pathlib.Path, plan: RunPlan) -> None:
     """Writes config.json, or refuses a workdir of an export, or of another configuration.
 
@@ -124,6 +131,7 @@ def check_workdir(workdir: pathlib.Path, plan: RunPlan) -> None:
         f"{workdir} was trained for; give so many or more, or choose another --workdir.",
     )
     if steps:
+        _check_vocabulary(workdir, plan.target.task)
         _say_new_rates(workdir, earlier, steps[-1], plan)
     if not hosts.is_first():
         return
@@ -132,6 +140,22 @@ def check_workdir(workdir: pathlib.Path, plan: RunPlan) -> None:
         (workdir / "tokenizer.json").unlink(missing_ok=True)
     unsaid = _EARLIER.keys() - earlier.keys() if earlier and has_results else set()
     files.write_json(path, _without(plan.fields, unsaid))
+
+
+def _check_vocabulary(workdir: pathlib.Path, task: Any) -> None:
+    """Refuses to go on with other words than a run was trained on: their ids are others."""
+    path = workdir / "tokenizer.json"
+    if not (_makes_tokenizer(task) and path.exists()):
+        return
+    ids, ours = (t.backend.get_vocab() for t in (load_tokenizer(path), task.tokenizer))
+    if ids == ours:
+        return
+    changed = sorted(ids.keys() ^ ours.keys()) or sorted(w for w in ids if ids[w] != ours[w])
+    raise ValueError(
+        f"{workdir} was trained on texts with other words; {len(changed)} differ, such as "
+        f"{shown(changed[0])}. Its tokens would get other ids than those it has learned. Put its "
+        f"texts back; or choose another --workdir, with --config.init_from={workdir}.",
+    )
 
 
 def _without(fields: Mapping[str, Any], names: Collection[str], prefix: str = "") -> dict[str, Any]:
@@ -192,7 +216,12 @@ def _different(earlier: dict[str, Any], plan: RunPlan) -> list[str]:
     )
 
 
+def _makes_tokenizer(task: Any) -> bool:
+    """Whether a task makes a tokenizer of its texts."""
+    return isinstance(task.tokenizer, TextTokenizer) and not task.tokenizer_path
+
+
 def save_tokenizer(workdir: pathlib.Path, task: Any) -> None:
     """Keeps a tokenizer made of the task's texts, so that the run can be asked without them."""
-    if isinstance(task.tokenizer, TextTokenizer) and not task.tokenizer_path:
+    if _makes_tokenizer(task):
         write_file(workdir / "tokenizer.json", task.tokenizer.save)

@@ -60,10 +60,13 @@ def run_json(command: Sequence[str], seconds: float | None = None) -> Measured:
     Returns:
         The JSON, or `error`.
     """
+    before = signal.signal(signal.SIGTERM, _leave)  # with the program, which `run` ends then
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
     except subprocess.TimeoutExpired:
         return {"error": f"ended after {seconds:.0f} s, the time that it had"}
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
         return {"error": f"ended by {name}, perhaps for want of memory"}
@@ -74,6 +77,10 @@ def run_json(command: Sequence[str], seconds: float | None = None) -> Measured:
         return json.loads(lines[-1])
     except (IndexError, json.JSONDecodeError):
         return {"error": "the program printed no JSON"}
+
+
+def _leave(number: int, _: Any) -> None:
+    raise SystemExit(128 + number)
 
 
 def summarise(rounds: Sequence[Measured]) -> Measured:

@@ -13,6 +13,7 @@ from experiments.program import files, formatting, locks
 from experiments.program.console import log
 from experiments.program.startup import find_file
 from experiments.run.plan import BEST_METRICS, LOWER_IS_BETTER
+from experiments.run.workdir import trained_since
 from experiments.sweeps.run_list import Run
 from gradmem_jax.checks import require_choice, require_instance, require_number
 from gradmem_jax.foreign_text import one_line
@@ -62,6 +63,8 @@ def finished(folder: pathlib.Path) -> Result | None:
     try:
         metrics = files.read_json(path)
         require_instance(str(path), metrics, dict)
+        if trained_since(folder, metrics):
+            return None
         name = metrics.get("best_metric", "exact_match")
         require_choice("best_metric", name, BEST_METRICS)
         return Result(name, require_number(name, metrics.get(name)))

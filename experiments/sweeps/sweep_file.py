@@ -61,6 +61,12 @@ def _check_config(run: Run) -> None:
     """Builds what the run's configuration describes, as training will."""
     path, _, argument = run.config.partition(":")
     get_config = _load(path, "get_config", "config")
+    unset = [name for name, value in run.overrides.items() if value is None]
+    require(
+        not unset,
+        f"run {run.name!r} sets {unset} to None, which a command line cannot; do so in a "
+        "configuration file of your own.",
+    )
     try:
         config = get_config(argument) if argument else get_config()
         config.lock().update_from_flattened_dict(run.overrides)

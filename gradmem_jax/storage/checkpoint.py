@@ -362,13 +362,26 @@ def restore_params(
     return _read_one(directory, which, read)
 
 
-def stored_shapes(directory: str | pathlib.Path, which: str | int = "best") -> Any:
-    """Shapes of the parameters that `restore_params` would restore, none of which is read."""
+def stored_shapes(directory: str | pathlib.Path) -> Any:
+    """Shapes of a run's parameters, none of which is read.
+
+    They are those of the newest checkpoint whose description is whole: all have the same.
+
+    Raises:
+        ValueError: there is no checkpoint, or none whose shapes can be read.
+    """
 
     def read(_: ocp.CheckpointManager, __: int, shapes: Any) -> Any:
         return shapes["params"]
 
-    return _read_one(directory, which, read)
+    failures = []
+    steps: list[str | int] = [*saved_steps(directory)]
+    for which in steps[::-1] or ["latest"]:
+        try:
+            return _read_one(directory, which, read)
+        except ValueError as error:
+            failures.append(error)
+    raise failures[0]
 
 
 def _read_one(

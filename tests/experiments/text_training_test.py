@@ -18,12 +18,13 @@ from experiments import train
 from experiments.answers.answering import answer
 from experiments.answers.open_model import open_model
 from experiments.configs import babi_small, text_paper
-from experiments.run import initial_state
+from experiments.run import initial_state, workdir
 from experiments.run.build import build
 from experiments.run.compiled_steps import CompiledSteps
 from experiments.run.devices import find_devices
 from experiments.run.stage import RunningStage
 from gradmem_jax import save_pretrained
+from gradmem_jax.data import text_task
 from gradmem_jax.data.babi.task import BabiConfig
 from gradmem_jax.lm.pretrained.load import Pretrained
 from gradmem_jax.storage import checkpoint
@@ -92,6 +93,21 @@ class TextTrainingTest(parameterized.TestCase):
             np.testing.assert_array_equal(
                 state.params["write_head"][:, new], before.params["write_head"][:, old]
             )
+
+    @parameterized.parameters(("attic", "Alps"), (" dock", " dock and quay"))
+    def test_a_run_does_not_go_on_with_other_words(self, word, other):
+        config = self.tiny(babi_small.get_config("qa1_gradmem_k2"), **SMALL)
+        run, plan = self.folder / "run", build(config)
+        (run / "checkpoints" / "2").mkdir(parents=True)
+        for _ in range(2):
+            workdir.check_workdir(run, plan)
+            workdir.save_tokenizer(run, plan.target.task)
+        for path in self.folder.glob("en-10k/*.txt"):
+            path.write_text(path.read_text().replace(word, other))
+        for cached in (text_task._records, text_task._word_tokenizer):
+            cached.cache_clear()
+        with self.assertRaisesRegex(ValueError, "texts with other words; 2 differ, such as '"):
+            workdir.check_workdir(run, build(config))
 
     def test_from_scratch(self):
         config = self.tiny(babi_small.get_config("qa1_gradmem_k2"), **SMALL)

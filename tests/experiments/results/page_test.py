@@ -98,6 +98,24 @@ class ReportTest(parameterized.TestCase):
         self.assertEqual(cells(text, "GradMem, K = 2"), ["GradMem, K = 2", "50.0"])
         self.assertNotIn("the paper's figure", text)
 
+    def test_metrics_are_not_mixed(self):
+        self.add("a", 0.5)
+        row = {"exact_match": 0.5, "read_loss": 1.25}
+        metrics = {"read_loss": 1.25, "by_num_write_steps": {"0": row}}
+        self.add("b", 0.5, "full_context", metrics=metrics, best_metric="read_loss")
+        text = self.report()
+        sections = re.findall(r"^## .*, by (.*)$", text, re.M)
+        self.assertEqual(sections, ["READ loss", "exact match"])
+        self.assertEqual(cells(text, "full context"), ["full context", "1.25"])
+        self.assertEqual(cells(text, "GradMem, K = 2"), ["GradMem, K = 2", "50.0 [100.0]"])
+
+    def test_a_run_that_was_trained_on_is_not_finished(self):
+        self.add("a", 0.5)
+        self.add("b", 0.5, metrics={"steps": 1000})
+        for name, step in (("a", 1000), ("b", 1001)):
+            (self.root / name / "checkpoints" / str(step)).mkdir(parents=True)
+        self.assertIn("\n1 run is not finished: b.\n", self.report())
+
     def test_tasks_are_not_mixed(self):
         self.add("a", 0.2)
         self.add("b", 0.4, **{"data.noise": 0.25})

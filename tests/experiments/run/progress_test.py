@@ -26,7 +26,8 @@ class ProgressTest(absltest.TestCase):
                 progress.train(10, 0, metrics)
             clock.return_value = 90.0
             progress.evaluated(60.0)
-            clock.return_value = 94.0
+            clock.return_value = 97.0
+            progress.saved(3.0)
             with self.assertLogs("experiments", "INFO") as second:
                 progress.train(12, 0, metrics)
         self.assertRegex(first.output[0], r"\| 1 s/step, 8 samples/s \| about .* left$")
@@ -43,6 +44,10 @@ class ProgressTest(absltest.TestCase):
         self.assertEqual(time_left(100, 1.0, 0), evaluation + compiling + report)
         time_left.evaluations += [17.0, 7.0]
         self.assertEqual(time_left(50, 0.1, 0), 5 + 3 * 7 + 7 * 1.5 + 4 * 10)
+        saving = TimeLeft(tiny_plan(**CHANGES, save_every=15), [20.0], saves=[4.0, 3.0])
+        without = TimeLeft(PLAN, [20.0])
+        for step, saves in ((10, 5), (15, 5), (60, 2), (90, 1), (100, 0)):  # one goes with step 60
+            self.assertEqual(saving(step, 1.0, 0) - without(step, 1.0, 0), 3 * saves)
         two_stages = TimeLeft(tiny_plan(**CHANGES, **{"curriculum.num_pairs": (1, 2)}), [20.0])
         self.assertEqual(two_stages(10, 1.0, 0) - two_stages(10, 1.0, 1), 20)
 

@@ -15,7 +15,7 @@ from experiments.run.build import build
 from experiments.run.saved_run import SavedRun, check_paths
 from gradmem_jax.data.text_spans import TextSpansConfig
 from gradmem_jax.storage.params_file import save_params
-from tests.experiments.tiny_run import tiny_config
+from tests.experiments.tiny_run import random_run, tiny_config
 
 
 def _zeros(shape):
@@ -33,6 +33,17 @@ class SavedRunTest(parameterized.TestCase):
         shapes = jax.eval_shape(build(tiny_config()).target.model.init, jax.random.key(0))
         save_params(self.folder / "params.safetensors", jax.tree.map(_zeros, shapes))
         return SavedRun(self.folder)
+
+    def test_a_named_checkpoint_beside_a_damaged_one(self):
+        random_run(self.folder / "run", tiny_config(), scores=(0.5, 0.7))
+        (self.folder / "run" / "checkpoints" / "2" / "state" / "_METADATA").unlink()
+        run = SavedRun(self.folder / "run")
+        self.assertEqual(run.plan.num_steps, 8)
+        step, params = run.params("1")
+        self.assertEqual(step, 1)
+        run.plan.target.model.check_params(params)
+        with self.assertRaisesRegex(ValueError, r"step 2, cannot be read.*steps \[1\]; name one"):
+            run.params("latest")
 
     def test_characters_of_a_text_are_no_length_of_contexts(self):
         stored_sizes.check_task(TextSpansConfig(data_dir="texts", max_characters=10_000_000))

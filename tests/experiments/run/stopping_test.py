@@ -105,6 +105,19 @@ class StoppingTest(parameterized.TestCase):
         for which in ("latest", "best"):
             chex.assert_trees_all_equal(self.params(one, which), self.params(other, which))
 
+    def test_the_step_that_a_run_was_stopped_at_may_be_its_last(self):
+        config = tiny_config(num_steps=100, save_every=3, log_every=3, evaluate_every=50)
+        with signal_at(5), self.assertRaises(Stopped):
+            train.train(config, self.folder / "run")
+        step, _ = self.params("run")
+        config.num_steps = step
+        summary = train.train(config, self.folder / "run")
+        self.assertEqual((summary["steps"], summary["best_step"]), (step, step))
+        evaluate = training_run.evaluate_params
+        with mock.patch.object(training_run, "evaluate_params", wraps=evaluate) as evaluated:
+            train.train(config, self.folder / "run")
+        evaluated.assert_not_called()
+
     def test_signals_in_a_window_in_an_evaluation_and_in_a_later_stage(self):
         config = tiny_config(log_every=4, **CURRICULUM)
         with self.assertLogs("experiments", "INFO") as straight:

@@ -113,6 +113,15 @@ class RunnerTest(parameterized.TestCase):
         self.assertIn("is damaged", text)
         self.assertEqual((self.root / "a" / "train.log").read_text().count("\nline of a\n"), 2)
 
+    def test_a_run_that_was_trained_on_is_started_again(self):
+        runs = [Run("a", "c")]
+        self.run_all(runs)
+        metrics = self.root / "a" / "metrics.json"
+        metrics.write_text(json.dumps(json.loads(metrics.read_text()) | {"steps": 6}))
+        for step, log in ((6, "finished before"), (8, "starts")):
+            (self.root / "a" / "checkpoints" / str(step)).mkdir(parents=True)
+            self.assertIn(f"1/1 a | {log}", self.run_all(runs)[1])
+
     def test_failure_ends_its_chain_only(self):
         runs = chain([Run("a", "c"), Run("b", "c"), Run("d", "c")]) + [Run("e", "c")]
         failed, text = self.run_all(runs, fail=("a",))

@@ -62,6 +62,7 @@ class SweepFileTest(parameterized.TestCase):
         ("def get_runs(): return [Run('a', C, {'sede': 1})]", "'a' cannot be .*sede"),
         ("def get_runs(): return [Run('a', C, {'seed': 'x'})]", "'a' cannot be .*seed"),
         ("def get_runs(): return [Run('a', C, {'lm.width': 9})]", "'a' cannot be .*width=9"),
+        ("def get_runs(): return [Run('a', C, {'seed': None})]", r"'a' sets \['seed'\] to None"),
     )
     def test_refused_sweep_files(self, text, message):
         path = self.sweep_file(
