@@ -1,6 +1,5 @@
 """Checks of arrays at the border of the library: before any compile, with a remedy."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,7 +49,7 @@ def check_ids(
         pad_id: padding, which may stand behind the tokens only; checked likewise.
 
     Returns:
-        A signed integer array of at most 32 bits.
+        An int32 array.
 
     Raises:
         ValueError: wrong number of axes, an empty axis, not integers, ids out of range, or
@@ -84,9 +83,7 @@ def check_ids(
                     f"{name}{list(row)} has padding, pad_id={pad_id}, before a token; pad on the "
                     "right, and leave the id out of the text."
                 )
-    is_small = jnp.issubdtype(ids.dtype, jnp.signedinteger) and ids.dtype.itemsize <= 4
-    ids = ids if is_small else ids.astype(np.int32)
-    return on_device(ids)
+    return on_device(ids if ids.dtype == np.int32 else ids.astype(np.int32))
 
 
 def check_key(key: Any) -> None:
@@ -270,7 +267,7 @@ def _bounded(name: str, steps: int) -> int:
 
 
 def numbers_per_sample(
-    name: str, value: Any, batch_size: int, *, minimum: float = -math.inf
+    name: str, value: Any, batch_size: int, *, is_rate: bool = False
 ) -> jax.Array | None:
     """Returns one number for each sample, float [B], of one number or [B], perhaps traced.
 
@@ -278,10 +275,10 @@ def numbers_per_sample(
         name: what the numbers are called in messages.
         value: the numbers; None stays None.
         batch_size: B.
-        minimum: the smallest that is allowed; checked when the values are known.
+        is_rate: they must be finite, and 0 or more; checked when the values are known.
 
     Raises:
-        ValueError: `value` is something else, NaN, or too small.
+        ValueError: `value` is something else, NaN, or no rate.
     """
     if value is None:
         return None
@@ -289,17 +286,18 @@ def numbers_per_sample(
     require(
         values.shape in ((), (batch_size,))
         and values.dtype != bool
-        and (jnp.issubdtype(values.dtype, jnp.number)),
+        and jnp.issubdtype(values.dtype, jnp.number)
+        and not jnp.issubdtype(values.dtype, jnp.complexfloating),
         f"{name}={value!r} must be a number, or None; or one for each of the {batch_size} samples.",
     )
+    dtype = jax.dtypes.canonicalize_dtype(at_least_float32(values.dtype))
     if not is_traced(values):
         known = np.asarray(jax.device_get(values), np.float64)
         require(
-            not np.isnan(known).any() and bool((known >= minimum).all()),
-            f"{name}={value!r} must be a number"
-            + ("." if minimum == -math.inf else f", {minimum} or more."),
+            not np.isnan(known).any()
+            and (not is_rate or bool(((known >= 0) & (known <= jnp.finfo(dtype).max)).all())),
+            f"{name}={value!r} must be a number" + (", finite and 0 or more." if is_rate else "."),
         )
-    dtype = jax.dtypes.canonicalize_dtype(at_least_float32(values.dtype))
     if isinstance(values, jax.Array):
         return jnp.broadcast_to(values.astype(dtype), (batch_size,))
     return jax.device_put(np.broadcast_to(values.astype(dtype), (batch_size,)))

@@ -220,6 +220,15 @@ class BadInputTest(parameterized.TestCase):
         np.testing.assert_array_equal(answers[0], answers[1])
         np.testing.assert_array_equal(answers[0], answers[2])
 
+    @parameterized.parameters((np.int8, 128), (np.int8, 200), (np.int16, 40000), (np.int64, 128))
+    def test_ids_of_few_bits_in_a_large_vocabulary(self, dtype, vocab_size):
+        lm = gradmem_jax.LlamaConfig(vocab_size=vocab_size, width=8, num_layers=1, num_heads=2)
+        model = gradmem_jax.GradMem(gradmem_jax.GradMemConfig(lm=lm, num_memory_tokens=2))
+        params = jax.eval_shape(model.init, jax.random.key(0))
+        for ids in (CONTEXTS.astype(dtype), jax.ShapeDtypeStruct(CONTEXTS.shape, dtype)):
+            memory, _ = jax.eval_shape(model.write_memory, params, ids)
+            self.assertEqual(memory.shape, (len(CONTEXTS), 2, 8))
+
     def test_messages_stay_short(self):
         model, params, memory = written("gradmem")
         with self.assertRaisesRegex(ValueError, "^memory is a list; give the arrays that write_"):

@@ -31,7 +31,9 @@ class RopeScaling:
     reach beyond `original_positions`.
 
     "dynamic" and "longrope" look at the last position of each call, padding included. Keys that
-    were kept from a shorter call are not turned again, as in transformers.
+    were kept from a shorter call are not turned again, as in transformers. So one query behind a
+    memory, which is a call with it, and several queries, which find the memory's keys kept, are not
+    the same beyond `original_positions`.
 
     Attributes:
         kind: one of the above.

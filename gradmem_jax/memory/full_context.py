@@ -154,13 +154,13 @@ class FullContext(MemoryModel[ContextMemory]):
 
         Args:
             params: parameters of `init`.
-            memory: not used.
+            memory: checked, and not used.
             context_ids: int [B, S].
 
         Returns:
             [B, S] in nats, 0 on padding and for the first token, which nothing predicts.
         """
-        del memory
+        context_ids = self.check_losses(params, memory, context_ids, positions=0)
         hidden, _ = self.apply_lm(params, self.embed(params, context_ids))
         before = jnp.pad(hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
         offset = jnp.zeros(context_ids.shape[0], jnp.int32)

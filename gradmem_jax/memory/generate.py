@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from gradmem_jax.array_checks import check_key, check_length, on_device
+from gradmem_jax.array_checks import as_array, check_key, check_length, on_device
 from gradmem_jax.checks import is_traced, require, require_instance, require_integer, require_number
 from gradmem_jax.foreign_text import shown
 from gradmem_jax.memory.interface import MemoryModel, MemoryT
@@ -143,7 +143,8 @@ def _check_stops(stop_id: int | Sequence[int] | None, vocab_size: int) -> np.nda
 
 def _check_never(never: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarray:
     """Returns the ids that are never generated, int32 [n]; or raises ValueError."""
-    ids = np.asarray(never if len(never) else np.zeros(0, np.int32))
+    ids = np.asarray(as_array("never", never, f"ids of the vocabulary of {vocab_size}"))
+    ids = ids if ids.size else np.zeros(0, np.int32)
     fits = ids.ndim == 1 and np.issubdtype(ids.dtype, np.integer)
     require(
         fits and bool(((ids >= 0) & (ids < vocab_size)).all()),

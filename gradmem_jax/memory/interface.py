@@ -333,7 +333,9 @@ class MemoryModel(Generic[MemoryT]):
         settings = WriteSettings(
             steps,
             numbers_per_sample("loss_tolerance", loss_tolerance, batch_size),
-            numbers_per_sample("write_learning_rate", write_learning_rate, batch_size, minimum=0),
+            numbers_per_sample(
+                "write_learning_rate", write_learning_rate, batch_size, is_rate=True
+            ),
             check_per_sample("loss_data", loss_data, batch_size),
         )
         write = program(_write, self, static_argnames=("max_steps",))
@@ -375,12 +377,25 @@ class MemoryModel(Generic[MemoryT]):
 
         Returns:
             [B, S] in nats, 0 on padding.
+
+        Raises:
+            ValueError: wrong shapes, ids outside the vocabulary, or a memory of another model.
         """
+        positions = self.num_memory_positions(memory) - 1  # the last token needs none
+        context_ids = self.check_losses(params, memory, context_ids, positions)
         length = context_ids.shape[1]
         before = context_ids[:, : max(length - 1, 1)]  # the last token may have no position
         logits, _ = self.read_logits(params, memory, before)
         labels = jnp.where(context_ids == self.config.pad_id, IGNORE, context_ids)
         return token_losses(logits[:, :length], labels)
+
+    def check_losses(
+        self, params: Params, memory: MemoryT, context_ids: ArrayLike, positions: int
+    ) -> jax.Array:
+        """Checks what `write_token_losses` is given; see `check_context` and `check_memory`."""
+        context_ids = self.check_context(params, context_ids, positions)
+        self.check_memory(params, memory, context_ids.shape[0])
+        return context_ids
 
     def scored_tokens(self, context_ids: jax.Array) -> jax.Array:
         """Of which context tokens `write_token_losses` has a loss: here of all but padding.

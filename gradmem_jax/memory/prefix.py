@@ -228,6 +228,8 @@ class PrefixMemory(MemoryModel[MemoryT]):
         self, params: Params, memory: MemoryT, context_ids: jax.Array
     ) -> jax.Array:
         """WRITE loss of every context token [B, S]; see `MemoryModel.write_token_losses`."""
+        positions = self.config.prefix_length
+        context_ids = self.check_losses(params, memory, context_ids, positions)
         labels = jnp.where(context_ids == self.config.pad_id, IGNORE, context_ids)
         inputs = WriteInputs(self.write_params(params), self.embed(params, context_ids))
         return self.context_token_losses(memory, inputs, labels)

@@ -73,7 +73,8 @@ def _split_options(
     rest = {name: x for name, x in options.items() if name not in counts and x is not None}
     for name in ("loss_tolerance", "write_learning_rate"):
         if name in rest:
-            rest[name] = numbers_per_sample(name, rest[name], batch_size)
+            is_rate = name == "write_learning_rate"
+            rest[name] = numbers_per_sample(name, rest[name], batch_size, is_rate=is_rate)
     static: dict[str, int] = {}
     for name, count in counts.items():
         if count is None:

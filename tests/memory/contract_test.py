@@ -129,6 +129,20 @@ class ContractTest(parameterized.TestCase):
             want = token_losses(logits, np.where(CONTEXT == 0, -100, CONTEXT))
             np.testing.assert_allclose(losses, want, rtol=1e-4)
 
+    def test_write_token_losses_refuses_what_is_none_of_its_model(self, name):
+        model, params, write, _ = writer(name)
+        memory, _ = write(params, CONTEXT, num_steps=1)
+        for ids, message in (
+            (np.where(CONTEXT == 0, 0, 99), "vocabulary"),
+            (-CONTEXT, "vocabulary"),
+            (CONTEXT[:, ::-1], "before a token"),
+            (CONTEXT.astype(float), "must be integers"),
+            (CONTEXT[0], r"\[B, S\]"),
+            (CONTEXT[:2], "memory"),
+        ):
+            with self.assertRaisesRegex(ValueError, message):
+                jax.eval_shape(lambda m, ids=ids: model.write_token_losses(params, m, ids), memory)
+
     def test_context_too_long(self, name):
         model, params, _, _ = writer(name)
         room = model.config.lm.max_positions - model.write_positions

@@ -44,8 +44,10 @@ class GenerateTest(parameterized.TestCase):
         for how in ({}, {"temperature": 5.0, "key": jax.random.key(0)}):
             got = generate(MODEL, PARAMS, MEMORY, query, 8, never=likely, **how)
             self.assertFalse(np.isin(got, [0, *likely]).any())
-        for never, message in (([11], "ids of the vocabulary of 11"), (range(1, 11), "leaves no")):
-            with self.assertRaisesRegex(ValueError, f"never=.*{message}"):
+        ids = "ids of the vocabulary of 11"
+        refused = (([11], ids), (5, ids), (None, ids), ([[1], [1, 2]], "give ids"))
+        for never, message in (*refused, (range(1, 11), "leaves no")):
+            with self.assertRaisesRegex(ValueError, f"never.*{message}"):
                 generate(MODEL, PARAMS, MEMORY, query, 1, never=never)
 
     def test_many_queries(self):

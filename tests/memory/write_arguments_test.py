@@ -160,9 +160,22 @@ class RateTest(parameterized.TestCase):
     def test_refusals(self):
         model = small_model()
         params = small_params(model)
-        for rate, message in ((-1.0, "0 or more"), (np.nan, "number"), (jnp.ones(2), "3 samples")):
+        for rate, message in (
+            (-1.0, "0 or more"),
+            (np.nan, "number"),
+            (np.inf, "finite"),
+            (1e300, "finite"),
+            (0.5 + 2j, "must be a number"),
+            (jnp.ones(2), "3 samples"),
+        ):
             with self.assertRaisesRegex(ValueError, f"write_learning_rate=.*{message}"):
                 model.write_memory(params, CONTEXT, write_learning_rate=rate)
+            with self.assertRaisesRegex(ValueError, f"write_learning_rate=.*{message}"):
+                write_context(model, params, CONTEXT[:, None], write_learning_rate=rate)
+        with self.assertRaisesRegex(ValueError, "loss_tolerance=.*must be a number"):
+            model.write_memory(params, CONTEXT, loss_tolerance=1j)
+        stopped, _ = model.write_memory(params, CONTEXT, loss_tolerance=np.inf)
+        chex.assert_trees_all_equal(stopped, model.initial_memory(params, 3))
         with self.assertRaisesRegex(ValueError, "carries its own"):
             small_model(optax.sgd(0.1)).write_memory(params, CONTEXT, write_learning_rate=1.0)
 
