@@ -172,8 +172,8 @@ class FullContext(MemoryModel[ContextMemory]):
 
     def _scored_behind(self, offset: jax.Array, context_ids: jax.Array) -> jax.Array:
         """Which tokens [..., S] have a loss, behind `offset` [...] others of their context."""
-        places = offset[..., None] + jnp.arange(context_ids.shape[-1])
-        return super().scored_tokens(context_ids) & (places > 0)
+        places = jax.lax.broadcasted_iota(jnp.int32, context_ids.shape, context_ids.ndim - 1)
+        return super().scored_tokens(context_ids) & (offset[..., None] + places > 0)
 
     def _token_losses(
         self, params: Params, before: jax.Array, context_ids: jax.Array, offset: jax.Array
