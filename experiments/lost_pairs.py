@@ -3,8 +3,8 @@ r"""Says which pairs a memory of KV retrieval loses: by place, and by how alike 
 Every pair of every context is asked for. Two keys are alike if they have a symbol in common in the
 same place. Writes lost_pairs.json and .png into the run's folder. Example:
 
-  python -m experiments.lost_pairs --workdir=experiments/models/kv_n32 \
-      --num_write_steps=1,2,5 --out=lost_pairs
+  python -m experiments.lost_pairs --workdir=experiments/models/kv_n64 \
+      --num_pairs=32 --num_write_steps=2,5 --out=lost_pairs
 """
 
 import dataclasses
