@@ -77,9 +77,8 @@ def main(_: Sequence[str]) -> int:
                 "growth": {name: growth(points) for name, points in rows.items()},
                 "memory_by_context": memory_by_context(base, rows.get("context_tokens", [])),
             }
-            files.write_results(
-                files.with_ending(out, ".json"), report
-            )  # a later one may be stopped
+            # Now, as a later one may be stopped.
+            files.write_results(files.with_ending(out, ".json"), report)
     files.with_ending(out, ".md").write_text(tables(report))
     log.info("%s\nwrote %s and .md", tables(report), files.with_ending(out, ".json"))
     if all("error" in measured for measured in known.values()):
