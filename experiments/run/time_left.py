@@ -46,8 +46,7 @@ class TimeLeft:
             evaluation_compile = min(evaluation_compile, evaluation / 2)
             evaluation -= evaluation_compile
         steps = plan.num_steps - step
-        every = plan.evaluate_every
-        count = -(-plan.num_steps // every) - -(-step // every) + 1  # perhaps one at this step
+        count = self._multiples(step, plan.evaluate_every) + 1  # the last step is evaluated too
         return (
             steps * step_seconds
             + (len(plan.stages) - 1 - stage) * compile_seconds
@@ -59,15 +58,15 @@ class TimeLeft:
 
     def _num_saves(self, step: int) -> int:
         """How many saves without an evaluation are to come."""
-        plan = self.plan
-
-        def multiples(every: int) -> int:
-            return -(-plan.num_steps // every) - -(-step // every)
-
-        if not plan.save_every:
+        every = self.plan.save_every
+        if not every:
             return 0
-        both = math.lcm(plan.save_every, plan.evaluate_every)
-        return multiples(plan.save_every) - multiples(both)
+        both = math.lcm(every, self.plan.evaluate_every)
+        return self._multiples(step, every) - self._multiples(step, both)
+
+    def _multiples(self, step: int, every: int) -> int:
+        """How many multiples of `every` there are from `step` on, before the last step."""
+        return -(-self.plan.num_steps // every) - -(-step // every)
 
     def _final_report(self, evaluation: float, compile_seconds: float) -> float:
         """Seconds of evaluations with several K, of answers, and of compiling those programs."""
