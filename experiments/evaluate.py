@@ -98,7 +98,10 @@ def main(_: Sequence[str]) -> None:
         "trained": trained,
         "by_task": results,
     }
-    for name, size in _sizes(plan.task_name, task).items():
+    sizes = _sizes(plan.task_name, task)
+    for size in sizes.values():
+        size.source(split, _NUM_SAMPLES.value)  # refuses a split that is not there
+    for name, size in sizes.items():
         log.info("%s, %s, checkpoint of step %d: compiling", name, split, step)
         results[name] = evaluate_params(
             model,

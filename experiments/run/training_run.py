@@ -111,6 +111,7 @@ class TrainingRun:
         self.step = self._saved_step = int(self._state.step)
         host.evaluation_due |= self._done and host.evaluated_step != self.step
         self._steps: CompiledSteps | None = None
+        self._stage: RunningStage | None = None
         self._window = LogWindow(workdir, plan.skip_nonfinite, host.skipped_steps, host.window)
         self._skipped_evaluations = host.skipped_evaluations
 
@@ -170,38 +171,41 @@ class TrainingRun:
             return stage
 
         self._stopping.check()
-        stage = start_stage(host.stage, host.iterator, check=self._stopping.check_alone)
         try:
             if host.evaluation_due:
-                self._evaluate(stage, progress)
+                self._evaluate(progress)
             while not self._done:
+                stage = self._stage
+                if stage is None:
+                    check = self._stopping.check_alone
+                    stage = self._stage = start_stage(host.stage, host.iterator, check=check)
                 self._train_steps(stage, steps, progress)
                 if self._is_told:
                     means = self._tell(stage, progress)
                     is_last = stage.index == len(self._plan.stages) - 1
                     if not is_last and means["exact_match"] >= self._plan.next_stage_at:
-                        stage = start_stage(stage.index + 1, None)
+                        self._stage = start_stage(stage.index + 1, None)
                 else:
                     self._window.read()
                 self._check_place()
                 checkpoint.check_for_errors(self._checkpoints)
                 host.evaluation_due = self._is_evaluated
                 if host.evaluation_due:
-                    self._evaluate(stage, progress)
+                    self._evaluate(progress)
                 elif self._is_saved:
                     started = time.monotonic()
-                    self._save(stage, None)
+                    self._save(None)
                     progress.saved(time.monotonic() - started)
         except Stopped:
             try:
                 self._window.read()
             except NonFiniteError as error:
-                raise self._saved(stage, error) from error
+                raise self._saved(error) from error
             if self.step != self._saved_step:
-                self._save(stage, None)
+                self._save(None)
             raise
         except NonFiniteError as error:
-            raise self._saved(stage, error) from error
+            raise self._saved(error) from error
 
     @property
     def _is_told(self) -> bool:
@@ -218,12 +222,12 @@ class TrainingRun:
         """Whether the run is saved after the steps done, evaluated or not."""
         return self._plan.save_every > 0 and self.step % self._plan.save_every == 0
 
-    def _saved(self, stage: RunningStage, error: NonFiniteError) -> NonFiniteError:
+    def _saved(self, error: NonFiniteError) -> NonFiniteError:
         """Saves the state, if it is finite, before a run stops with an error; says so in it."""
         if not all_finite(self._state.params):
             return NonFiniteError(f"{error}. Parameters are infinite too, and were not saved.")
         self._host.evaluation_due |= self.step != self._host.evaluated_step and self._is_evaluated
-        self._save(stage, None)
+        self._save(None)
         return NonFiniteError(f"{error}. The state of step {self.step} is saved. {self._remedy()}")
 
     def _remedy(self) -> str:
@@ -270,7 +274,7 @@ class TrainingRun:
         with jax.numpy_dtype_promotion("standard"):  # optax counts on it
             return float(learning_rate_schedule(self._plan.optimizer)(updates))
 
-    def _evaluate(self, stage: RunningStage, progress: Progress) -> None:
+    def _evaluate(self, progress: Progress) -> None:
         """Evaluates the task itself, with the trained number of WRITE steps, and saves."""
         plan, target = self._plan, self._plan.target
         k = target.model.config.num_write_steps
@@ -292,19 +296,20 @@ class TrainingRun:
         self._host.evaluated_step = self.step
         if np.isfinite([*results.values()]).all():
             self._host.exact_match = results["exact_match"]
-            self._save(stage, results | {"score": plan.score(results)})
+            self._save(results | {"score": plan.score(results)})
         else:
             self._host.exact_match = None
             self._skipped_evaluations += 1
             self._window.count(f"the evaluation of step {self.step} is not finite")
-            self._save(stage, None)
+            self._save(None)
         progress.evaluated(time.monotonic() - started)
 
-    def _save(self, stage: RunningStage, metrics: Mapping[str, float] | None) -> None:
+    def _save(self, metrics: Mapping[str, float] | None) -> None:
+        if self._stage is not None:
+            self._host.stage = self._stage.index
+            self._host.iterator = self._stage.iterator.get_state()
         host = dataclasses.replace(
             self._host,
-            stage=stage.index,
-            iterator=stage.iterator.get_state(),
             seconds=self.seconds,
             compile_seconds=self.compile_seconds,
             skipped_steps=self.skipped_steps,

@@ -111,12 +111,18 @@ class StoppingTest(parameterized.TestCase):
             train.train(config, self.folder / "run")
         step, _ = self.params("run")
         config.num_steps = step
-        summary = train.train(config, self.folder / "run")
+        with mock.patch.object(training_run, "RunningStage") as stage:  # which compiles
+            summary = train.train(config, self.folder / "run")
+        stage.assert_not_called()
         self.assertEqual((summary["steps"], summary["best_step"]), (step, step))
         evaluate = training_run.evaluate_params
         with mock.patch.object(training_run, "evaluate_params", wraps=evaluate) as evaluated:
             train.train(config, self.folder / "run")
         evaluated.assert_not_called()
+        config.num_steps = step + 3
+        for name in ("run", "straight"):
+            train.train(config, self.folder / name)
+        self.assert_same_run("run", "straight")
 
     def test_signals_in_a_window_in_an_evaluation_and_in_a_later_stage(self):
         config = tiny_config(log_every=4, **CURRICULUM)
