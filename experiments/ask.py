@@ -22,7 +22,7 @@ from experiments.answers.answering import (
     open_memories,
     show,
 )
-from experiments.answers.open_model import reopen_model
+from experiments.answers.reopen_model import reopen_model
 from experiments.program import console, startup
 from gradmem_jax.checks import require
 from gradmem_jax.memory.interface import Memory

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments.answers.contexts import read_contexts
-from experiments.answers.open_model import ask_command, not_beside, open_model, whole_place
+from experiments.answers.open_model import open_model, whole_place
+from experiments.answers.reopen_model import ask_command, not_beside
 from experiments.answers.writing import (
     describe_sizes,
     read_back,

@@ -3,8 +3,7 @@
 import dataclasses
 import os
 import pathlib
-import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +21,6 @@ from gradmem_jax.checks import (
     require_number,
 )
 from gradmem_jax.data.task import Tokenizer, ids_without_token
-from gradmem_jax.foreign_text import one_line, shown
 from gradmem_jax.lm.language_model import LMConfig
 from gradmem_jax.lm.pretrained.load import load_pretrained
 from gradmem_jax.memory.gradmem import GradMem, GradMemConfig
@@ -93,8 +91,8 @@ def open_model(path: str, options: Mapping[str, Any] | None = None) -> OpenModel
         f"there is no model {path}; name a run's workdir or a model's files.",
     )
     run = find_run(place)
-    foreign = [f"--{FLAGS.get(name, name)}" for name in _foreign(run, options)]
-    require(not foreign, f"{path} is {_kind(run)}: leave out {', '.join(foreign)}.")
+    foreign = [f"--{FLAGS.get(name, name)}" for name in foreign_options(run, options)]
+    require(not foreign, f"{path} is {kind_of(run)}: leave out {', '.join(foreign)}.")
     opened = open_pretrained(place, **options) if run is None else open_run(run, **options)
     if run is None:  # files of before this option have none
         options.setdefault("add_begin_token", True)
@@ -107,101 +105,12 @@ def whole_place(path: str | pathlib.Path) -> str:
     return hub.pinned(str(path)) if is_on_hub else str(pathlib.Path(path).absolute())
 
 
-def reopen_model(
-    memory: str,
-    notes: Mapping[str, Any],
-    moved_to: str | None = None,
-    tokenizer: str | None = None,
-    typed: Sequence[str] = (),
-) -> OpenModel:
-    """Opens the model that wrote a memory file.
-
-    Anybody may have written the file. So what its notes name is opened only if it lies in the
-    folder of the file, or if the user names it.
-
-    Args:
-        memory: the file.
-        notes: what its header says of the model, see `OpenModel.notes`.
-        moved_to: where the user says that the model is.
-        tokenizer: where the user says that its tokenizer is, if it has one of its own.
-        typed: the words of the user's command, for messages.
-
-    Raises:
-        ValueError: there is no such model, or it is one of another kind; or it is elsewhere, and
-            the message says what to type.
-    """
-    named, options = notes.get("model", ""), notes.get("options", {})
-    for part, kind in ((named, str), (options, dict)):
-        require_instance(f"what {memory} says of its model", part, kind)
-    path, options = moved_to or named, dict(options)
-    require(bool(path), f"{memory} does not say where its model is; name it with --model.")
-    elsewhere = {} if moved_to or _beside(memory, path) else {"model": path}
-    if tokenizer is not None:
-        options["tokenizer_path"] = tokenizer
-    elif isinstance(own := options.get("tokenizer_path"), str):
-        inside_model = moved_to is not None and _is_inside(own, moved_to)
-        if not (inside_model or _beside(memory, own)):
-            elsewhere["tokenizer"] = own
-    require(
-        not elsewhere,
-        f"{memory} names a {' and a '.join(elsewhere)} outside of its folder, and anybody may have "
-        f"written it. If you trust what it names: {ask_command(memory, elsewhere, typed)}",
-    )
-    require(
-        os.path.exists(path) or hub.name_on_hub(path) is not None,
-        f"there is no model {path}; say with --model where the one that wrote {memory} is now.",
-    )
-    path = hub.pinned(path)
-    run = find_run(path)
-    require(
-        not _foreign(run, options),
-        f"{memory} was written with {shown(options)}, and {path} is {_kind(run)}, which takes no "
-        "such options; name the model that wrote it with --model.",
-    )
-    if run is None:
-        options.setdefault("add_begin_token", False)
-    return open_model(path, options)
-
-
-def ask_command(memory: str, names: Mapping[str, str], typed: Sequence[str] = ()) -> str:
-    """The command that asks a memory, for a shell.
-
-    Args:
-        memory: the file.
-        names: values of more flags.
-        typed: the words that the user gave to experiments.ask.
-    """
-    words = [*(typed or [f"--memory={memory}"]), *(f"--{name}={x}" for name, x in names.items())]
-    return shlex.join(["python", "-m", "experiments.ask", *map(one_line, words)])
-
-
-def not_beside(memory: str, notes: Mapping[str, Any]) -> dict[str, str]:
-    """The flags that `ask` needs for what a memory's notes name, by `reopen_model`."""
-    found = {"model": notes["model"], "tokenizer": notes["options"].get("tokenizer_path")}
-    return {name: path for name, path in found.items() if path and not _beside(memory, path)}
-
-
-def _beside(memory: str, path: str) -> bool:
-    """Whether something lies in the folder of a memory file, or in one inside of it."""
-    return hub.name_on_hub(path) is None and _is_inside(
-        path, pathlib.Path(os.path.realpath(memory)).parent
-    )
-
-
-def _is_inside(path: str, folder: str | pathlib.Path) -> bool:
-    try:
-        inside = pathlib.Path(os.path.realpath(path))
-        return inside.is_relative_to(os.path.realpath(folder))
-    except (OSError, ValueError):  # such as of a path with a zero byte
-        return False
-
-
-def _kind(run: pathlib.Path | None) -> str:
+def kind_of(run: pathlib.Path | None) -> str:
     """What `find_run` found, in words."""
     return "a run, configured by its config.json" if run else "a pretrained language model"
 
 
-def _foreign(run: pathlib.Path | None, options: Mapping[str, Any]) -> list[str]:
+def foreign_options(run: pathlib.Path | None, options: Mapping[str, Any]) -> list[str]:
     """The options that a model of this kind does not have."""
     known = ("checkpoint_name",) if run else PRETRAINED_OPTIONS
     return [name for name in options if name not in known]

@@ -22,7 +22,8 @@ from experiments.answers.answering import (
     open_memories,
 )
 from experiments.answers.contexts import Context, encode_context, read_contexts
-from experiments.answers.open_model import WRITE_LEARNING_RATES, open_model, reopen_model
+from experiments.answers.open_model import WRITE_LEARNING_RATES, open_model
+from experiments.answers.reopen_model import reopen_model
 from experiments.answers.writing import (
     read_back,
     report,

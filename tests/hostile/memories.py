@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save, save_file
 
-from experiments.answers.open_model import reopen_model
+from experiments.answers.reopen_model import reopen_model
 from gradmem_jax.storage.fingerprint import hash_bytes, take_fingerprint
 from gradmem_jax.storage.memory_file import StoredContext, load_memory, save_memory
 from gradmem_jax.storage.memory_header import parse_header

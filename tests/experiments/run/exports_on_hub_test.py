@@ -9,7 +9,8 @@ import chex
 import pytest
 from absl.testing import absltest, parameterized
 
-from experiments.answers.open_model import not_beside, open_model, reopen_model
+from experiments.answers.open_model import open_model
+from experiments.answers.reopen_model import not_beside, reopen_model
 from experiments.results.model_card import Export, model_card
 from experiments.run.exported import write_exported
 from experiments.run.exports_on_hub import find_run

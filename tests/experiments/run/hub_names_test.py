@@ -6,7 +6,8 @@ import pathlib
 
 from absl.testing import absltest, parameterized
 
-from experiments.answers.open_model import not_beside, open_model, reopen_model
+from experiments.answers.open_model import open_model
+from experiments.answers.reopen_model import not_beside, reopen_model
 from experiments.configs.default import get_config
 from experiments.run.build_model import build_model, build_task
 from experiments.run.hub_names import with_commits
