@@ -103,6 +103,9 @@ def models():
     )
     for name in ("armt", "lact", "mamba", "mamba2", "ttt_linear"):
         by_name[f"{name}_bfloat16"] = small_writer(name, lm={"dtype": "bfloat16"})
+    for name in METHODS:
+        lm = {"dtype": "float16", "param_dtype": "bfloat16"}
+        by_name[f"{name}_16_bits"] = small_writer(name, lm=lm)
     return by_name
 
 
@@ -124,6 +127,7 @@ SLOW = (
     "gpt2",
     "gpt_neox",
     "own_loss",
+    *(f"{name}_16_bits" for name in METHODS if name != "ttt_linear"),
 )
 MODELS = models()
 OPTIMIZER = optax.adam(0.1)

@@ -11,7 +11,7 @@ from jax.export import register_namedtuple_serialization
 
 from gradmem_jax.checks import require, require_integer, require_number
 from gradmem_jax.dtypes import at_least_float32
-from gradmem_jax.lm.language_model import LMConfig, dense, layer_swiglu, rms_norm
+from gradmem_jax.lm.language_model import LayerNorm, LMConfig, dense, layer_swiglu, rms_norm
 from gradmem_jax.lm.recurrent_lm import (
     RecurrentLM,
     causal_convolution,
@@ -311,9 +311,8 @@ class TTT(nn.Module):
             steps[-1],
             fresh=fresh,
         )
-        y = nn.LayerNorm(
-            epsilon=c.norm_epsilon, dtype=dtype, param_dtype=c.param_dtype, name="output_norm"
-        )(y.reshape(*x.shape[:2], c.width))
+        output_norm = LayerNorm(c.norm_epsilon, dtype, c.param_dtype, name="output_norm")
+        y = output_norm(y.reshape(*x.shape[:2], c.width))
         return dense(c, c.width, "output")(y.astype(c.dtype)), state
 
 

@@ -74,7 +74,7 @@ class WithoutCache(nn.Module):
         if length == cache.embeddings.shape[1]:
             every = embeddings
         else:
-            sample = jnp.arange(len(embeddings))[:, None]
+            sample = jnp.arange(embeddings.shape[0])[:, None]
             every = cache.embeddings.at[sample, slots].set(embeddings)
         hidden = jnp.take_along_axis(self._run(every, options), slots[..., None], axis=1)
         return hidden, EmbeddingCache(every, cache.length + length)

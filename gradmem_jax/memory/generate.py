@@ -78,7 +78,7 @@ def generate(
     max_new_tokens = require_integer("max_new_tokens", max_new_tokens, 1)
     c = model.config
     stops = _check_stops(stop_id, c.lm.vocab_size)
-    never = _check_never(never, c.lm.vocab_size)
+    never = _check_never(never, c.lm.vocab_size, c.pad_id)
     draws = is_traced(temperature)
     if not draws:
         temperature = require_number("temperature", temperature)
@@ -141,7 +141,7 @@ def _check_stops(stop_id: int | Sequence[int] | None, vocab_size: int) -> np.nda
     return np.array(stops, np.int32)
 
 
-def _check_never(never: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarray:
+def _check_never(never: Sequence[int] | np.ndarray, vocab_size: int, pad_id: int) -> np.ndarray:
     """Returns the ids that are never generated, int32 [n]; or raises ValueError."""
     ids = np.asarray(as_array("never", never, f"ids of the vocabulary of {vocab_size}"))
     ids = ids if ids.size else np.zeros(0, np.int32)
@@ -151,7 +151,7 @@ def _check_never(never: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarr
         f"never={shown(never)} must be ids of the vocabulary of {vocab_size}.",
     )
     require(
-        len(np.unique(ids)) < vocab_size - 1,  # the padding is no token either
+        len({pad_id, *ids.tolist()}) < vocab_size,  # the padding is no token either
         f"never={shown(never)} leaves no id of the vocabulary of {vocab_size} to generate.",
     )
     return ids.astype(np.int32)

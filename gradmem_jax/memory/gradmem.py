@@ -14,6 +14,7 @@ from jax.export import register_namedtuple_serialization
 from jax.typing import ArrayLike
 
 from gradmem_jax.checks import require, require_integer, require_number
+from gradmem_jax.dtypes import widened
 from gradmem_jax.losses import IGNORE, mean_per_sample
 from gradmem_jax.memory.inner_loop import (
     WriteInfo,
@@ -421,21 +422,27 @@ class GradMem(PrefixMemory[Written]):
 
     def init_update(self, memory: Written) -> Any:
         """First state of `update`: that of `write_optimizer` for each sample, if there is one."""
-        return None if self.write_optimizer is None else jax.vmap(self.write_optimizer.init)(memory)
+        if self.write_optimizer is None:
+            return None
+        return jax.vmap(self.write_optimizer.init)(widened(memory))
 
     def update(
         self, memory: Written, gradient: Written, state: Any, rates: Any
     ) -> tuple[Written, Any]:
-        """M - alpha * gradient, or what `write_optimizer` makes of it, and the next state."""
+        """M - alpha * gradient, or what `write_optimizer` makes of it, and the next state.
+
+        It is computed in float32 where a memory has 16 bits.
+        """
+        wide, gradient = widened(memory), widened(gradient)
         if self.write_optimizer is not None:
             with jax.numpy_dtype_promotion("standard"):  # optax counts on it
-                updates, state = jax.vmap(self.write_optimizer.update)(gradient, state, memory)
+                updates, state = jax.vmap(self.write_optimizer.update)(gradient, state, wide)
                 return optax.apply_updates(memory, updates), state
 
-        def descend(x: jax.Array, rate: ArrayLike, g: jax.Array) -> jax.Array:
-            return (x - rate * g).astype(x.dtype)
+        def descend(x: jax.Array, wide: jax.Array, rate: ArrayLike, g: jax.Array) -> jax.Array:
+            return (wide - rate * g).astype(x.dtype)
 
-        return jax.tree.map(descend, memory, rates, gradient), state
+        return jax.tree.map(descend, memory, wide, rates, gradient), state
 
     def learning_rates(
         self, params: Params, memory: Written, given: jax.Array | None = None
@@ -449,10 +456,10 @@ class GradMem(PrefixMemory[Written]):
         """
         c = self.config
         if given is not None:
-            return jax.tree.map(lambda x: per_sample(given.astype(x.dtype), x), memory)
+            return jax.tree.map(lambda x: per_sample(given.astype(x.dtype), x), widened(memory))
         if c.learned_write_learning_rate == "none":
             return jax.tree.map(lambda _: c.write_learning_rate, memory)
-        rates = jax.tree.map(jnp.exp, params["log_write_learning_rate"])
+        rates = jax.tree.map(jnp.exp, widened(params["log_write_learning_rate"]))
         if isinstance(memory, ProjectedMemory):
             rates = ProjectedMemory(**rates)
         else:

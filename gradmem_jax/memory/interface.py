@@ -24,6 +24,7 @@ from gradmem_jax.array_checks import (
 from gradmem_jax.checks import (
     AUTOMATIC,
     check_fields,
+    is_symbolic,
     require,
     require_count,
     require_instance,
@@ -381,10 +382,14 @@ class MemoryModel(Generic[MemoryT]):
         Raises:
             ValueError: wrong shapes, ids outside the vocabulary, or a memory of another model.
         """
-        positions = self.num_memory_positions(memory) - 1  # the last token needs none
-        context_ids = self.check_losses(params, memory, context_ids, positions)
+        positions = self.num_memory_positions(memory)
+        context_ids = self.check_losses(params, memory, context_ids, positions - 1)
         length = context_ids.shape[1]
-        before = context_ids[:, : max(length - 1, 1)]  # the last token may have no position
+        if is_symbolic(length):
+            check_length("context_ids", length, positions, self.config.lm.max_positions)
+            before = context_ids
+        else:
+            before = context_ids[:, : max(length - 1, 1)]  # the last token may have no position
         logits, _ = self.read_logits(params, memory, before)
         labels = jnp.where(context_ids == self.config.pad_id, IGNORE, context_ids)
         return token_losses(logits[:, :length], labels)

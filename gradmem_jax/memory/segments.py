@@ -8,7 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from gradmem_jax.array_checks import as_array, check_ids, numbers_per_sample, on_device
-from gradmem_jax.checks import is_traced, require_instance
+from gradmem_jax.checks import is_symbolic, is_traced, require, require_instance
 from gradmem_jax.memory.inner_loop import WriteInfo, per_sample
 from gradmem_jax.memory.interface import Memory, MemoryModel, MemoryT
 from gradmem_jax.memory.programs import program
@@ -113,7 +113,9 @@ def _write_segments(
         return jax.tree.map(keep, new, memory), info
 
     memory, first = write(memory, segments[0])
-    if _shapes(jax.eval_shape(write, memory, segments[0])[0]) == _shapes(memory):
+    grows = _shapes(jax.eval_shape(write, memory, segments[0])[0]) != _shapes(memory)
+    _check_open_number(segments.shape[0], grows)
+    if not grows:
         memory, others = jax.lax.scan(write, memory, segments[1:])
         return memory, jax.tree.map(
             lambda one, more: jnp.concatenate([one[None], more]), first, others
@@ -123,6 +125,26 @@ def _write_segments(
         memory, info = write(memory, ids)
         infos.append(info)
     return memory, jax.tree.map(lambda *rows: jnp.stack(rows), *infos)
+
+
+def _check_open_number(num_segments: Any, grows: bool) -> None:
+    """Refuses a number of segments T that `jax.export` leaves open and nothing can be made of."""
+    if not is_symbolic(num_segments):
+        return
+    require(
+        not grows,
+        f"the number of segments, {num_segments}, is symbolic, and this memory grows with every "
+        "segment; export a known number.",
+    )
+    try:
+        has_more = bool(num_segments >= 2)
+    except jax.errors.InconclusiveDimensionOperation:
+        has_more = False
+    require(
+        has_more,
+        f"the number of segments, {num_segments}, is symbolic and may be 1, which [B, S] is for; "
+        f"say that it is not: jax.export.symbolic_shape(..., constraints=['{num_segments} >= 2']).",
+    )
 
 
 def outer_write_loss(model: MemoryModel, context_ids: jax.Array, info: WriteInfo) -> jax.Array:

@@ -20,6 +20,7 @@ def count_micro_batches(
     num_tokens: int,
     platform: str = "cpu",
     name: str = "num_micro_batches",
+    num_write_parts: int = AUTOMATIC,
 ) -> int:
     """Returns into how many parts a batch is to be split.
 
@@ -31,10 +32,12 @@ def count_micro_batches(
         num_tokens: of a sample, context and queries.
         platform: of the devices: "cpu", "gpu", "tpu", ...
         name: what a refusal calls the number.
+        num_write_parts: into how many parts WRITE splits each of them.
 
     Raises:
-        ValueError: the number does not divide B.
+        ValueError: the number does not divide B, or `num_write_parts` does not divide a part.
     """
+    multiple = 1 if num_write_parts == AUTOMATIC else num_write_parts
     if require_count(name, num_micro_batches) != AUTOMATIC:
         require(
             num_micro_batches == 1 or not is_symbolic(batch_size),
@@ -45,6 +48,11 @@ def count_micro_batches(
             batch_size % num_micro_batches == 0,
             f"batch size {batch_size} is not a multiple of {name}={num_micro_batches}.",
         )
+        require(
+            batch_size // num_micro_batches % multiple == 0,
+            f"batch size {batch_size} is not a multiple of {name}={num_micro_batches} times "
+            f"num_write_parts={num_write_parts}.",
+        )
         return num_micro_batches
     if platform != "cpu" or is_symbolic(batch_size) or is_symbolic(num_tokens):
         return 1
@@ -54,8 +62,8 @@ def count_micro_batches(
     def distance(size: int) -> float:
         return abs(math.log(size * max(num_tokens, 1) / _CPU_TOKENS))
 
-    sizes = (size for size in range(1, batch_size + 1) if batch_size % size == 0)
-    return batch_size // min(sizes, key=distance)
+    sizes = (size for size in range(multiple, batch_size + 1, multiple) if batch_size % size == 0)
+    return batch_size // min(sizes, key=distance, default=batch_size)
 
 
 def sum_over_parts(
@@ -64,6 +72,7 @@ def sum_over_parts(
     num_micro_batches: int,
     num_tokens: int,
     platform: str | None = None,
+    num_write_parts: int = AUTOMATIC,
 ) -> PyTree:
     """Adds up what a function makes of one part after the other of a batch.
 
@@ -73,12 +82,16 @@ def sum_over_parts(
         num_micro_batches: how many parts, see `count_micro_batches`.
         num_tokens: of a sample, context and queries.
         platform: of the devices; None lets the compiler say it.
+        num_write_parts: see `count_micro_batches`.
     """
+    batch_size = jax.tree.leaves(batch)[0].shape[0]
 
     def add_up(batch: PyTree, num_parts: int) -> PyTree:
         if num_parts == 1:
             return function(batch)
-        parts = jax.tree.map(lambda x: x.reshape(num_parts, -1, *x.shape[1:]), batch)
+        parts = jax.tree.map(
+            lambda x: x.reshape(num_parts, batch_size // num_parts, *x.shape[1:]), batch
+        )
         zeros = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype),
             jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts)),
@@ -89,8 +102,13 @@ def sum_over_parts(
 
         return jax.lax.scan(add, zeros, parts)[0]
 
-    batch_size = len(jax.tree.leaves(batch)[0])
-    count = functools.partial(count_micro_batches, num_micro_batches, batch_size, num_tokens)
+    count = functools.partial(
+        count_micro_batches,
+        num_micro_batches,
+        batch_size,
+        num_tokens,
+        num_write_parts=num_write_parts,
+    )
     return _by_platform(add_up, batch, count, platform)
 
 
@@ -118,8 +136,9 @@ def write_in_parts(
     def write_parts(batch: tuple[jax.Array, Any, Any], num_parts: int) -> tuple[Any, Any]:
         if num_parts == 1:
             return write(*batch)
+        rows = batch_size // num_parts
         parts = jax.tree.map(
-            lambda x: jnp.moveaxis(x.reshape(-1, num_parts, *x.shape[1:]), 1, 0), batch
+            lambda x: jnp.moveaxis(x.reshape(rows, num_parts, *x.shape[1:]), 1, 0), batch
         )
         memory, info = jax.lax.map(lambda part: write(*part), parts)
         return (

@@ -4,6 +4,7 @@ The file holds the arrays of a memory and, as metadata, a format version, the fi
 configuration of the model, and for every context its name, length, WRITE losses and a checksum.
 """
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -229,6 +230,7 @@ def _check_values(
 
 def _structure(model: MemoryModel, params: Params) -> Memory:
     """Shapes of a memory of one context."""
+    model = dataclasses.replace(model, num_write_parts=1)
 
     def write(params: Params, ids: jax.Array) -> Memory:
         return model.write_memory(params, ids, num_steps=0)[0]

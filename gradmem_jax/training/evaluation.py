@@ -93,7 +93,9 @@ def _jit_evaluation(mesh: Mesh | None) -> Any:
             )
             platform = None if mesh is None else mesh.devices.flat[0].platform
             num_tokens = tokens_of_sample(part)
-            return {}, sum_over_parts(evaluate_part, part, AUTOMATIC, num_tokens, platform)
+            return {}, sum_over_parts(
+                evaluate_part, part, AUTOMATIC, num_tokens, platform, model.num_write_parts
+            )
 
         shared = (num_steps, totals)
         if mesh is None:

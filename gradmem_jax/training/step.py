@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gradmem_jax.checks import AUTOMATIC
+from gradmem_jax.dtypes import widened
 from gradmem_jax.memory.interface import MemoryModel
 from gradmem_jax.parallel.micro_batches import sum_over_parts
 from gradmem_jax.parallel.sharding import (
@@ -36,7 +37,8 @@ class TrainState(NamedTuple):
     Attributes:
         step: int32 scalar, steps done.
         params: parameters of the model.
-        optimizer_state: state of the optax transformation, of trained parameters only.
+        optimizer_state: state of the optax transformation, of trained parameters only; in float32
+            if they have 16 bits.
 
     Examples:
         >>> from gradmem_jax.training.step import init_state
@@ -61,7 +63,8 @@ def init_state(
         >>> int(state.step)
         0
     """
-    return TrainState(jnp.int32(0), params, optimizer.init(split_params(params, frozen)[0]))
+    trained, _ = split_params(params, frozen)
+    return TrainState(jnp.int32(0), params, optimizer.init(widened(trained)))
 
 
 def loss_gradient(
@@ -128,7 +131,9 @@ def _gradient_of_part(
 
     gradient_fn = functools.partial(jax.grad(loss_fn, has_aux=True), trained)
     num_tokens = tokens_of_sample(batch)
-    return sum_over_parts(gradient_fn, dict(batch), num_micro_batches, num_tokens, platform)
+    return sum_over_parts(
+        gradient_fn, dict(batch), num_micro_batches, num_tokens, platform, model.num_write_parts
+    )
 
 
 def step_params(model: MemoryModel, params: Params, step: jax.Array | int, seed: int) -> Params:
@@ -146,8 +151,9 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Makes the pure training step `(state, batch) -> (state, metrics)`, to be jitted.
 
-    A step whose loss or gradient is not finite leaves parameters and optimizer as they are and
-    says so in `metrics["finite"]`.
+    A step whose loss, gradient or new parameters are not finite leaves parameters and optimizer as
+    they are and says so in `metrics["finite"]`. The optimizer computes in float32 where parameters
+    have 16 bits.
 
     Args:
         model: the model.
@@ -180,15 +186,19 @@ def make_train_step(
         gradient, metrics = loss_gradient(
             model, join_params(used, constant), batch, num_micro_batches, frozen, mesh=mesh
         )
-        (gradient,) = pull_back(gradient)
+        gradient = widened(pull_back(gradient)[0])
         gradient_norm = optax.global_norm(gradient)
-        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(gradient_norm)
         with jax.numpy_dtype_promotion("standard"):  # optax counts on it
-            updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, trained)
-            updated = (optax.apply_updates(trained, updates), optimizer_state)
+            updates, optimizer_state = optimizer.update(
+                gradient, state.optimizer_state, widened(trained)
+            )
+            updated = optax.apply_updates(trained, updates)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(gradient_norm)
+        for x in jax.tree.leaves(updated):
+            finite &= jnp.isfinite(x).all()
         trained, optimizer_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
-            updated,
+            (updated, optimizer_state),
             (trained, state.optimizer_state),
         )
         metrics |= {"gradient_norm": gradient_norm, "finite": finite}

@@ -10,7 +10,7 @@ import pytest
 from absl.testing import absltest, parameterized
 from jax import export
 
-from gradmem_jax import GradMem, generate
+from gradmem_jax import GradMem, generate, write_context
 from gradmem_jax.methods import METHODS
 from tests.small import random_ids, small_model, small_params, small_parts, small_writer
 
@@ -84,6 +84,33 @@ class ExportTest(parameterized.TestCase):
         args = [x.astype(shape.dtype) for x, shape in zip(args, shapes, strict=True)]
         got = export.export(jax.jit(write))(params, *shapes).call(params, *args)
         chex.assert_trees_all_close(got, jax.jit(write)(params, *args), rtol=1e-3, atol=2e-4)
+
+    @parameterized.parameters("gradmem", "rmt", "mamba2")
+    def test_open_length_of_losses_and_open_number_of_segments(self, name):
+        model = MODELS[name]()
+        params = small_params(model)
+
+        def run(params, segments):
+            memory, _ = write_context(model, params, segments)
+            return memory, model.write_token_losses(params, memory, segments[:, 0])
+
+        b, t, s = export.symbolic_shape("b, t, s", constraints=["t >= 2", "s <= 20"])
+        made = export.export(jax.jit(run))(params, jax.ShapeDtypeStruct((b, t, s), jnp.int32))
+        for segments in (random_ids(0, 2, 3, 9), random_ids(1, 1, 2, 1)):
+            want = jax.jit(run)(params, segments.astype(np.int32))
+            got = made.call(params, segments.astype(np.int32))
+            chex.assert_trees_all_close(got, want, rtol=1e-3, atol=2e-4)
+
+    @parameterized.parameters(
+        ("gradmem", "", r"symbolic and may be 1.*constraints=\['t >= 2'\]"),
+        ("full_context", "t >= 2", "symbolic, and this memory grows with every segment"),
+    )
+    def test_an_open_number_of_segments_that_nothing_can_be_made_of(self, name, known, message):
+        model = MODELS[name]()
+        b, t = export.symbolic_shape("b, t", constraints=[known] if known else [])
+        write = export.export(jax.jit(functools.partial(write_context, model)))
+        with self.assertRaisesRegex(ValueError, message):
+            write(small_params(model), jax.ShapeDtypeStruct((b, t, 3), jnp.int32))
 
     def test_sizes_that_may_not_fit(self):
         model = small_model()

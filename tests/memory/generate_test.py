@@ -45,11 +45,14 @@ class GenerateTest(parameterized.TestCase):
             got = generate(MODEL, PARAMS, MEMORY, query, 8, never=likely, **how)
             self.assertFalse(np.isin(got, [0, *likely]).any())
         ids = "ids of the vocabulary of 11"
+        left = generate(MODEL, PARAMS, MEMORY, query, 2, never=[*range(7), 8, 9, 10])
+        np.testing.assert_array_equal(left, 7)  # the padding may be among them
         for never, message in (
             ([11], f"never=.*{ids}"),
             (5, f"never=.*{ids}"),
             (None, f"never=.*{ids}"),
             (range(1, 11), "never=.*leaves no"),
+            (range(11), "never=.*leaves no"),
             ([[1], [1, 2]], f"never is no array; give {ids}"),
         ):
             with self.assertRaisesRegex(ValueError, message):

@@ -11,6 +11,7 @@ import optax
 import pytest
 from absl.testing import absltest, parameterized
 from flax import linen as nn
+from jax import export
 
 from gradmem_jax import (
     RMT,
@@ -406,6 +407,20 @@ class PlainForwardPassTest(parameterized.TestCase):
 
 
 class OtherUsesTest(parameterized.TestCase):
+    @parameterized.parameters("stateless", "gru")
+    def test_exported_with_an_open_batch(self, name):
+        model, params = gradmem(MODELS[name])
+
+        def answer(params, contexts, queries):
+            memory, _ = model.write_memory(params, contexts)
+            return generate(model, params, memory, queries, 3)
+
+        (batch,) = export.symbolic_shape("b")
+        shapes = [jax.ShapeDtypeStruct((batch, *x), jnp.int32) for x in ((5,), (2, 4))]
+        made = export.export(jax.jit(answer))(params, *shapes)
+        ids = [random_ids(i, 3, *x).astype(np.int32) for i, x in enumerate(((5,), (2, 4)))]
+        np.testing.assert_array_equal(made.call(params, *ids), answer(params, *ids))
+
     def test_what_a_mask_or_a_bias_changes(self):
         _, params = gradmem(MODELS["llama"])
         embeddings = np.random.default_rng(0).standard_normal((2, 9, 8)).astype(np.float32)

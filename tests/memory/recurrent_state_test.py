@@ -1,5 +1,8 @@
 """A state as memory: WRITE and READ are the language model, cut in two."""
 
+import dataclasses
+
+import chex
 import jax
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -8,6 +11,7 @@ from gradmem_jax.lm.mamba import MambaConfig
 from gradmem_jax.lm.mamba2 import Mamba2Config
 from gradmem_jax.lm.ttt_linear import TTTLinearConfig
 from gradmem_jax.memory.recurrent_state import StateSpace, StateSpaceConfig
+from gradmem_jax.memory.segments import write_context
 from tests.small import random_ids, small_params
 
 LENGTHS = np.array([10, 7, 4])
@@ -43,6 +47,17 @@ class StateSpaceTest(parameterized.TestCase):
                 padded[0, : len(ids)] = ids
                 want = everything(padded)[0, LENGTHS[i] - 1 : len(ids)]
                 np.testing.assert_allclose(logits[i, r, : num + 1], want, rtol=1e-4, atol=1e-4)
+
+    @parameterized.parameters(MambaConfig, Mamba2Config, TTTLinearConfig)
+    def test_a_state_without_earlier_inputs_is_written_on_in_parts(self, config):
+        sizes = dict(vocab_size=11, width=8, num_layers=1, init="fan_in", conv_size=1)
+        sizes |= {"head_width": 4} if config is Mamba2Config else {}
+        model = StateSpace(StateSpaceConfig(lm=config(**sizes)), num_write_parts=1)
+        in_two = dataclasses.replace(model, num_write_parts=2)
+        params, contexts = small_params(model), random_ids(0, 4, 2, 3)
+        want, got = (write_context(x, params, contexts)[0] for x in (model, in_two))
+        chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
+        self.assertIn(0, {x.size for x in jax.tree.leaves(want)})
 
     def test_there_is_no_write_loss(self):
         with self.assertRaisesRegex(ValueError, "inner_loss_weight=0.5 must be 0"):

@@ -48,6 +48,12 @@ class MemoryFileTest(parameterized.TestCase):
         part = load_memory(self.path, model, params, slice(1, 3))
         chex.assert_trees_all_equal(part, jax.tree.map(lambda x: x[1:3], memory))
 
+    def test_of_a_model_that_writes_in_parts(self):
+        model, params, memory = written()
+        model = dataclasses.replace(model, num_write_parts=2)
+        save_memory(self.path, memory, model, params)
+        chex.assert_trees_all_equal(load_memory(self.path, model, params), memory)
+
     def test_own_projection_and_half_precision(self):
         model = small_model(memory_projection="per_sample", lm={"param_dtype": "bfloat16"})
         params = small_params(model)

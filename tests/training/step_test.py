@@ -420,6 +420,55 @@ class StepTest(parameterized.TestCase):
         self.assertFalse(bool(metrics["finite"]))
         chex.assert_trees_all_equal(after.params, state.params)
 
+    def test_step_to_parameters_that_are_not_finite_changes_nothing(self):
+        state = init_state(PARAMS, optax.scale(jnp.nan))
+        after, metrics = jax.jit(make_train_step(MODEL, optax.scale(jnp.nan)))(state, small_batch())
+        self.assertTrue(np.isfinite(metrics["gradient_norm"]))
+        self.assertFalse(bool(metrics["finite"]))
+        chex.assert_trees_all_equal(after.params, state.params)
+
+    @parameterized.parameters("bfloat16", "float16")
+    def test_the_optimizer_of_parameters_of_16_bits_has_32(self, dtype):
+        # In 16 bits themselves epsilon or the decay would be lost, and this norm be infinite.
+        model = small_model(num_write_steps=1, inner_loss_weight=3000, lm={"param_dtype": dtype})
+        optimizer = make_optimizer(OptimizerConfig(learning_rate=0.01, warmup_steps=0))
+        state, batch = init_state(small_params(model), optimizer), small_batch()
+        step = jax.jit(make_train_step(model, optimizer))
+        gradient_fn = jax.jit(functools.partial(loss_gradient, model))
+        params = state.params
+        wide = functools.partial(jax.tree.map, lambda x: np.asarray(x, np.float32))
+        optimizer_state = optimizer.init(wide(params))
+        for _ in range(3):
+            gradient = wide(gradient_fn(params, batch)[0])
+            updates, optimizer_state = optimizer.update(gradient, optimizer_state, wide(params))
+            params = jax.tree.map(
+                lambda x, y: (x + y).astype(jnp.dtype(dtype)), wide(params), updates
+            )
+            state, metrics = step(state, batch)
+            self.assertTrue(bool(metrics["finite"]))
+            norm = np.sqrt(sum(np.square(x, dtype=float).sum() for x in jax.tree.leaves(gradient)))
+            self.assertAlmostEqual(float(metrics["gradient_norm"]) / norm, 1, delta=0.01)
+            ours, want = (jax.tree.map(np.float32, x) for x in (state.params, params))
+            chex.assert_trees_all_close(ours, want, atol=0.01)
+        self.assertGreater(norm, 300)
+
+    def test_micro_batches_that_write_splits(self):
+        model = small_model(num_write_parts=2, lm={"max_positions": 512})
+        batch = {
+            name: jax.ShapeDtypeStruct(x.shape, np.int32) for name, x in small_batch(6).items()
+        }
+        batch["context_ids"] = jax.ShapeDtypeStruct((6, 400), np.int32)
+        gradient = functools.partial(
+            jax.eval_shape, functools.partial(loss_gradient, model), PARAMS
+        )
+        gradient(batch)
+        step = jax.jit(functools.partial(loss_gradient, model, num_micro_batches=6))
+        message = "batch size 6 is not a multiple of num_micro_batches=6 times num_write_parts=2"
+        with self.assertRaisesRegex(ValueError, message):
+            step.lower(PARAMS, batch)
+        self.assertEqual(count_micro_batches(-1, 6, 400, num_write_parts=2), 3)
+        self.assertEqual(count_micro_batches(-1, 5, 400, num_write_parts=2), 1)  # WRITE refuses
+
 
 if __name__ == "__main__":
     absltest.main()
