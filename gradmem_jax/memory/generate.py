@@ -217,7 +217,7 @@ def _decode(
     if drawing is not None:
         keys = jax.random.split(drawing.key, max_new_tokens)
         if several:
-            keys = jax.vmap(lambda key: jax.random.split(key, len(query_ids)))(keys)
+            keys = jax.vmap(lambda key: jax.random.split(key, query_ids.shape[0]))(keys)
 
     def each(function: Callable[..., Any]) -> Callable[..., Any]:
         return jax.vmap(function) if several else function

@@ -90,7 +90,7 @@ def loss_and_metrics(
     metrics |= {"loss": loss, "write_loss": write_loss, "write_gradient_norm": jnp.float32(0)}
     if norms:
         norm = functools.reduce(jnp.hypot, norms)  # [K, B] or [T, K, B]
-        metrics["write_gradient_norm"] = mean(norm.reshape(-1, len(context_ids)).mean(axis=0))
+        metrics["write_gradient_norm"] = mean(norm.reshape(-1, context_ids.shape[0]).mean(axis=0))
         by_step = norm.reshape(-1, *norm.shape[-2:]).mean(axis=0)[:MOST_NORMS]
         for k, values in enumerate(by_step, 1):
             metrics[f"write_gradient_norm_{k}"] = mean(values)

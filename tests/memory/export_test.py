@@ -85,6 +85,21 @@ class ExportTest(parameterized.TestCase):
         got = export.export(jax.jit(write))(params, *shapes).call(params, *args)
         chex.assert_trees_all_close(got, jax.jit(write)(params, *args), rtol=1e-3, atol=2e-4)
 
+    def test_open_sizes_of_drawn_answers(self):
+        model = MODELS["gradmem"]()
+        params = small_params(model)
+
+        def draw(params, memory, query_ids, seed):
+            key = jax.random.key(seed)
+            return generate(model, params, memory, query_ids, 3, temperature=1.0, top_k=5, key=key)
+
+        b, r, q = export.symbolic_shape("b, r, q", constraints=["q <= 6"])
+        shapes = [((b, 3, 8), jnp.float32), ((b, r, q), jnp.int32), ((), jnp.int32)]
+        made = export.export(jax.jit(draw))(params, *(jax.ShapeDtypeStruct(*x) for x in shapes))
+        memory = np.random.default_rng(0).standard_normal((2, 3, 8)).astype(np.float32)
+        args = params, memory, random_ids(0, 2, 3, 4).astype(np.int32), np.int32(7)
+        np.testing.assert_array_equal(made.call(*args), jax.jit(draw)(*args))
+
     @parameterized.parameters("gradmem", "rmt", "mamba2")
     def test_open_length_of_losses_and_open_number_of_segments(self, name):
         model = MODELS[name]()
