@@ -15,6 +15,7 @@ import optax
 from experiments.run.stage import FIELDS
 from experiments.run.stored_sizes import MOST_STEPS
 from gradmem_jax.checks import require
+from gradmem_jax.dtypes import widened
 from gradmem_jax.foreign_text import one_line, shown
 from gradmem_jax.losses import IGNORE
 from gradmem_jax.memory.interface import MemoryModel
@@ -173,7 +174,7 @@ def sample_results(
     @jax.jit
     def compute(sample: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
         gradient, metrics = loss_gradient(model, params, sample, frozen=frozen)
-        return metrics["loss"], optax.global_norm(gradient)
+        return metrics["loss"], optax.global_norm(widened(gradient))
 
     for i, index in enumerate(batch["index"]):
         loss, norm = compute({name: batch[name][i : i + 1] for name in FIELDS})
