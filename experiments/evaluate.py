@@ -20,7 +20,8 @@ from experiments.results import figures
 from experiments.run.curriculum import describe_task, resize
 from experiments.run.evaluation import evaluate_params, one_query, table
 from experiments.run.saved_run import run_and_results
-from gradmem_jax.checks import AUTOMATIC, DTYPES, Dtype, require, require_count
+from gradmem_jax.checks import AUTOMATIC, DTYPES, Dtype, require, require_choice, require_count
+from gradmem_jax.data.records import SPLITS
 from gradmem_jax.data.task import Task
 from gradmem_jax.parallel import sharding
 from gradmem_jax.storage import hub
@@ -81,6 +82,7 @@ def main(_: Sequence[str]) -> None:
         dtype = cast(Dtype, _DTYPE.value)
         model = plan.model_with(lm=dataclasses.replace(model.config.lm, dtype=dtype))
     split = _SPLIT.value or plan.final_split
+    require_choice("split", split, SPLITS)
     asked = _NUM_WRITE_STEPS.value
     if asked is None:
         asked = list("01" if model.one_pass else "0123458")
@@ -98,10 +100,7 @@ def main(_: Sequence[str]) -> None:
         "trained": trained,
         "by_task": results,
     }
-    sizes = _sizes(plan.task_name, task)
-    for size in sizes.values():
-        size.source(split, _NUM_SAMPLES.value)  # refuses a split that is not there
-    for name, size in sizes.items():
+    for name, size in _sizes(plan.task_name, task).items():
         log.info("%s, %s, checkpoint of step %d: compiling", name, split, step)
         results[name] = evaluate_params(
             model,

@@ -117,6 +117,7 @@ class BadConfigTest(parameterized.TestCase):
         ("seed", (-1,)),
         ("stop_at_exact_match", (np.nan, -0.5, 1.5, np.inf)),
         ("best_metric", ("accuracy",)),
+        ("final_split", ("dev", "")),
         ("method", ("nothing",)),
         ("task", ("nothing",)),
         ("frozen", (("^nothing/",), ("(",), (".*",))),

@@ -19,6 +19,7 @@ from gradmem_jax.checks import (
     require_local,
     require_number,
 )
+from gradmem_jax.data.records import SPLITS
 from gradmem_jax.parallel.sharding import MeshConfig
 from gradmem_jax.training.optimizer import OptimizerConfig
 from gradmem_jax.trees import split_params
@@ -103,6 +104,7 @@ def _check_run(config: ConfigDict) -> None:
     )
     require_instance("shuffle", config.shuffle, bool)
     require_choice("best_metric", config.best_metric, BEST_METRICS)
+    require_choice("final_split", config.final_split, SPLITS)
     require(
         config.num_micro_batches == AUTOMATIC or config.batch_size % config.num_micro_batches == 0,
         f"batch_size={config.batch_size} must be a multiple of num_micro_batches="
